@@ -40,23 +40,23 @@ class DenseOutputs:
 
         In smaller batches where memory asks for them.
         """
-        sums = in_smaller_batches(partial(self._sums, model), self._batches, silent)
+        sums = in_smaller_batches(partial(self._sum_agreements, model), self._batches, silent)
         samples, share, divergence = sum_over_processes(sums.to(device_of(model))).tolist()
         return Agreement(int(samples), share / max(samples, 1), divergence / max(samples, 1))
 
-    def _sums(self, model: nn.Module, batches: Batches) -> Tensor:
+    def _sum_agreements(self, model: nn.Module, batches: Batches) -> Tensor:
         """Samples, and the sums over them of what they share and of their divergence, (3,) float64."""
         task = self._task or AnyOutputs()
         sums = torch.zeros(3, dtype=torch.float64)
         dense_outputs: list[Mapping[str, Tensor]] = []
         samples_before = size = 0
         for inputs, _ in batches:
-            dense = self._dense(inputs, samples_before)
+            dense = self._run_dense(inputs, samples_before)
             samples_before += len(inputs)
             size += sum(value.numel() * value.element_size() for value in dense.values())
             if self._kept is None and size <= KEPT_BYTES:
                 dense_outputs.append(dense)
-            pruned = _outputs(model, inputs, self._task)
+            pruned = _run_outputs(model, inputs, self._task)
             same_decisions, distance = task.agreement(pruned, dense), task.divergence(pruned, dense)
             sums += torch.stack(
                 [torch.tensor(float(len(inputs)), dtype=torch.float64), same_decisions.sum(), distance.sum()]
@@ -65,14 +65,14 @@ class DenseOutputs:
             self._kept = {name: torch.cat([outputs[name] for outputs in dense_outputs]) for name in dense_outputs[0]}
         return sums
 
-    def _dense(self, inputs: Tensor, samples_before: int) -> Outputs:
+    def _run_dense(self, inputs: Tensor, samples_before: int) -> Outputs:
         """The dense model's outputs for `inputs`, which follow `samples_before` others."""
         if self._kept is not None:
             return {name: value[samples_before : samples_before + len(inputs)] for name, value in self._kept.items()}
-        return _outputs(self._model, inputs, self._task)
+        return _run_outputs(self._model, inputs, self._task)
 
 
-def _outputs(model: nn.Module, inputs: Tensor, task: Task | None) -> Outputs:
+def _run_outputs(model: nn.Module, inputs: Tensor, task: Task | None) -> Outputs:
     """What is compared, on the CPU: the task's outputs; without a task logits, or every floating-point output."""
     with evaluating(model), torch.no_grad():
         inputs = inputs.to(device_of(model))

@@ -6,6 +6,7 @@ import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -28,6 +29,20 @@ def read_record(cls: type[T], text: str, source: str) -> T:
         value = "" if details["type"] == "missing" or not place else f", not {short(repr(details['input']), 40)}"
         problem = f"{place or 'the text'}: {_plain(details['msg'])}{value}"
         raise not_as_written(source, problem) from error
+
+
+def read_text(path: Path, advice: str) -> str:
+    """The text of a file in UTF-8; `InputError`, which ends in `advice`, where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(path)!r} cannot be read ({reason}); {advice}") from error
+
+
+def read_record_file(cls: type[T], path: Path, advice: str) -> T:
+    """The record that the JSON file `path` holds; raises as `read_text` and `read_record` do."""
+    return read_record(cls, read_text(path, advice), repr(str(path)))
 
 
 def not_as_written(file_name: str, problem: str) -> InputError:

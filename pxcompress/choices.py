@@ -27,7 +27,7 @@ SCOPES = ("all", "inner")
 """Groups that may be pruned: all, or those inside of residual streams only."""
 
 INPUT_LAYOUTS = ("auto", "nchw", "nhwc")
-"""Where an ONNX file has the channels of images: as its shapes tell, first, or last; keys of `onnx_file.LAYOUTS`."""
+"""Place of the channels in images that an ONNX file takes: as its shapes tell, first, or last (`onnx_file.LAYOUTS`)."""
 
 TARGETS = ("fp32", "fp16", "int8")
 """Precisions that a model can be exported in."""

@@ -29,8 +29,7 @@ from pxcompress.commands.search import search
 from pxcompress.commands.sweep import sweep
 from pxcompress.commands.verify import verify
 from pxcompress.errors import PxError, StageError
-from pxcompress.guard import name_failures
-from pxcompress.interrupts import interrupt
+from pxcompress.guard import interrupt, name_failures
 
 COMMANDS = (run, sweep, search, certify, verify, explain, inspect, bench, convert, report, methods, doctor)
 

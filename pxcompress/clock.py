@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from pxcompress import interrupts
-from pxcompress.guard import name_failures
-from pxcompress.notes import Note
+from pxcompress.guard import check_interrupted, name_failures
+from pxcompress.notes import Message, Note, begin
 from pxcompress.passes.memory import is_out_of_memory, out_of_memory
 from pxcompress.proof import Metric, StageTime
 
@@ -31,8 +30,8 @@ class Clock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time the block as stage `name`; `OutOfMemoryError` where it does not fit into memory, else `StageError`."""
-        self._note(f"{name} ...")
-        begin = time.perf_counter()
+        self._note(begin(name))
+        start = time.perf_counter()
         with name_failures(f"stage {name!r}"):
             try:
                 yield
@@ -40,10 +39,10 @@ class Clock:
                 if is_out_of_memory(error):
                     raise out_of_memory(f"stage {name!r}", error) from error
                 raise
-        interrupts.check()
-        seconds = time.perf_counter() - begin
+        check_interrupted()
+        seconds = time.perf_counter() - start
         self._stages.append(StageTime(name, seconds, _peak_rss_bytes()))
-        self._note(f"{name}: {seconds:.1f} s")
+        self._note(Message(f"{name}: {seconds:.1f} s", "end"))
 
     def say(self, message: str) -> None:
         """Pass a progress message on to the user."""

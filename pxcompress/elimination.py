@@ -62,8 +62,8 @@ class ConsumerStatistics:
     def among(self, units: Tensor) -> ConsumerStatistics:
         """A copy restricted to `units`."""
         rows = features(units, self.width)
-        inverse, weights = (_block(matrix, rows) for matrix in (self.inverse, self.weights))
-        check = None if self.check is None else _block(self.check, rows)
+        inverse, weights = (_take_block(matrix, rows) for matrix in (self.inverse, self.weights))
+        check = None if self.check is None else _take_block(self.check, rows)
         return replace(self, inverse=inverse, weights=weights, check=check)
 
     def fold_(self, units: Tensor) -> None:
@@ -86,7 +86,7 @@ class ConsumerStatistics:
         self.inverse[removed_features, removed_features] = 1
 
 
-def _block(matrix: Tensor, rows: Tensor) -> Tensor:
+def _take_block(matrix: Tensor, rows: Tensor) -> Tensor:
     return matrix.index_select(0, rows).index_select(1, rows)
 
 
@@ -101,8 +101,10 @@ def eliminate(readers: Sequence[ConsumerStatistics], units: int) -> Tensor:
     level = 0.0
     while is_left.any():
         count = max(1, int(is_left.sum()) // SHARE)
-        candidates = torch.argsort(_saliency(readers, is_left), stable=True)[: CANDIDATES * count if count > 1 else 1]
-        order, costs = _cheapest([reader.among(candidates) for reader in readers], count)
+        candidates = torch.argsort(_compute_saliency(readers, is_left), stable=True)[
+            : CANDIDATES * count if count > 1 else 1
+        ]
+        order, costs = _find_cheapest([reader.among(candidates) for reader in readers], count)
         removed_units = candidates[order]
         for place, cost in zip(removed_units.tolist(), costs, strict=True):
             level = max(level, cost)
@@ -117,18 +119,18 @@ def eliminate(readers: Sequence[ConsumerStatistics], units: int) -> Tensor:
     return scores
 
 
-def _saliency(readers: Sequence[ConsumerStatistics], is_left: Tensor) -> Tensor:
+def _compute_saliency(readers: Sequence[ConsumerStatistics], is_left: Tensor) -> Tensor:
     """Cost of removing each unit, summed over readers, (units,); infinite where `is_left` is false."""
     total = torch.stack([reader.saliency() for reader in readers]).sum(0).clamp_min(0).cpu()
     return total.masked_fill(~is_left, torch.inf)
 
 
-def _cheapest(readers: Sequence[ConsumerStatistics], count: int) -> tuple[list[int], list[float]]:
+def _find_cheapest(readers: Sequence[ConsumerStatistics], count: int) -> tuple[list[int], list[float]]:
     """The `count` units that go first, in order, and their costs when they go."""
     is_left = torch.ones(len(readers[0].inverse) // readers[0].width, dtype=torch.bool)
     order, costs = [], []
     for _ in range(count):
-        saliency = _saliency(readers, is_left)
+        saliency = _compute_saliency(readers, is_left)
         place = int(saliency.argmin())
         order.append(place)
         costs.append(float(saliency[place]))
@@ -139,7 +141,7 @@ def _cheapest(readers: Sequence[ConsumerStatistics], count: int) -> tuple[list[i
     return order, costs
 
 
-def regularised_inverse(matrix: Tensor, ridge: float) -> Tensor:
+def invert_regularised(matrix: Tensor, ridge: float) -> Tensor:
     """(Q + lambda I)^-1 of a positive semidefinite Q, with lambda = ridge * mean diagonal."""
     level = ridge * matrix.diagonal().mean().clamp_min(0) + 1e-12
     return torch.cholesky_inverse(torch.linalg.cholesky(matrix + level * torch.eye(len(matrix)).to(matrix)))

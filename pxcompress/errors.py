@@ -18,10 +18,11 @@ Messages are one line: what was given, what was expected, what to do.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 FEW = 12
-"""Most names that a message lists beside those that are similar."""
+"""Largest number of known names that a message lists in full."""
 
 
 class PxError(Exception):
@@ -75,7 +76,7 @@ class StageError(ResultError):
 
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> InputError:
-    """An `InputError` for a name that is not among `known`: the nearest ones first, then all, if they are not many."""
+    """An `InputError` for a name that is not among `names`: the nearest ones first, then all, if they are not many."""
     names = sorted(names)
     similar_names = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     hints = [f"did you mean {' or '.join(similar_names)}?"] if similar_names else []
@@ -90,7 +91,13 @@ def short(text: object, limit: int = 200) -> str:
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
-def reason_of(error: BaseException) -> str:
-    """The class of an exception and the first line of what it says."""
-    line = next(iter(str(error).strip().splitlines()), "no message")
-    return f"{type(error).__name__}: {short(line)}"
+def list_some(names: Sequence[str], most: int) -> str:
+    """The first `most` names with commas, and how many more there are: "a, b and 7 more"."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def describe(error: BaseException) -> str:
+    """The class of an exception and the first line of what it says, without terminal colours."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()
+    line = next(filter(str.strip, lines), "")
+    return f"{type(error).__name__}: {short(line)}" if line else type(error).__name__

@@ -53,7 +53,7 @@ def with_measured_rates(
         collect_moments(scored.model, input_layouts(scored.model, groups), fit)
     divergences: dict[str, float] = {}
     for group in groups:
-        pruned = prune(scored.model, groups, _alone(group, _lowest(group, scored)), scored.example)
+        pruned = prune(scored.model, groups, _plan_alone(group, _list_lowest(group, scored)), scored.example)
         for repair in repairs:
             pruned = repair(pruned, fit)
         divergences[group.name] = dense.compare(pruned.model).divergence
@@ -61,13 +61,13 @@ def with_measured_rates(
     return [_apply_rates(each, divergences) for each in candidates]
 
 
-def _lowest(group: Group, scored: ScoredModel) -> list[int]:
+def _list_lowest(group: Group, scored: ScoredModel) -> list[int]:
     """The share `REMOVED` of the group's units with the lowest scores, at least one."""
     order = torch.argsort(scored.scores[group.name], stable=True).tolist()
     return list(order[: max(1, round(REMOVED * group.units))])
 
 
-def _alone(group: Group, units: Sequence[int]) -> Plan:
+def _plan_alone(group: Group, units: Sequence[int]) -> Plan:
     """The plan that removes `units` of one group and nothing else."""
     units_left = group.units - len(units)
     return Plan({group.name: tuple(sorted(units))}, "channels", "units", group.units, units_left, units_left)
@@ -77,7 +77,7 @@ def _apply_rates(scored: ScoredModel, divergences: Mapping[str, float]) -> Score
     """Scores times measured divergence over what they sum to; groups that could not be measured get the middle rate."""
     rates: dict[str, float] = {}
     for group in scored.structure.groups:
-        score_sum = float(scored.scores[group.name][_lowest(group, scored)].clamp_min(0).sum())
+        score_sum = float(scored.scores[group.name][_list_lowest(group, scored)].clamp_min(0).sum())
         if score_sum > 0 and 0 < divergences[group.name] < math.inf:
             rates[group.name] = divergences[group.name] / score_sum
     if not rates:

@@ -1,13 +1,14 @@
-"""The one place that catches everything: what others raise reaches the user as one line, with the trace behind it."""
+"""What others raise reaches the user as one line, with the trace behind it; and Ctrl-C is not lost on its way."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from pxcompress.errors import InputError, PxError, StageError, short
+from pxcompress.errors import InputError, PxError, StageError, describe
 
 TASK_MODULE = "pxcompress.tasks.task"
 """Module of the class that all tasks derive from, which is not imported for this."""
@@ -34,12 +35,6 @@ def name_failures(block_name: str) -> Iterator[None]:
         raise StageError(f"{block_name} failed{place}: {describe(error)}") from error
 
 
-def describe(error: BaseException) -> str:
-    """Class and first line of an exception."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {short(lines[0])}" if lines else type(error).__name__
-
-
 def find_failing_task(trace: TracebackType | None) -> str:
     """Class and method of the innermost code of a task that is not of this package; "" where there is none."""
     method = ""
@@ -64,3 +59,18 @@ def find_failing_layer(trace: TracebackType | None) -> str:
         return ""
     names = {id(module): name for name, module in modules[0].named_modules()}
     return next((name for module in reversed(modules) if (name := names.get(id(module)))), "")
+
+
+_interrupted = threading.Event()
+
+
+def interrupt(number: int, frame: object) -> None:
+    """A signal handler that interrupts at once, and is remembered: some libraries drop the exception on its way."""
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+
+def check_interrupted() -> None:
+    """Raise `KeyboardInterrupt` where one was asked for and dropped."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt

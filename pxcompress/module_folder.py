@@ -100,27 +100,27 @@ def workload_of(model: nn.Module, task: Task | None, data: ModuleData) -> Worklo
     labelled = bool((targets != UNKNOWN).any())
     with evaluating(model), torch.no_grad():
         outputs = named_outputs(model, inputs[:2].to(device_of(model)), Classification.output_name)
-    task = task or _default_task(outputs, labelled and targets.dim() == 1 and not targets.is_floating_point())
+    task = task or _choose_task(outputs, labelled and targets.dim() == 1 and not targets.is_floating_point())
     if task.layouts and "unlabelled" not in task.layouts and not labelled:
         raise InputError(f"task {type(task).__name__} needs targets; give save(folder, test) with (inputs, targets)")
     if labelled:
         named = named_outputs(model, inputs[:2].to(device_of(model)), task.output_name)
         task.check({name: value.detach().cpu() for name, value in named.items()}, targets[:2])
-    classes = _class_names(data.classes, outputs) if isinstance(task, Classification) else tuple(data.classes)
+    classes = _name_classes(data.classes, outputs) if isinstance(task, Classification) else tuple(data.classes)
     loaded = Loaded(
         model,
-        _architecture(model),
+        _describe_architecture(model),
         data.preprocessing or Preprocessing(tuple(data.example.shape[1:]), inputs=data.signature.inputs),
         "module",
         len(classes),
     )
-    nothing = Samples.of((), np.zeros(0, dtype=np.int64), _no_image)
+    nothing = Samples.of((), np.zeros(0, dtype=np.int64), _refuse_image)
     layout = task.layouts[0] if task.layouts else "unlabelled"
     source = Source(IN_PYTHON, classes, False, None, nothing, nothing, nothing, layout=layout)
     return Workload(loaded, source, splits, task)
 
 
-def _class_names(names: Sequence[str], outputs: Mapping[str, Tensor]) -> tuple[str, ...]:
+def _name_classes(names: Sequence[str], outputs: Mapping[str, Tensor]) -> tuple[str, ...]:
     """The names of a classifier's outputs, numbers where none are given. Raises `InputError` for another count."""
     count = next(iter(outputs.values())).shape[1]
     if names and len(names) != count:
@@ -128,14 +128,14 @@ def _class_names(names: Sequence[str], outputs: Mapping[str, Tensor]) -> tuple[s
     return tuple(names) or tuple(map(str, range(count)))
 
 
-def _architecture(model: nn.Module) -> Architecture:
+def _describe_architecture(model: nn.Module) -> Architecture:
     """How to build the module again: from its ONNX file where it was read from one, else by its user."""
     if isinstance(model, OnnxModule):
         return Architecture(str(model.source.path))
     return Architecture(type(model).__name__, in_python=True)
 
 
-def _default_task(outputs: Mapping[str, Tensor], classes: bool) -> Task:
+def _choose_task(outputs: Mapping[str, Tensor], classes: bool) -> Task:
     values = list(outputs.values())
     return Classification() if classes and len(values) == 1 and values[0].dim() == 2 else Agreement()
 
@@ -144,5 +144,5 @@ def _number(role: str, batches: Batches) -> tuple[str, ...]:
     return tuple(f"{role} {number}" for number in range(sum(len(inputs) for inputs, _ in batches)))
 
 
-def _no_image(index: int) -> Any:
+def _refuse_image(index: int) -> Any:
     raise InputError(f"sample {index} is a tensor in Python, no file")

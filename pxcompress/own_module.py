@@ -66,14 +66,14 @@ class ModuleOptions(Pruning):
         pruning = {field.name: getattr(self, field.name) for field in fields(Pruning)}
         return Recipe(model=type(model).__name__, data=IN_PYTHON, seed=self.seed, **pruning)
 
-    def built_task(self) -> Task | None:
+    def build_own_task(self) -> Task | None:
         """The task; None where none is given."""
         return build_task(self.task) if isinstance(self.task, str) else self.task
 
     @property
     def start(self) -> Logits | None:
         """What makes logits of the outputs, where they are not logits already or nothing says it: None."""
-        task = self.built_task()
+        task = self.build_own_task()
         if self.logits is None and task is not None and not isinstance(task, Classification):
             return start_logits(task)
         return self.logits
@@ -114,12 +114,12 @@ class ModuleResult(PruneResult):
         with name_failures("save"), torch.inference_mode(False), without_checkpointing():
             place, recipe = Path(folder), self.run.recipe
             check_provider(recipe.bench.provider)
-            dense, small = self._as_adapted(test)
+            dense, small = self._adapt_both(test)
             slim = replace(self, pruned=replace(self.pruned, dense=dense.model, model=small.model))
             data = ModuleData(
                 dense.example, self.batches, dense.signature, self.options.held_out, test, classes, preprocessing
             )
-            workload = workload_of(slim.pruned.dense, self.options.built_task(), data)
+            workload = workload_of(slim.pruned.dense, self.options.build_own_task(), data)
             check_dynamic_size(recipe, workload)
             run = replace(self.run, recipe=recipe.but(task=task_text(workload.task)), task=workload.task)
             with whole_folder(place, force) as building, seeded(recipe.seed):
@@ -127,7 +127,7 @@ class ModuleResult(PruneResult):
                     files = export(building, run.recipe, workload, slim)
                 return prove(place, workload, slim, files, run)
 
-    def _as_adapted(self, test: Iterable[Any] | None) -> tuple[Adapted, Adapted]:
+    def _adapt_both(self, test: Iterable[Any] | None) -> tuple[Adapted, Adapted]:
         """The dense and the slim module as every stage takes them; whole numbers have the range of all batches."""
         batches = [each for each in (self.batches, self.options.held_out, test) if each is not None]
         dense, slim = (
@@ -181,8 +181,8 @@ def compress_module(model: nn.Module, example: Inputs, batches: Iterable[Any], o
         recipe = aligned(recipe, Clock(silent))
         with seeded(recipe.seed):
             ready = rewrite_plain(module.model, lambda view: all_outputs(view, module.example.to(device_of(view))))
-            parts = _module_parts(module, ready, options.held_out)
-            run = Run(recipe, parts, Clock(options.note), options.built_task())
+            parts = _split_parts(module, ready, options.held_out)
+            run = Run(recipe, parts, Clock(options.note), options.build_own_task())
             slim = prune_and_repair(ready, module.example, run)
     for each in (slim.pruned.model, slim.pruned.dense):
         release_(each)
@@ -190,7 +190,7 @@ def compress_module(model: nn.Module, example: Inputs, batches: Iterable[Any], o
     return ModuleResult(**values, run=replace(run, parts={}), example=example, batches=batches, options=options)
 
 
-def _module_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | None) -> dict[str, Batches]:
+def _split_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | None) -> dict[str, Batches]:
     """What to fit to, and what to choose by: `held_out`, or a part of the module's batches where they are enough."""
     fit: Batches = module.batches
     held_out_batches: Batches = HeldOut(module.batches)

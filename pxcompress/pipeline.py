@@ -128,7 +128,9 @@ def opened(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
         if is_first():  # the others get its weights
             workload = with_baseline(workload, recipe.seed, clock.say)
         model, task = workload.loaded.model, workload.task
-        run = Run(recipe, watch_batches(_shared(workload), clock.say), clock, task).with_moment_cache("repair", model)
+        run = Run(recipe, watch_batches(_share_data(workload), clock.say), clock, task).with_moment_cache(
+            "repair", model
+        )
         value = quality_on_select(model, model, run, task)
     clock.quality(task.metric, value)
     classes, samples = len(workload.source.classes), len(workload.splits.ids["select"])
@@ -161,7 +163,7 @@ def _check_names(goal: Goal, workload: Workload) -> None:
         goal.selection.of(structure, model)
 
 
-def _shared(workload: Workload) -> dict[str, Batches]:
+def _share_data(workload: Workload) -> dict[str, Batches]:
     """What this process has of the data; its model gets the weights that the first one has."""
     same_weights_(workload.loaded.model)
     return share_parts(workload.splits.parts)

@@ -25,18 +25,18 @@ PATIENCE = timedelta(hours=12)
 """How long a process waits for another one that is alive; the first may train a baseline in the meantime."""
 
 
-def _together() -> bool:
+def _are_joined() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
 def rank() -> int:
     """Number of this process, from 0."""
-    return dist.get_rank() if _together() else 0
+    return dist.get_rank() if _are_joined() else 0
 
 
 def processes() -> int:
-    """How many processes work on the job."""
-    return dist.get_world_size() if _together() else 1
+    """Number of processes that work on the job."""
+    return dist.get_world_size() if _are_joined() else 1
 
 
 def is_first() -> bool:
@@ -50,7 +50,7 @@ def join_processes() -> Iterator[None]:
 
     Raises `ProcessError` where one of them is gone; what another process did wrong stands in its own message.
     """
-    if _together() or int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+    if _are_joined() or int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         yield
         return
     dist.init_process_group(_choose_device(), timeout=PATIENCE)
@@ -70,7 +70,7 @@ def _choose_device() -> str:
 
 
 @contextmanager
-def _heard() -> Iterator[None]:
+def _raise_process_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
@@ -79,10 +79,10 @@ def _heard() -> Iterator[None]:
 
 def sum_over_processes(value: Tensor) -> Tensor:
     """The sum of `value` over all processes, which all call this in the same order; `value` is left as it was."""
-    if not _together():
+    if not _are_joined():
         return value
     total = value.detach().clone()
-    with _heard():
+    with _raise_process_errors():
         dist.all_reduce(total)
     return total
 
@@ -90,10 +90,10 @@ def sum_over_processes(value: Tensor) -> Tensor:
 def gather_rows(parts: Sequence[Tensor]) -> Tensor:
     """The rows of `parts` of all processes, in their order, on the CPU; every process calls this, also without rows."""
     own_rows = torch.cat(list(parts)).cpu() if parts else torch.empty(0)
-    if not _together():
+    if not _are_joined():
         return own_rows
     everyone: list[Any] = [None] * processes()
-    with _heard():
+    with _raise_process_errors():
         dist.all_gather_object(everyone, own_rows)
     rows = [each for each in everyone if len(each)]
     return torch.cat(rows) if rows else own_rows
@@ -124,17 +124,17 @@ def share_parts(parts: Mapping[str, Batches]) -> dict[str, Batches]:
 
 def from_first(value: Any) -> Any:
     """What the first process has, on all of them; `value` must survive pickling."""
-    if not _together():
+    if not _are_joined():
         return value
     box = [value]
-    with _heard():
+    with _raise_process_errors():
         dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
 def mean_gradients_(model: nn.Module) -> None:
     """Replace every gradient of `model` by its mean over all processes."""
-    if _together():
+    if _are_joined():
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad = sum_over_processes(parameter.grad) / processes()
@@ -142,8 +142,8 @@ def mean_gradients_(model: nn.Module) -> None:
 
 def same_weights_(model: nn.Module) -> None:
     """Give the parameters and buffers of `model` the values that the first process has, in place."""
-    if not _together():
+    if not _are_joined():
         return
-    with torch.no_grad(), _heard():
+    with torch.no_grad(), _raise_process_errors():
         for value in (*model.parameters(), *model.buffers()):
             dist.broadcast(value.data, src=0)

@@ -225,7 +225,7 @@ class ClassShare:
 
 @dataclass(frozen=True)
 class ClassChange:
-    """On how many test samples of one class each exported model is right, and on how many `both` are."""
+    """Number of test samples of one class on which each exported model is right, and on which `both` are."""
 
     name: str
     samples: Count
@@ -370,7 +370,7 @@ WarningCode = Literal[
 
 @dataclass(frozen=True)
 class Warning:
-    """What a reader must know beside the figures."""
+    """Something that a reader must know beside the figures."""
 
     code: WarningCode
     text: str

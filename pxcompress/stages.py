@@ -154,7 +154,7 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
         with clock.stage(f"score ({text})"):
             candidates.append(replace(scored, scores=unit_scores(model, groups, text, run), scorer=text))
     run.clear_solutions("score")
-    scored = _best_scored(candidates, run)
+    scored = _choose_scored(candidates, run)
     if short := run.short_of_samples:
         name, (features, samples) = max(short.items(), key=lambda item: item[1][0])
         remainder = f", {len(short) - 1} more layers more than there are samples" if len(short) > 1 else ""
@@ -169,8 +169,8 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     return replace(scored, class_relevance=relevance)
 
 
-def _best_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
-    """Of the same model scored in several ways the one whose pruned model comes nearest to it on held-out samples.
+def _choose_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
+    """The candidate whose pruned model comes nearest to the dense one on held-out samples; all score the same model.
 
     Each is pruned to the recipe's ratio and repaired by what absorbs; the first wins a tie. Where the plan holds scores
     of one group against those of another, tried are the first as it is, and all at measured rates of exchange.
@@ -192,7 +192,7 @@ def _best_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
             pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
             for repair in absorbing:
                 pruned = _try_repair(repair, pruned, run)
-            divergences.append(_distance(dense.compare(pruned.model)))
+            divergences.append(_get_distance(dense.compare(pruned.model)))
         best_place = min(range(len(candidates)), key=lambda place: divergences[place])
     divergence_texts = ", ".join(f"{value:.3g} by {name}" for value, name in zip(divergences, names, strict=True))
     run.clock.add_note(
@@ -230,7 +230,7 @@ def cut(scored: ScoredModel, plan: Plan, run: Run) -> PruneResult:
         pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
         _check_removal(pruned, scored.example)
     pruned, agreements = _repair(scored, pruned, run)
-    return replace(_slim(scored, pruned), agreements=agreements)
+    return replace(_make_result(scored, pruned), agreements=agreements)
 
 
 def cut_further(scored: ScoredModel, slim: PruneResult, ratio: float, run: Run) -> PruneResult:
@@ -271,13 +271,13 @@ def _repair(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Agre
         paths = [_RepairedModel(pruned, dense.compare(pruned.model) if dense else None)]
     for text, repair in run.repairs.items():
         if repair.phase == "train":  # which takes long
-            paths = [_nearest(paths)]
+            paths = [_find_nearest(paths)]
         with run.clock.stage(text):
-            paths = [next_path for path in paths for next_path in _with_repair(path, text, repair, dense, run)]
+            paths = [next_path for path in paths for next_path in _try_paths(path, text, repair, dense, run)]
             if repair.phase != "refit":
-                paths = [_nearest(paths)]
-        _measure_quality(_nearest(paths).pruned, run)
-    best_path = _nearest(paths)
+                paths = [_find_nearest(paths)]
+        _measure_quality(_find_nearest(paths).pruned, run)
+    best_path = _find_nearest(paths)
     for text in best_path.refused:
         run.clock.add_note(f"repair {text} was not kept: without it held-out outputs are nearer to the dense model's")
     _check_finite(best_path.pruned)
@@ -286,10 +286,12 @@ def _repair(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Agre
         pruned = remove_dead_paths(best_path.pruned.whole, scored.example, scored.price, run.recipe.limits)
         if best_path.agreement is None:
             return pruned, None
-        return pruned, Agreements(best_path.agreement, _on_calibration(pruned, run, best_path.agreement.samples))
+        return pruned, Agreements(
+            best_path.agreement, _compare_on_calibration(pruned, run, best_path.agreement.samples)
+        )
 
 
-def _with_repair(
+def _try_paths(
     path: _RepairedModel, text: str, repair: Repair, dense: DenseOutputs | None, run: Run
 ) -> Sequence[_RepairedModel]:
     """What is worth going on with once a repair was tried: with it, without it, or both."""
@@ -302,19 +304,19 @@ def _with_repair(
     return [repaired, replace(path, refused=(*path.refused, text))]
 
 
-def _nearest(paths: Sequence[_RepairedModel]) -> _RepairedModel:
+def _find_nearest(paths: Sequence[_RepairedModel]) -> _RepairedModel:
     """The path nearest to the dense model on held-out samples, the first one of equals; NaN is farthest."""
 
-    return min(paths, key=lambda path: _distance(path.agreement))
+    return min(paths, key=lambda path: _get_distance(path.agreement))
 
 
-def _distance(agreement: Agreement | None) -> float:
+def _get_distance(agreement: Agreement | None) -> float:
     """The divergence from the dense model, 0 where it is not known; NaN is as far as can be."""
     value = 0.0 if agreement is None else agreement.divergence
     return math.inf if math.isnan(value) else value
 
 
-def _on_calibration(pruned: Pruned, run: Run, samples: int) -> Agreement:
+def _compare_on_calibration(pruned: Pruned, run: Run, samples: int) -> Agreement:
     """Agreement on about as many of the samples that repairs were fitted to."""
     return DenseOutputs(pruned.dense, spread_samples(run.parts["repair"], samples), run.task).compare(pruned.model)
 
@@ -352,13 +354,13 @@ def ever_smaller(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iter
     with run.clock.stage("plan"):  # from the largest ratio on, so that an impossible one is named as it was asked for
         plans = [plan_at(scored, ratio, run.recipe) for ratio in sorted(ratios, reverse=True)]
     distinct = {plan.cost_planned: plan for plan in plans if plan.cost_planned < plan.cost_dense}
-    return _cuts(scored, list(reversed(distinct.values())), run)
+    return _cut_path(scored, list(reversed(distinct.values())), run)
 
 
-def _cuts(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[PruneResult]:
+def _cut_path(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[PruneResult]:
     price = scored.price
     empty_plan = Plan({}, price.budget, price.unit, price({}), price({}), price({}))
-    yield _slim(scored, settle_streams(prune(scored.model, scored.structure.groups, empty_plan, scored.example)))
+    yield _make_result(scored, settle_streams(prune(scored.model, scored.structure.groups, empty_plan, scored.example)))
     for plan in plans:
         with run.clock.stage(f"cut {1 - plan.cost_planned / plan.cost_dense:.1%} of the {plan.unit}"):
             slim = with_temperature(cut(scored, plan, run.without_progress()), scored.example, run.without_progress())
@@ -366,7 +368,7 @@ def _cuts(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[Prun
         yield replace(slim, pruned=settle_streams(slim.pruned))
 
 
-def _slim(scored: ScoredModel, pruned: Pruned) -> PruneResult:
+def _make_result(scored: ScoredModel, pruned: Pruned) -> PruneResult:
     return PruneResult(scored.structure, scored.scores, pruned, scored.class_relevance)
 
 

@@ -148,7 +148,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous_handler)
 
 
-def sharing(model: nn.Module) -> nn.Module:
+def copy_sharing(model: nn.Module) -> nn.Module:
     """A copy of `model` whose parameters are its own and lie in the memory of the model's; buffers are copied."""
     return copy.deepcopy(
         model, {id(value): nn.Parameter(value.detach(), value.requires_grad) for value in model.parameters()}

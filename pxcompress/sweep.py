@@ -78,7 +78,7 @@ def sweep(
     with seeded(recipe.seed), whole_folder(place, force) as folder:
         workload, run = opened(recipe, clock)
         scored = score(workload.loaded.model, workload.splits.example, run)
-        points = tuple(_points(scored, sorted(set(ratios)), run))
+        points = tuple(_measure_points(scored, sorted(set(ratios)), run))
         unreachable = tuple(sorted(set(ratios) - {point.ratio for point in points}))
         result = Sweep(
             recipe,
@@ -106,7 +106,7 @@ def _check_bench(recipe: Recipe) -> None:
     check_provider(recipe.bench.provider)
 
 
-def _points(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iterator[Point]:
+def _measure_points(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iterator[Point]:
     params, macs = count_params(scored.model), count_macs(scored.model, scored.example)
     task = run.task or Agreement()
     yield Point(0.0, 1.0, 1.0, 1.0, quality_on_select(scored.model, scored.model, run, task))

@@ -38,7 +38,7 @@ def with_temperature(slim: PruneResult, example: Tensor, run: Run) -> PruneResul
         raise InputError("temperature scaling needs labelled samples that are held out; give more, or leave it out")
     task, model = run.task or Classification(), slim.pruned.model
     with run.clock.stage("temperature"):
-        read = partial(_outputs_and_labels, model, task=task)
+        read = partial(_read_outputs, model, task=task)
         outputs, labels = in_smaller_batches(read, run.held_out, run.clock.say)
         temperature = fit_temperature(outputs.numpy(), labels.numpy())
         divide_logits_(model, classifier_names(model, example), temperature)
@@ -55,7 +55,7 @@ def divide_logits_(model: nn.Module, names: tuple[str, ...], temperature: float)
                 value.div_(temperature)
 
 
-def _outputs_and_labels(model: nn.Module, batches: Batches, task: Task) -> tuple[Tensor, Tensor]:
+def _read_outputs(model: nn.Module, batches: Batches, task: Task) -> tuple[Tensor, Tensor]:
     """The class outputs (n, classes) and labels (n,) of all samples, of all processes, on the CPU."""
     outputs, labels = [], []
     with evaluating(model), torch.no_grad():

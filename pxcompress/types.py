@@ -229,7 +229,7 @@ class Pruned:
 
     @property
     def whole(self) -> Pruned:
-        """The same slim model beside the one that no round has touched, with all that is gone."""
+        """The slim model beside the dense model from before all rounds, with everything that was removed since."""
         return self.first or self
 
 

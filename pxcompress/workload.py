@@ -46,7 +46,7 @@ class Whole:
     source: Source
     outputs: tuple[int, ...]
 
-    def sliced(self, example: Tensor) -> Loaded:
+    def slice_outputs(self, example: Tensor) -> Loaded:
         """The model with the kept outputs only; `example` is an input (1, ...). Raises `ModelError`."""
         model = slice_classes(self.loaded.model, example, self.outputs)
         names = tuple(self.loaded.class_names[output] for output in self.outputs if self.loaded.class_names)
@@ -72,77 +72,77 @@ class Workload:
         return (*self.loaded.notes, *self.source.notes, *self.splits.notes)
 
 
-def load_workload(given: ModelAndData) -> Workload:
-    """Load model and data of what is `given`, both with its classes only, and choose the task.
+def load_workload(request: ModelAndData) -> Workload:
+    """Load model and data of what is `request`, both with its classes only, and choose the task.
 
     Pretrained weights are asked for only when the data is the user's own.
     """
-    if given.data == IN_PYTHON:
+    if request.data == IN_PYTHON:
         raise InputError(
-            f"the run is of a {given.model} and batches given in Python, which no file holds; work on it there"
+            f"the run is of a {request.model} and batches given in Python, which no file holds; work on it there"
         )
-    task = None if given.task == AUTO else build_task(given.task)
-    layout = layout_of(task, given.data)
-    ports = ports_for(given.model, given.layout)
-    source = open_source(given.data, skip_corrupt=given.skip_corrupt, seed=given.seed, layout=layout, ports=ports)
-    if given.classes:
-        check_classes(source, given.classes)
-    if given.input_size is not None and isinstance(source.native_size, tuple):
+    task = None if request.task == AUTO else build_task(request.task)
+    layout = layout_of(task, request.data)
+    ports = ports_for(request.model, request.layout)
+    source = open_source(request.data, skip_corrupt=request.skip_corrupt, seed=request.seed, layout=layout, ports=ports)
+    if request.classes:
+        check_classes(source, request.classes)
+    if request.input_size is not None and isinstance(source.native_size, tuple):
         raise InputError(f"input-size is given, but the inputs of data {source.name!r} are no images; leave it out")
     task = task or TASKS.build(BY_LAYOUT[source.layout])
-    check_layout(task, given.task, source.layout, source.name)
+    check_layout(task, request.task, source.layout, source.name)
     try:
-        loaded = _load_model(given, source, task)
+        loaded = _load_model(request, source, task)
     except NoClassifierError:
-        if given.task != AUTO:
+        if request.task != AUTO:
             raise
         task = TASKS.build("embedding")
-        loaded = _load_model(given, source, task)
-    if given.task == AUTO and source.layout == "unlabelled" and gives_embeddings(loaded.model):
+        loaded = _load_model(request, source, task)
+    if request.task == AUTO and source.layout == "unlabelled" and gives_embeddings(loaded.model):
         task = TASKS.build("neighbours")
     if not isinstance(task, Classification):
-        if given.classes:
-            raise InputError(f"classes are given, but task {given.task!r} is no classification; leave them out")
-        splits = load_splits(source, loaded.preprocessing, seed=given.seed)
-        return Workload(_judged_by(task, loaded, splits), source, splits, task)
+        if request.classes:
+            raise InputError(f"classes are given, but task {request.task!r} is no classification; leave them out")
+        splits = load_splits(source, loaded.preprocessing, seed=request.seed)
+        return Workload(_make_judged(task, loaded, splits), source, splits, task)
     source = match_class_order(source, loaded)
-    part = restrict_classes(source, given.classes or source.classes, given.seed)
-    splits = load_splits(part, loaded.preprocessing, seed=given.seed)
+    part = restrict_classes(source, request.classes or source.classes, request.seed)
+    splits = load_splits(part, loaded.preprocessing, seed=request.seed)
     if part is source:
         return Workload(loaded, source, splits, task)
     uncut = Whole(loaded, source, tuple(source.classes.index(name) for name in part.classes))
-    return Workload(uncut.sliced(splits.example), part, splits, task, uncut)
+    return Workload(uncut.slice_outputs(splits.example), part, splits, task, uncut)
 
 
-def _load_model(given: ModelAndData, source: Source, task: Task) -> Loaded:
+def _load_model(request: ModelAndData, source: Source, task: Task) -> Loaded:
     """The model, with as many outputs as the data need, where these say it."""
-    with seeded(given.seed):
+    with seeded(request.seed):
         loaded = load_model(
-            given.model,
+            request.model,
             classes=0 if isinstance(task, Embedding) else source.outputs,
-            checkpoint=None if given.checkpoint is None else Path(given.checkpoint),
+            checkpoint=None if request.checkpoint is None else Path(request.checkpoint),
             pretrained=not source.embedded,
-            input_size=_input_size(given, source),
+            input_size=_choose_input_size(request, source),
             classifier=isinstance(task, Classification),
             inputs=source.inputs,
             data_classes=source.classes if source.layout == "classes" else (),
-            layout=given.layout,
+            layout=request.layout,
             noun=source.train.noun,
         )
     check_agrees(loaded.model)
     if task.whole_images or source.layout in ("boxes", "keypoints"):
         loaded = replace(loaded, preprocessing=with_whole_images(loaded.preprocessing, loaded.model))
-    return with_values(loaded, given.input_mean, given.input_std, given.input_scale)
+    return with_values(loaded, request.input_mean, request.input_std, request.input_scale)
 
 
-def _input_size(given: ModelAndData, source: Source) -> int | ImageSize | tuple[int, ...] | None:
+def _choose_input_size(request: ModelAndData, source: Source) -> int | ImageSize | tuple[int, ...] | None:
     """Pixels, or the shape of inputs that are no images."""
-    if isinstance(given.input_size, tuple):
-        return ImageSize(*given.input_size)
-    return given.input_size or source.native_size
+    if isinstance(request.input_size, tuple):
+        return ImageSize(*request.input_size)
+    return request.input_size or source.native_size
 
 
-def _judged_by(task: Task, loaded: Loaded, splits: Splits) -> Loaded:
+def _make_judged(task: Task, loaded: Loaded, splits: Splits) -> Loaded:
     """The model with the logits of `task`, whatever it returns. Raises `InputError` where its outputs do not fit."""
     inputs, targets = next(iter(splits.score))
     with evaluating(loaded.model), torch.no_grad():
@@ -169,4 +169,4 @@ def with_baseline(workload: Workload, seed: int, note: Note) -> Workload:
     loaded, source = workload.whole.loaded, workload.whole.source
     splits = load_splits(source, loaded.preprocessing, seed=seed)
     uncut = replace(workload.whole, loaded=data.trained(loaded, source, splits, workload.task, seed, note))
-    return replace(workload, loaded=uncut.sliced(workload.splits.example), whole=uncut)
+    return replace(workload, loaded=uncut.slice_outputs(workload.splits.example), whole=uncut)

@@ -9,13 +9,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 import pxcompress
 
 ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
-    ("errors", "types", "state", "interrupts", "elimination", "notes", "columns"),
+    ("errors", "types", "state", "elimination", "notes", "columns"),
     ("registry", "checks", "guard", "cache", "proof", "layout", "processes"),
     ("choices",),
     ("passes", "certify", "onnx_in"),
@@ -216,3 +217,53 @@ def test_modules_and_functions_are_short() -> None:
         for name, length, limit in [("the module", len(text.splitlines()), 400), *lengths]:
             too_long += [f"{path}, {name}: {length} lines"] * (length > limit)
     assert not too_long
+
+
+def _names_of(tree: ast.AST) -> set[str]:
+    """Everything that is named in code, and the words of its short strings, docstrings aside."""
+    names: set[str] = set()
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in (each for each in ast.walk(tree) if id(each) not in docstrings):
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            names.add(node.attr)
+        elif isinstance(node, ast.arg | ast.keyword) and node.arg:
+            names.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.alias):
+            names |= {node.name.rpartition(".")[2], node.asname or ""}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 60:
+            names |= set(re.findall(r"\w+", node.value))
+    return names
+
+
+def _stale_names(tree: ast.AST, elsewhere: set[str]) -> set[str]:
+    """Words in backticks of docstrings that neither the module has nor the package defines."""
+    own = _names_of(tree)
+    documented = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)]
+    words = {word for node in documented for word in re.findall(r"`(_?[a-z]\w+)`", ast.get_docstring(node) or "")}
+    return words - own - elsewhere
+
+
+def test_docstrings_name_what_there_is() -> None:
+    """A parameter that was renamed must not live on in the sentence about it."""
+    trees = {path: ast.parse(path.read_text()) for path in FILES}
+    elsewhere = {path.stem for path in FILES} | {path.parent.name for path in FILES}
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                elsewhere |= {
+                    node.name,
+                    *re.findall(r"register\('([\w]+)'\)", "".join(map(ast.unparse, node.decorator_list))),
+                }
+    stale = {path: words for path, tree in trees.items() if (words := _stale_names(tree, elsewhere | set(dir(torch))))}
+    assert not stale
+
+
+def test_stale_names_are_seen() -> None:
+    source = (
+        'def f(new: int) -> int:\n    """`new` and `old`, as `len` and `known` have it."""\n    return len(str(new))\n'
+    )
+    assert _stale_names(ast.parse(source), {"known"}) == {"old"}

@@ -2,7 +2,7 @@
 
 with attributed(model, parse_composite("gamma"), example) as ruled:
     out = ruled.model(x.requires_grad_())
-    (m,) = torch.autograd.grad(out, hidden, start)     # relevance of `hidden`: hidden * m
+    (m,) = torch.autograd.grad(out, hidden, start)     # relevance of "hidden": hidden * m
 """
 
 from pxcompress.attribution.attention import SOFTMAX_RULES, has_attention

@@ -99,7 +99,7 @@ def _observe(model: nn.Module, example: Tensor) -> tuple[dict[str, nn.Module], t
         weight = observer.weight_of.get(id(tensors[0]))
         layer = owners.get(weight) if weight is not None and observer.runs[weight] == 1 else None
         has_one_reader = len(tensors) == 1 and observer.reads[id(tensors[0])] == 1
-        if has_one_reader and layer is not None and _fits(layer, tensors[0], norms[name]):
+        if has_one_reader and layer is not None and _can_fold(layer, tensors[0], norms[name]):
             pairs[name] = layer
     return pairs, tuple(inputs)
 
@@ -111,7 +111,7 @@ def _find_owners(model: nn.Module) -> dict[int, nn.Module]:
     return {id(layer.weight): layer for layer in layers if holders[id(layer.weight)] == 1}
 
 
-def _fits(layer: nn.Module, output: Tensor, norm: nn.Module) -> bool:
+def _can_fold(layer: nn.Module, output: Tensor, norm: nn.Module) -> bool:
     """Whether the norm's channels are the layer's outputs (of a linear layer: only without further axes)."""
     channels: int = norm.running_mean.numel()  # type: ignore[operator]
     if isinstance(layer, nn.Linear):

@@ -37,11 +37,13 @@ def removed_shares(relevance: ClassRelevance, plan: Plan) -> Tensor:
     For class k: the mean over all groups of sum_{u removed} R_k(u) / sum_u R_k(u). A group without relevance for k
     counts as 0, and so does all of a class without samples.
     """
-    shares = [_shares(values)[:, list(plan.removed.get(name, ()))].sum(1) for name, values in relevance.units.items()]
+    shares = [
+        _share_relevance(values)[:, list(plan.removed.get(name, ()))].sum(1) for name, values in relevance.units.items()
+    ]
     return torch.stack(shares).mean(0)
 
 
-def _shares(values: Tensor) -> Tensor:
+def _share_relevance(values: Tensor) -> Tensor:
     """Rows (classes, units) as shares of their sum, float64; rows of zeros stay."""
     total = values.double().sum(1, keepdim=True)
     return values.double() / torch.where(total > 0, total, 1.0)

@@ -59,14 +59,14 @@ class Choice:
         return pair[0] if pair[0] == pair[1] and pair[0] not in _WORDS else "/".join(pair)
 
 
-def _same(rule: Rule) -> Choice:
+def _use_for_both(rule: Rule) -> Choice:
     return Choice(rule, rule)
 
 
 _WORDS: Mapping[str, Choice] = {
-    **{name: _same(rule()) for name, rule in RULES.items() if name not in ("gamma", "alphabeta")},
+    **{name: _use_for_both(rule()) for name, rule in RULES.items() if name not in ("gamma", "alphabeta")},
     "gamma": Choice(Gamma(0.25), Gamma(0.05)),
-    "alpha2beta1": _same(AlphaBeta(2.0, 1.0)),
+    "alpha2beta1": _use_for_both(AlphaBeta(2.0, 1.0)),
 }
 """Rules without parameters, as PXP sets them: gamma is smaller for linear layers."""
 
@@ -82,9 +82,9 @@ def list_varied_parameters(word: str) -> tuple[dataclasses.Field[Any], ...]:
 
 
 def set_parameters(word: str, values: Mapping[str, float]) -> Choice:
-    """The rules that `word` stands for, with parameters of those for convolutions.
+    """The rules that `word` stands for, with `values` as the parameters of the rule for convolutions.
 
-    Those for linear layers keep their ratio to them: of gamma they have a fifth.
+    Parameters of the rule for linear layers keep their ratio to those: its gamma is a fifth.
     """
     choice = cast(Any, _WORDS[word])
     linear = {
@@ -203,7 +203,7 @@ def _parse_rule(text: str) -> Choice:
     if name not in RULES and name not in _WORDS:
         raise unknown("rule", name, {*RULES, *_WORDS})
     if arguments is None:
-        return _WORDS[name] if name in _WORDS else _same(RULES[name]())
+        return _WORDS[name] if name in _WORDS else _use_for_both(RULES[name]())
     if name not in RULES:
         raise InputError(f"rule {name!r} takes no parameters; given: {text!r}")
     fields = [field.name for field in dataclasses.fields(cast("type[AlphaBeta]", RULES[name]))]
@@ -211,7 +211,7 @@ def _parse_rule(text: str) -> Choice:
     if len(numbers) != len(fields):
         expected = f"{name}({';'.join(fields)})" if fields else f"{name} without parameters"
         raise InputError(f"rule {text!r} has {len(numbers)} parameters; expected {expected}")
-    return _same(RULES[name](*numbers))
+    return _use_for_both(RULES[name](*numbers))
 
 
 def _parse_numbers(text: str, source: str) -> list[float]:

@@ -215,7 +215,7 @@ class _Rules(TorchFunctionMode):
 
     def prepare(self, twin: nn.Module, example: Tensor, expected: Any) -> tuple[RuledLayer, ...]:
         """See which layers run in which order, give each its rule, and check that the outputs are as `expected`."""
-        output = self._watched(twin, example)
+        output = self._run_watched(twin, example)
         check_same(expected, output, type(twin).__name__)
         if not transformer.carries_gradient(output):
             raise ModelError(
@@ -226,19 +226,19 @@ class _Rules(TorchFunctionMode):
         gates = self.reach.find_gates(output)
         if gates or self._undone:
             self.unruled.clear()
-            output = self._watched(twin, example)
+            output = self._run_watched(twin, example)
         if gates:
             self.reach.find_lost(output)
         self.reach.outputs.clear()
-        return self._given_rules(twin) if self._composite is not None else ()
+        return self._bind_rules(twin) if self._composite is not None else ()
 
-    def _watched(self, twin: nn.Module, example: Tensor) -> Any:
+    def _run_watched(self, twin: nn.Module, example: Tensor) -> Any:
         """The output of a pass that notes layers, gradients and functions without a rule."""
         source = example.clone().requires_grad_()
-        with self._watching(twin):
+        with self._watch_calls(twin):
             return self.run(partial(twin, source), source, all_outputs=True)
 
-    def _given_rules(self, twin: nn.Module) -> tuple[RuledLayer, ...]:
+    def _bind_rules(self, twin: nn.Module) -> tuple[RuledLayer, ...]:
         """All layers that ran, each with its rule by depth from now on."""
         assert self._composite is not None
         if not self._kinds:
@@ -263,13 +263,13 @@ class _Rules(TorchFunctionMode):
         unruled = self.unruled.copy()
         self._trace = []
         try:
-            with self._watching(twin):
+            with self._watch_calls(twin):
                 yield self._trace
         finally:
             self._trace, self.unruled = None, unruled
 
     @contextmanager
-    def _watching(self, twin: nn.Module) -> Iterator[None]:
+    def _watch_calls(self, twin: nn.Module) -> Iterator[None]:
         """Know the running module by name, and note functions that have no rule."""
         self._module = [""]
         with ExitStack() as stack:
@@ -300,12 +300,12 @@ class _Rules(TorchFunctionMode):
         if func is torch._C._set_grad_enabled:  # a model's own no_grad: its layers count nevertheless
             return None
         if name == "multi_head_attention_forward" and self._composite is not None:
-            return self._attention(func, args, kwargs)
+            return self._run_attention(func, args, kwargs)
         constant = self._composite is not None and self._composite.softmax == "cp"
         call = prepare_call(name, args, kwargs, constant=constant, in_place=bool(in_place))
         result = self._undo(name, call)
         result = self._call(func, name, call) if result is None else result
-        return self._marked(name, call, result)
+        return self._mark_result(name, call, result)
 
     def _undo(self, name: str, call: Call) -> Tensor | None:
         """What stands in for a softmax that the model ends in, or for the log of one: its input."""
@@ -313,7 +313,7 @@ class _Rules(TorchFunctionMode):
         ends |= name == "log" and bool(call.mark.results & self._undone)
         return call.args[0].view_as(call.args[0]) if ends and call.args else None
 
-    def _marked(self, name: str, call: Call, result: Any) -> Any:
+    def _mark_result(self, name: str, call: Call, result: Any) -> Any:
         """`result`, with the mark that the call gives it."""
         mark = call.mark
         if name in STEPS and isinstance(result, Tensor):
@@ -330,7 +330,7 @@ class _Rules(TorchFunctionMode):
         if self._composite is None or call.open:
             return func(*args, **kwargs)
         if name in LINEAR_FUNCTIONS:
-            return self._layer(func, name, args, kwargs)
+            return self._run_layer(func, name, args, kwargs)
         if name in self._handlers:
             return self._handlers[name](func, *args, **kwargs)
         result = func(*args, **kwargs)
@@ -341,7 +341,7 @@ class _Rules(TorchFunctionMode):
                 return result.clone()
         return result
 
-    def _attention(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _run_attention(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         bound = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs)
         bound.apply_defaults()
         values = bound.arguments
@@ -357,10 +357,10 @@ class _Rules(TorchFunctionMode):
         finally:
             self._sample_axis = 0
 
-    def _layer(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def _run_layer(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         values = bind(name, args, kwargs)
         a, weight = values["input"], values["weight"]
-        key = self._key(name, weight)
+        key = self._make_key(name, weight)
         if not transformer.carries_gradient(a) or weight.dim() < 2:
             return func(*args, **kwargs)
         if self._module is not None:
@@ -386,7 +386,7 @@ class _Rules(TorchFunctionMode):
             return z.clone()
         return z
 
-    def _key(self, function: str, weight: Tensor) -> str:
+    def _make_key(self, function: str, weight: Tensor) -> str:
         """The name of the module that holds the weight (or what it is a view of); a number for a computed weight."""
         for tensor in (weight, weight._base):
             if tensor is not None and id(tensor) in self._names:

@@ -64,7 +64,7 @@ class Layer:
         return rows.reshape(moved_shape).movedim(0, self.sample_axis)
 
     def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The same map with other parameters; without `bias` there is none."""
+        """The layer's linear map of an input with another weight and bias; without `bias` none is added."""
         if self.convolution is None:
             return F.linear(a, weight, bias)
         a = F.pad(a, self.sides) if self.sides else a
@@ -97,24 +97,26 @@ def as_layer(function: str, values: Mapping[str, Any]) -> tuple[Tensor, Layer]:
     if function == "linear":
         return a, Layer(weight, bias)
     axes = weight.dim() - 2
-    options: dict[str, Any] = {key: _per_axis(values[key], axes) for key in ("stride", "dilation", "output_padding")}
-    padding, sides = _padding(values["padding"], weight.shape[2:], options["dilation"])
+    options: dict[str, Any] = {
+        key: _repeat_per_axis(values[key], axes) for key in ("stride", "dilation", "output_padding")
+    }
+    padding, sides = _split_padding(values["padding"], weight.shape[2:], options["dilation"])
     options |= {"padding": padding, "groups": values["groups"], "transposed": "transpose" in function}
     return a, Layer(weight, bias, options, sides)
 
 
-def _per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+def _repeat_per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
     numbers = (value,) if isinstance(value, int) else tuple(value)
     return numbers * axes if len(numbers) == 1 else numbers
 
 
-def _padding(
+def _split_padding(
     padding: int | tuple[int, ...] | str, kernel: torch.Size, dilation: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Padding on both sides of every axis and, for "same" with an even kernel, sides for `F.pad` instead."""
     none = (0,) * len(kernel)
     if not isinstance(padding, str):
-        return _per_axis(padding, len(kernel)), ()
+        return _repeat_per_axis(padding, len(kernel)), ()
     if padding == "valid":
         return none, ()
     totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]

@@ -30,7 +30,7 @@ SHAPED = frozenset(
 """Functions that may follow a final softmax and apply as well to its logits: they move, average or pick values."""
 
 SCALED = frozenset(("mul", "multiply", "__rmul__", "div", "true_divide", "divide"))
-"""Products that mean the same on logits where the other factor is a number."""
+"""Functions that may follow a final softmax like those in `SHAPED` where the other factor is a plain number."""
 
 
 CHANGING = frozenset(("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__"))
@@ -43,8 +43,8 @@ def changes_in_place(name: str) -> bool:
 
 
 class Mark(NamedTuple):
-    """Of one tensor: the least number of softmaxes on a way from the input to it, whether it comes from a gate, and of
-    which softmax calls it holds the results, moved or averaged at most.
+    """What the engine knows of a tensor: the least number of softmaxes between the input and it, whether it comes from
+    a gate, and of which softmax calls it holds the results, moved or averaged at most.
 
     A gate is a layer whose results reach the output through attention weights alone.
     """
@@ -70,7 +70,7 @@ def mark_of(tensor: Tensor) -> Mark:
 
 def set_mark_(values: Any, mark: Mark) -> bool:
     """Mark every tensor among `values` that gradients flow into; whether there is one."""
-    tensors = list(_tensors((values,)))
+    tensors = list(_list_tensors((values,)))
     for tensor in tensors:
         tensor._px_mark = mark  # type: ignore[attr-defined]
     return bool(tensors)
@@ -84,10 +84,10 @@ def prepare_call(
     Attention weights are detached from a product with values where softmaxes are `constant`, unless they come from a
     gate. What a gate's results meet before is detached instead: it has its relevance from elsewhere.
     """
-    tensors = list(_tensors((args, kwargs)))
+    tensors = list(_list_tensors((args, kwargs)))
     if not tensors:
         return Call(args, kwargs, Mark())
-    weights = _weights(name, tensors, args, kwargs) if constant else []
+    weights = _list_weights(name, tensors, args, kwargs) if constant else []
     values = [tensor for tensor in tensors if not any(tensor is weight for weight in weights)] or tensors
     gates = [tensor for tensor in values if mark_of(tensor).gate]
     open_weights = [tensor for tensor in weights if mark_of(tensor).gate]
@@ -95,13 +95,13 @@ def prepare_call(
     to_detach += [tensor for tensor in values if gates and not mark_of(tensor).gate]
     if in_place:
         to_detach = [tensor for tensor in to_detach if tensor is not args[0]]
-    mark = Mark(min(mark_of(tensor).softmaxes for tensor in values), bool(gates), _results(name, tensors, args))
+    mark = Mark(min(mark_of(tensor).softmaxes for tensor in values), bool(gates), _list_results(name, tensors, args))
     if to_detach:
         args, kwargs = _detach(args, to_detach), _detach(dict(kwargs), to_detach)
     return Call(args, kwargs, mark, bool(open_weights))
 
 
-def _weights(name: str, tensors: list[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+def _list_weights(name: str, tensors: list[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """Which of the `tensors` are attention weights (or make them, in fused attention)."""
     if name == FUSED:
         value = args[2] if len(args) > 2 else kwargs["value"]
@@ -112,7 +112,7 @@ def _weights(name: str, tensors: list[Tensor], args: tuple[Any, ...], kwargs: Ma
     return [tensor for tensor in tensors if mark_of(tensor).softmaxes > least_softmaxes]
 
 
-def _results(name: str, tensors: list[Tensor], args: tuple[Any, ...]) -> frozenset[int]:
+def _list_results(name: str, tensors: list[Tensor], args: tuple[Any, ...]) -> frozenset[int]:
     """Softmax calls whose results the function hands on as they are."""
     by_number = name in SCALED and sum(isinstance(arg, Tensor) for arg in args) == 1
     if name not in SHAPED and not by_number:
@@ -122,15 +122,15 @@ def _results(name: str, tensors: list[Tensor], args: tuple[Any, ...]) -> frozens
 
 def results_in(values: Any) -> frozenset[int]:
     """Softmax calls whose results are among `values`."""
-    return frozenset().union(*(mark_of(tensor).results for tensor in _tensors((values,))))
+    return frozenset().union(*(mark_of(tensor).results for tensor in _list_tensors((values,))))
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def _list_tensors(values: Iterable[Any]) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            yield from _list_tensors(value)
         elif isinstance(value, Mapping):
-            yield from _tensors(value.values())
+            yield from _list_tensors(value.values())
         elif carries_gradient(value):
             yield value
 

@@ -46,8 +46,8 @@ class Reach:
         with ExitStack() as stack:
             for name, module in model.named_modules():
                 if isinstance(module, (_ConvNd, nn.Linear)):
-                    stack.callback(module.register_forward_pre_hook(partial(self._before, name)).remove)
-                    stack.callback(module.register_forward_hook(partial(self._after, name)).remove)
+                    stack.callback(module.register_forward_pre_hook(partial(self._before_call, name)).remove)
+                    stack.callback(module.register_forward_hook(partial(self._after_call, name)).remove)
             yield
 
     def run(self, forward: Callable[[], Any], source: Any, *, all_outputs: bool = False) -> Any:
@@ -66,21 +66,21 @@ class Reach:
 
     def find_gates(self, out: Tensor) -> bool:
         """Whether some calls of the pass that made `out` have no gradient; they are gates from now on."""
-        self.gates = frozenset(self._unmet(out, list(self.outputs)))
+        self.gates = frozenset(self._list_unreached(out, list(self.outputs)))
         return bool(self.gates)
 
     def find_lost(self, out: Tensor) -> None:
-        """Of the calls that have no gradient although gates are open, note the last one on every way."""
-        calls_without_gradient = self._unmet(out, list(self.outputs))
+        """Note which calls still have no gradient once gates are open: the last one on every way to the output."""
+        calls_without_gradient = self._list_unreached(out, list(self.outputs))
         lost_calls = []
         while calls_without_gradient:
             last_call = calls_without_gradient.pop()
             lost_calls.append(last_call)
-            calls_without_gradient = self._unmet(self.outputs[last_call], calls_without_gradient)
+            calls_without_gradient = self._list_unreached(self.outputs[last_call], calls_without_gradient)
         self.lost = frozenset(lost_calls)
 
-    def _unmet(self, out: Tensor, calls: Sequence[LayerCall]) -> list[LayerCall]:
-        """Those of `calls` that the gradient of `out` does not come to, in executed order."""
+    def _list_unreached(self, out: Tensor, calls: Sequence[LayerCall]) -> list[LayerCall]:
+        """The `calls` that a backward pass from `out` does not reach, in executed order."""
         outputs = [self.outputs[call] for call in calls]
         if not calls or not carries_gradient(out):
             return list(calls)
@@ -88,7 +88,7 @@ class Reach:
         gradients = torch.autograd.grad(out, outputs, start, allow_unused=True, retain_graph=True)
         return [call for call, gradient in zip(calls, gradients, strict=True) if gradient is None]
 
-    def _before(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _before_call(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         call = LayerCall(name, self._numbers[name])
         if (
             not carries_gradient(self._source)
@@ -105,7 +105,7 @@ class Reach:
         set_mark_(value, mark)
         return (value, *args[1:])
 
-    def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _after_call(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = LayerCall(name, self._numbers[name])
         self._numbers[name] += 1
         if carries_gradient(output) and (self._all or call in self.lost):

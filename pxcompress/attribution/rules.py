@@ -54,7 +54,7 @@ class Rule:
         return f"{self.name}({';'.join(f'{value:g}' for value in values)})" if values else self.name
 
 
-def _ratio(z: Tensor, epsilon: float) -> Tensor:
+def _divide_stabilised(z: Tensor, epsilon: float) -> Tensor:
     """z / (z + epsilon * sign z), which is 0 at z = 0."""
     size = z.abs()
     return size.div_(size + epsilon) if epsilon else (z != 0).to(z)
@@ -79,7 +79,7 @@ class Epsilon(Rule):
 
     def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
         """One transposed map."""
-        return layer.transpose(_ratio(z, self.epsilon).mul_(m), layer.weight, shape)
+        return layer.transpose(_divide_stabilised(z, self.epsilon).mul_(m), layer.weight, shape)
 
     def hook(self) -> BasicHook:
         """zennit's Epsilon."""
@@ -110,7 +110,7 @@ class Gamma(Rule):
         share.mul_(m)
         signed = layer.transpose(share, layer.weight, shape).mul_(1 + half)
         absolute = layer.transpose(share.mul_(z.sign()), weight, shape).mul_(half)
-        return signed.add_(absolute.mul_(_sign_of(a)))
+        return signed.add_(absolute.mul_(_take_sign(a)))
 
     def hook(self) -> BasicHook:
         """zennit's Gamma."""
@@ -131,7 +131,7 @@ def _halve(twice: Tensor, total: Tensor) -> Tensor:
     return twice.div_(2).masked_fill_(twice <= 1e-6 * total, math.inf).add_(STABILIZER)
 
 
-def _sign_of(a: Tensor) -> Tensor:
+def _take_sign(a: Tensor) -> Tensor:
     """+1 where a >= 0, else -1."""
     return (a >= 0).to(a).mul_(2).sub_(1)
 
@@ -162,14 +162,14 @@ class AlphaBeta(Rule):
         relevance = m * z
         has_both_signs = bool((a < 0).any())
         if has_both_signs and layer.weight[0].numel() >= _MANY_INPUTS:
-            return self._by_absolute_values(layer, a, z, relevance, shape)
+            return self._share_by_absolute_values(layer, a, z, relevance, shape)
         positive_weight, negative_weight = layer.weight.clamp(min=0), layer.weight.clamp(max=0)
         inputs = (a.clamp(min=0), a.clamp(max=0)) if has_both_signs else (a, None)
-        result, for_negative_inputs = self._branches(
+        result, for_negative_inputs = self._share_one_sign(
             layer, (positive_weight, negative_weight, 0.0), inputs, relevance.mul(self.alpha), shape
         )
         if self.beta:
-            minus = self._branches(
+            minus = self._share_one_sign(
                 layer, (negative_weight, positive_weight, 1.0), inputs, relevance.mul_(-self.beta), shape
             )
             result = result.add_(minus[0])
@@ -178,18 +178,20 @@ class AlphaBeta(Rule):
             )
         return result if for_negative_inputs is None else torch.where(a >= 0, result, for_negative_inputs)
 
-    def _by_absolute_values(self, layer: Layer, a: Tensor, z: Tensor, relevance: Tensor, shape: torch.Size) -> Tensor:
+    def _share_by_absolute_values(
+        self, layer: Layer, a: Tensor, z: Tensor, relevance: Tensor, shape: torch.Size
+    ) -> Tensor:
         """Positive and negative contributions as half the sum and difference of T = |W||a| + |b| and z, alike for W."""
         weight = layer.weight.abs()
         total = layer.forward(a.abs(), weight, None if layer.bias is None else layer.bias.abs())
         positive_share = self.alpha * relevance / _halve(total + z, total)
         negative_share = self.beta * relevance / _halve(total - z, total).neg_()
         signed = layer.transpose(positive_share - negative_share, layer.weight, shape)
-        return signed.add_(layer.transpose(positive_share.add_(negative_share), weight, shape).mul_(_sign_of(a))).div_(
-            2
-        )
+        return signed.add_(
+            layer.transpose(positive_share.add_(negative_share), weight, shape).mul_(_take_sign(a))
+        ).div_(2)
 
-    def _branches(
+    def _share_one_sign(
         self,
         layer: Layer,
         weights: tuple[Tensor, Tensor, float],
@@ -253,7 +255,7 @@ class Flat(Rule):
 
 @dataclass(frozen=True)
 class ZBox(Rule):
-    """For a first layer whose inputs lie between `low` and `high` (after normalisation; default: ImageNet's)."""
+    """Rule for a first layer whose inputs lie between `low` and `high` (after normalisation; default: ImageNet's)."""
 
     low: float = -2.12
     high: float = 2.64
@@ -339,7 +341,7 @@ def hook_multiplier(hook: BasicHook, layer: Layer, a: Tensor, z: Tensor, m: Tens
     hook.stored_tensors["input"] = (a,)
     exact = isinstance(hook, _HOMOGENEOUS)
     if exact:
-        branch, reduce = _sign_of(a), hook.reducer
+        branch, reduce = _take_sign(a), hook.reducer
         slopes = [modify(branch) * branch for modify in hook.input_modifiers]
         hook.reducer = lambda inputs, gradients: reduce(slopes, gradients)
     (result,) = hook.backward(_Parametrised(layer), (a,), (m * z,))

@@ -46,7 +46,7 @@ def give_identity_rules_(twin: nn.Module) -> None:
 
 
 def check_same(expected: Any, output: Any, name: str) -> None:
-    """Refuse a copy that computes something else: its relevances would explain another model."""
+    """Raise where a copy computes something else than the model: its relevances would explain another one."""
     if not isinstance(output, Tensor):
         raise ModelError(
             f"{name} returns {type(output).__name__}; attribution needs a model that returns a tensor of logits"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +28,7 @@ class Bytes(Budget):
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
         """Bytes of the weights; the graph around them is small, and is measured on the file."""
         params = params_meter(model, groups)
-
-        def cost(kept_units: Mapping[str, int]) -> float:
-            return BYTES_PER_WEIGHT * params(kept_units)
-
-        return cost
+        return lambda kept_units: BYTES_PER_WEIGHT * params(kept_units)
 
     def measured(self, files: Sequence[Path], example: Tensor) -> Sequence[float]:
         """Sizes of the files, with their external data."""

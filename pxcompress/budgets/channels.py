@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -22,8 +22,4 @@ class Channels(Budget):
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
         """Number of units that stay."""
         sizes = {group.name: group.units for group in groups}
-
-        def cost(kept_units: Mapping[str, int]) -> float:
-            return float(sum(kept_units.get(name, units) for name, units in sizes.items()))
-
-        return cost
+        return lambda kept_units: float(sum(kept_units.get(name, units) for name, units in sizes.items()))

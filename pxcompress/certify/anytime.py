@@ -30,7 +30,7 @@ STAKE = 0.5
 class Budget:
     """What an anytime test may use of a split, and what it leaves.
 
-    It looks at samples from `begins` on, up to `ends`, of so many as there `are`. `total` is the chance that any
+    It looks at samples from `begins` on, up to `ends`, of `samples` in all. `total` is the chance that any
     certificate on them is wrong, `left` what is left of it before this one, which stakes `stake`. A `resumed` test
     goes on with the stake of an earlier one.
     """
@@ -40,7 +40,7 @@ class Budget:
     stake: float
     begins: int
     ends: int
-    are: int
+    samples: int
     lost: bool = False
     resumed: bool = False
 
@@ -51,31 +51,31 @@ class Budget:
 
     @property
     def words(self) -> str:
-        """What is left, in a sentence."""
+        """What the test used of the samples and of the error budget, and what is left, in a sentence."""
         if self.resumed:
             return (
-                f"samples {self.begins + 1} to {self.ends} of {self.are} were looked at, going on from an earlier "
+                f"samples {self.begins + 1} to {self.ends} of {self.samples} were looked at, going on from an earlier "
                 f"certificate with its stake of {self.stake:.4g}"
             )
         return (
-            f"samples {self.begins + 1} to {self.ends} of {self.are} were looked at, and {self.stake:.4g} of the error "
-            f"budget of {self.total:.4g} staked. LEFT for other tests: {self.are - self.ends} samples, and a budget of "
-            f"{self.left_after:.4g}"
+            f"samples {self.begins + 1} to {self.ends} of {self.samples} were looked at, and {self.stake:.4g} of the "
+            f"error budget of {self.total:.4g} staked. LEFT for other tests: {self.samples - self.ends} samples, and a "
+            f"budget of {self.left_after:.4g}"
         )
 
 
-def stake_budget(total: float, lost: float, begins: int, are: int) -> Budget:
+def stake_budget(total: float, lost: float, begins: int, samples: int) -> Budget:
     """The part of the error budget `total` that the next test of a split gets, of which earlier ones have `lost` some.
 
     Raises `InputError` where nothing is left: samples or budget.
     """
     remaining_error = total - lost
-    if remaining_error <= 1e-6 or begins >= are:
+    if remaining_error <= 1e-6 or begins >= samples:
         raise InputError(
-            f"nothing is left of these samples: {begins} of {are} were looked at, and {lost:.4g} of the error budget "
-            f"of {total:.4g} are lost; certify on fresh samples, or give a lower --confidence"
+            f"nothing is left of these samples: {begins} of {samples} were looked at, and {lost:.4g} of the error "
+            f"budget of {total:.4g} are lost; certify on fresh samples, or give a lower --confidence"
         )
-    return Budget(total, remaining_error, STAKE * remaining_error, begins, begins, are)
+    return Budget(total, remaining_error, STAKE * remaining_error, begins, begins, samples)
 
 
 def certify_anytime(

@@ -47,7 +47,7 @@ class Part:
             )
 
     def chosen_on(self, dense: ArrayLike) -> Part:
-        """With its threshold, from the dense model's logits (n, classes) of samples that certify nothing.
+        """This part with its threshold set by the dense model's logits (n, classes) on samples that certify nothing.
 
         It is the largest at which at least the share `coverage` of them is confident; more are where values are equal.
         """

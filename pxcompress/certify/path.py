@@ -188,7 +188,7 @@ class RiskLimit:
         return "e-process" if self.anytime else RISKS[self.risk].bound
 
     def p_value(self, values: Array) -> float:
-        """Of H0 "risk > alpha" for losses (n,) in the risk's own range; 1 without samples."""
+        """P-value of the hypothesis "risk > alpha" for losses (n,) in the risk's own range; 1 without samples."""
         return float(BOUNDS[self.bound](self.in_unit(values), self.in_unit(self.alpha))) if len(values) else 1.0
 
     def in_unit(self, values: Any) -> Any:
@@ -233,7 +233,7 @@ class Tested:
 
     @property
     def weakest(self) -> Tested | ClassResult:
-        """Where the p-value comes from: the class with the largest one, or the row itself where no class counts."""
+        """The class with the largest p-value, which is the row's; the row itself where no class counts by itself."""
         return max(self.classes, key=lambda each: each.p_value, default=self)
 
 
@@ -252,7 +252,7 @@ class Certificate:
         return None if self.chosen is None else self.rows[self.chosen].name
 
     def at(self, delta: float) -> Certificate:
-        """The same p-values judged at another delta."""
+        """The certificate that the same p-values give at another error probability `delta`."""
         limit = dataclasses.replace(self.limit, delta=delta)
         return judge(limit, self.rows)
 

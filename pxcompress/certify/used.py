@@ -57,7 +57,7 @@ class Use:
     lost: float = 0.0
 
     def overlaps(self, other: Use) -> bool:
-        """Whether both have looked at a sample of their split."""
+        """Whether this use and another one have looked at a common sample of their split."""
         return self.begins < other.ends and other.begins < self.ends
 
 

@@ -57,15 +57,15 @@ def bench(
 
     batches = _read_batch_sizes(batch_size)
     size = None if input_size is None else (3, input_size, input_size)
-    files = [part for file in files for part in (_models(file, bool(precision)) if file.is_dir() else [file])]
+    files = [part for file in files for part in (_list_models(file, bool(precision)) if file.is_dir() else [file])]
     working, left_out = choose_providers([name.strip() for name in provider.split(",")], strict=strict_provider)
     for reason in left_out:
         print(f"pxcompress: {reason}", file=sys.stderr)
     precisions = [name.strip() for name in precision.split(",") if name.strip()]
     check_precisions(precisions, data=bool(data))
-    with _converted(files, precisions, data, size) as sources:
+    with _convert_files(files, precisions, data, size) as sources:
         conditions = BenchConditions(working, threads, strict_provider)
-        rows = time_files(list(sources), batches, conditions=conditions, sizes=Sizes.parsed(size, shapes))
+        rows = time_files(list(sources), batches, conditions=conditions, sizes=Sizes.parse(size, shapes))
         rows = tuple(dataclasses.replace(row, path=sources[Path(row.path)]) for row in rows)
     print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) if as_json else format_bench(rows))
 
@@ -78,7 +78,7 @@ def _read_batch_sizes(text: str) -> list[int]:
 
 
 @contextmanager
-def _converted(
+def _convert_files(
     files: Sequence[Path], precisions: Sequence[str], data: str, size: tuple[int, int, int] | None
 ) -> Iterator[dict[Path, str]]:
     """Files to time -> names to show: `files` in each of `precisions`, kept as long as the block, or as they are."""
@@ -92,7 +92,7 @@ def _converted(
         yield convert_files(files, precisions, lambda of: read_calibration(of, data, size), Path(folder))
 
 
-def _models(folder: Path, float32: bool) -> list[Path]:
+def _list_models(folder: Path, float32: bool) -> list[Path]:
     """The ONNX files of a run folder, the dense model first; model.onnx where it has none."""
     names = ["dense.onnx", "model.onnx"] + ([] if float32 else ["model.fp16.onnx", "model.int8.onnx"])
     return [folder / name for name in names if (folder / name).is_file()] or [folder / "model.onnx"]

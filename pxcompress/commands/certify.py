@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pxcompress.choices import LOSS_RISKS
-from pxcompress.commands.options import AsJson, Confidence, Coverage, Part, Quiet, Risk, guarantee_of, takes_record
+from pxcompress.commands.options import AsJson, Confidence, Coverage, Part, Quiet, Risk, takes_record
 from pxcompress.commands.terminal import notes
 from pxcompress.errors import InputError, ResultError
 from pxcompress.recipe import Guarantee
@@ -94,8 +94,9 @@ class Request:
         """What is to be certified, of `risk` where no other is named; `InputError` where nothing says it."""
         if self.max_drop is None:
             raise InputError("nothing says what to certify; give --max-drop, such as 0.03")
-        options = {name: getattr(self, name) for name in ("confidence", "part", "coverage", "group")}
-        return guarantee_of(self.max_drop, risk=self.risk or risk, **options)
+        names = ("confidence", "part", "coverage", "group")
+        options = {name: getattr(self, name) for name in names} | {"risk": self.risk or risk}
+        return Guarantee(self.max_drop, **{name: value for name, value in options.items() if value is not None})
 
     def procedure(self) -> Procedure:
         """How losses are tested; a test that goes on is like the earlier one. `InputError` where more is said of it."""

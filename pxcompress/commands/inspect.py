@@ -51,27 +51,41 @@ def inspect(
     from pxcompress.inspection.conservation import conservation
     from pxcompress.inspection.conservation import to_table as flow_table
     from pxcompress.inspection.survey import survey, to_table
-    from pxcompress.models.onnx_file import is_onnx
 
-    if (composite or (data and not is_onnx(model))) and not relevance:
-        raise InputError(f"{'--composite' if composite else '--data'} has no effect without --relevance; add it")
-    if data and classes is not None:
-        raise InputError(f"--classes {classes} is given, but --data {data!r} says how many; leave one out")
-    if data:
-        loaded, inputs = _on_data(model, checkpoint, input_size, data, task)
-    else:
-        loaded, inputs = _on_random_images(model, checkpoint, input_size, classes, task)
+    if not relevance:
+        _check_use(model, composite, data)
+    loaded, inputs = _load(model, checkpoint, input_size, classes, data, task)
     conditions = Conditions(batch_size, provider, threads) if latency else None
     result = survey(model, loaded, conditions, notes(quiet=not latency))
     words = {"data": data or "random images", "weights": loaded.weights}
     flow = conservation(loaded.model, inputs, composite, **words) if relevance else None
-    if as_json:
-        print(json.dumps(asdict(result) | ({"relevance": asdict(flow)} if flow else {}), indent=1))
-    else:
-        print(to_table(result) if flow is None else f"{to_table(result)}\n\n{flow_table(flow)}")
+    content, tables = asdict(result), [to_table(result)]
+    if flow:
+        content["relevance"] = asdict(flow)
+        tables.append(flow_table(flow))
+    print(json.dumps(content, indent=1) if as_json else "\n\n".join(tables))
 
 
-def _on_random_images(
+def _check_use(model: str, composite: str, data: str) -> None:
+    """Raise `InputError` for options that only --relevance has a use for."""
+    from pxcompress.models.onnx_file import is_onnx
+
+    if composite or (data and not is_onnx(model)):
+        raise InputError(f"{'--composite' if composite else '--data'} has no effect without --relevance; add it")
+
+
+def _load(
+    model: str, checkpoint: Path | None, input_size: str | None, classes: int | None, data: str, task: str
+) -> tuple[Any, Any]:
+    """The model, and inputs for it. Raises `InputError` where both data and a number of classes are given."""
+    if not data:
+        return _load_without_data(model, checkpoint, input_size, classes, task)
+    if classes is not None:
+        raise InputError(f"--classes {classes} is given, but --data {data!r} says how many; leave one out")
+    return _load_on_data(model, checkpoint, input_size, data, task)
+
+
+def _load_without_data(
     model: str, checkpoint: Path | None, input_size: str | None, classes: int | None, task: str
 ) -> tuple[Any, Any]:
     """A model as it is without data, and random images for it."""
@@ -86,7 +100,7 @@ def _on_random_images(
     return loaded, random_images(loaded.preprocessing.input_size)
 
 
-def _on_data(model: str, checkpoint: Path | None, input_size: str | None, data: str, task: str) -> tuple[Any, Any]:
+def _load_on_data(model: str, checkpoint: Path | None, input_size: str | None, data: str, task: str) -> tuple[Any, Any]:
     """A model as `run` would have it on `data`, for their task or `task`; and the first batch of the score split."""
     from pxcompress.recipe import ModelAndData
     from pxcompress.tasks.choice import AUTO

@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from pxcompress.choices import one_of
-from pxcompress.commands.panels import EXPERT, panel_of
+from pxcompress.commands.panels import EXPERT, PANEL_OF
 from pxcompress.errors import InputError
 from pxcompress.recipe import GOALS, Bench, Guarantee, Recipe
 from pxcompress.recipe.file import read_recipe
@@ -28,12 +28,9 @@ from pxcompress.recipe.goal import auto_normalise, auto_round_to
 def _describe(field: Field[Any]) -> str:
     """The help of a field's option, with the default that it has unless the text says it."""
     text = str(field.metadata["help"])
-    has_no_default = field.default == "" or any(field.default is value for value in (MISSING, None, False, ()))
-    return text if "[default:" in text or has_no_default else f"{text}  [default: {_show_default(field.default)}]"
-
-
-def _show_default(default: object) -> str:
-    return ",".join(default) if isinstance(default, tuple) else str(default)
+    has_no_default = any(field.default is value for value in (MISSING, None, False, (), ""))
+    default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+    return text if "[default:" in text or has_no_default else f"{text}  [default: {default}]"
 
 
 _HELP = {field.name: _describe(field) for cls in (Recipe, Guarantee, Bench) for field in fields(cls) if field.metadata}
@@ -63,8 +60,8 @@ T = TypeVar("T")
 def takes_recipe(*, without: tuple[str, ...] = (), **preset: Any) -> Callable[[Command], Command]:
     """Decorator: the command's first parameter, a recipe, becomes one option for each of its fields.
 
-    Fields named in `without` ("bench" and "guarantee" stand for all of theirs) have no option, but may have a `fixed`
-    value. With --config a file holds the recipe, and what is said beside it counts more.
+    Fields named in `without` ("bench" and "guarantee" stand for all of theirs) have no option, but may have a
+    value in `preset`. With --config a file holds the recipe, and what is said beside it counts more.
     """
 
     def decorate(command: Command) -> Command:
@@ -73,7 +70,7 @@ def takes_recipe(*, without: tuple[str, ...] = (), **preset: Any) -> Callable[[C
             for each in inspect.signature(command, eval_str=True).parameters.values()
         ][1:]
         own_options = {
-            field.name: _parameter(cls, field)
+            field.name: _make_parameter(cls, field)
             for part, cls in (("", Recipe), ("guarantee", Guarantee), ("bench", Bench))
             for field in fields(cls)
             if part not in without and field.name not in (*without, "bench", "guarantee")
@@ -84,7 +81,7 @@ def takes_recipe(*, without: tuple[str, ...] = (), **preset: Any) -> Callable[[C
                 help="Read options from a run folder's recipe.json, or .toml or .yaml; options given beside it win."
             ),
         ]
-        others = [_to_its_panel(each) for each in (_keyword("config", config, None), *parameters_of_command)]
+        others = [_to_its_panel(each) for each in (_make_keyword("config", config, None), *parameters_of_command)]
         parameters = [*own_options.values(), *others]
 
         @functools.wraps(command)
@@ -110,7 +107,7 @@ def takes_record(cls: type[T]) -> Callable[[Callable[[T], None]], Command]:
 
     def decorate(command: Callable[[T], None]) -> Command:
         hints = typing.get_type_hints(cls, include_extras=True)
-        parameters = [_keyword(each.name, hints[each.name], each.default) for each in fields(cls)]  # type: ignore[arg-type]
+        parameters = [_make_keyword(each.name, hints[each.name], each.default) for each in fields(cls)]  # type: ignore[arg-type]
 
         @functools.wraps(command)
         def with_options(**arguments: Any) -> None:
@@ -138,14 +135,14 @@ def recipe_of(options: Mapping[str, Any], config: Path | None) -> Recipe:
             content["budget"] = _drop_options(content["budget"], part)
     if content["guarantee"] and "max_drop" not in content["guarantee"]:
         raise InputError(f"--{next(iter(content['guarantee']))} has no effect without --max-drop; add it")
-    content = {key: value for key, value in content.items() if key not in _stale(content, options)} | options
+    content = {key: value for key, value in content.items() if key not in _list_void_fields(content, options)} | options
     if "model" not in content:
         raise InputError("no model is given; say --model NAME, or --config FILE with one")
     return Recipe.from_dict({key: value for key, value in content.items() if value is not None})
 
 
-def _stale(content: Mapping[str, Any], options: Mapping[str, Any]) -> set[str]:
-    """Fields of a file that do not outlive what was `said`: another goal's, and what only followed from old values."""
+def _list_void_fields(content: Mapping[str, Any], options: Mapping[str, Any]) -> set[str]:
+    """Fields of a file's `content` that the `options` beside it make void: other goals, and what followed from them."""
     if any(name in options for name in GOALS):
         return {*GOALS, "budget", "round_to", "normalise"}
     consequences: dict[str, Any] = {}
@@ -162,23 +159,18 @@ def _drop_options(text: str, names: Collection[str]) -> str:
     return ":".join([name, ",".join(remaining_options)] if remaining_options else [name])
 
 
-def guarantee_of(max_drop: float, **options: Any) -> Guarantee:
-    """The `Guarantee` that --max-drop and the options beside it (--risk, --confidence ...) stand for."""
-    return Guarantee(max_drop, **{name: value for name, value in options.items() if value is not None})
-
-
-def _parameter(cls: type, field: Field[Any]) -> inspect.Parameter:
+def _make_parameter(cls: type, field: Field[Any]) -> inspect.Parameter:
     """The option of one field: never set unless it is said, so that a file may say it."""
     hint = typing.get_type_hints(cls)[field.name]
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
     kind = hint if not isinstance(hint, types.UnionType) else kinds[0]
     flags = FLAGS.get(field.name, (f"--{field.name.replace('_', '-')}",))
-    option = typer.Option(*flags, help=_HELP[field.name], rich_help_panel=panel_of(field.name))
+    option = typer.Option(*flags, help=_HELP[field.name], rich_help_panel=PANEL_OF.get(field.name, EXPERT))
     if kind is bool:
-        return _keyword(field.name, Annotated[bool, option], False)
+        return _make_keyword(field.name, Annotated[bool, option], False)
     if field.name in _READ:
         kind = list[str] if field.name in ("against", "repair") else str
-    return _keyword(field.name, Annotated[kind | None, option], None)
+    return _make_keyword(field.name, Annotated[kind | None, option], None)
 
 
 def _to_its_panel(parameter: inspect.Parameter) -> inspect.Parameter:
@@ -191,7 +183,7 @@ def _to_its_panel(parameter: inspect.Parameter) -> inspect.Parameter:
     return parameter.replace(annotation=Annotated[kind, option])
 
 
-def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+def _make_keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
@@ -246,14 +238,14 @@ def _parse_step(text: str) -> int:
         raise InputError(f"round-to is {text!r}; expected a whole number, or where the model goes: {names}") from None
 
 
-def _repairs(texts: list[str]) -> tuple[str, ...]:
+def _parse_repairs(texts: list[str]) -> tuple[str, ...]:
     """Repairs in order; "none" alone stands for none."""
     if "none" in texts and len(texts) > 1:
         raise InputError("--repair none is given with other repairs; leave it out, or them")
     return () if texts == ["none"] else tuple(texts)
 
 
-def _scorer(text: str) -> str:
+def _read_scorer(text: str) -> str:
     """A scorer's text, or that in the file behind an @, such as the composite.json of a search."""
     if not text.startswith("@"):
         return text
@@ -275,9 +267,9 @@ def _read(name: str, value: Any) -> Any:
 _READ: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("classes", "floors", "only", "keep", "targets"), _split_names),
     "against": tuple,
-    "repair": _repairs,
+    "repair": _parse_repairs,
     "round_to": _parse_step,
-    "scorer": _scorer,
+    "scorer": _read_scorer,
     "speedup": _parse_factor,
     "input_size": read_input_size,
     "max_bytes": _parse_bytes,

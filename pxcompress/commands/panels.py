@@ -23,12 +23,8 @@ _PANELS = {
     "export": ("targets", "max_quant_drop", "fixed_batch", "dynamic_size"),
     "measuring": ("against", "threads"),
 }
-_PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names}
-
-
-def panel_of(field: str) -> str:
-    """The panel in which the option of a recipe's field stands: "expert" where none is named for it."""
-    return _PANEL_OF.get(field, EXPERT)
+PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names}
+"""The panel of a recipe's field; one that is not here is for experts."""
 
 
 class PanelCommand(TyperCommand):

@@ -31,7 +31,7 @@ def report(
         )
     if out is not None and out.exists() and not force:
         raise InputError(f"{str(out)!r} exists; choose another --out or give --force")
-    names = _names(folders)
+    names = _name_folders(folders)
     reports = {name: read_report(folder) for name, folder in zip(names, folders, strict=True)}
     for folder, run_report in zip(folders, reports.values(), strict=True):
         check_files(folder, run_report.sha256)
@@ -47,7 +47,7 @@ def report(
         show(to_table(first_report) if len(reports) == 1 else to_comparison_table(reports))
 
 
-def _names(folders: list[Path]) -> list[str]:
+def _name_folders(folders: list[Path]) -> list[str]:
     """The folders' own names, or their paths where two have the same."""
     names = [folder.resolve().name for folder in folders]
     paths = [str(folder) for folder in folders]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import atexit
 import sys
-from collections.abc import Callable
 
-from pxcompress.notes import LIVE
+from pxcompress.notes import Message, Note, silent
 
 
 def show(result: str) -> None:
@@ -20,30 +19,34 @@ def show(result: str) -> None:
     Console(highlight=False).print(Text(result))
 
 
-def notes(quiet: bool) -> Callable[[str], None]:
-    """Where progress goes: nowhere, to a live line on a terminal, or as plain lines into a log."""
+def notes(quiet: bool) -> Note:
+    """Where progress goes: nowhere, to a live line with a bar on a terminal, or as plain lines into a log."""
     if quiet:
-        return lambda message: None
-    if not sys.stderr.isatty():
-        return _log
-    from rich.console import Console
-    from rich.markup import escape
+        return silent
+    return _make_live_line() if sys.stderr.isatty() else _log
 
-    console = Console(stderr=True, highlight=False)
-    status, stage = console.status(""), ""
-    atexit.register(status.stop)  # it hides the cursor
+
+def _make_live_line() -> Note:
+    """A line at the bottom of the terminal that says what goes on and how far it is; other messages stay above it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    text, console = TextColumn("{task.description}", markup=False), Console(stderr=True, highlight=False)
+    columns = SpinnerColumn(), text, BarColumn(20), TimeRemainingColumn(compact=True)
+    progress = Progress(*columns, console=console, transient=True)
+    task = progress.add_task("")
+    atexit.register(progress.stop)  # it hides the cursor
 
     def note(message: str) -> None:
-        nonlocal stage
-        if message.startswith(LIVE):
-            status.update(escape(f"{stage} {message.removeprefix(LIVE)}"))
-        elif message.endswith(" ..."):
-            stage = message
-            status.update(escape(message))
-            status.start()
+        kind = message.kind if isinstance(message, Message) else ""
+        if kind == "begin":
+            progress.reset(task, total=None, description=message)
+            progress.start()
+        elif isinstance(message, Message) and kind == "count":
+            progress.update(task, completed=message.done, total=message.total)
         else:
-            if message.startswith(f"{stage.removesuffix(' ...')}: "):
-                status.stop()
+            if kind == "end":
+                progress.stop()
             console.print(message, style="dim", markup=False)
 
     return note
@@ -51,5 +54,5 @@ def notes(quiet: bool) -> Callable[[str], None]:
 
 def _log(message: str) -> None:
     """A line of a log; what only a terminal shows is left out."""
-    if not message.startswith(LIVE):
+    if not (isinstance(message, Message) and message.kind == "count"):
         print(message, file=sys.stderr, flush=True)

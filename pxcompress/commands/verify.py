@@ -40,11 +40,11 @@ def verify(
     if result.problems:
         raise ResultError(f"the certificate does not hold: {'; '.join(result.problems)}")
     if not as_json:
-        print(_conclusion(result.record))
+        print(_conclude(result.record))
 
 
-def _conclusion(record: CertificateRecord) -> str:
-    """That a certificate holds, and what of it was taken from an earlier one."""
+def _conclude(record: CertificateRecord) -> str:
+    """The sentence that a certificate holds, and what of it was taken from an earlier one."""
     budget = record.budget
     if budget is not None and budget.resumed:
         samples = f"{budget.ends - budget.begins} samples, on top of {budget.begins} as the earlier certificate says"

@@ -68,7 +68,7 @@ def _run_counted(model: nn.Module, example: Tensor) -> tuple[FlopCounterMode, Un
         evaluating(model),
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
-        _no_fast_path(),
+        _disable_fast_path(),
         counter,
         uncounted_operators,
     ):
@@ -82,7 +82,7 @@ def _name(path: str, model: nn.Module) -> str:
 
 
 @contextmanager
-def _no_fast_path() -> Iterator[None]:
+def _disable_fast_path() -> Iterator[None]:
     """nn.MultiheadAttention as single operators: the counter sees nothing of its fused inference path."""
     was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -109,7 +109,7 @@ class Widths:
         axes: tuple[Axis, Axis] = ("out", "in")
         for axis in axes:
             for name, owners in members_by_module(groups, axis).items():
-                self._owners[name, axis] = (_rows(model, name, owners[0][1]), owners)
+                self._owners[name, axis] = (_count_rows(model, name, owners[0][1]), owners)
         self._heads = {group.name: group.units for group in groups if group.kind == "head"}
 
     def share(self, name: str, axis: Axis, kept_units: Mapping[str, int]) -> tuple[int, int]:
@@ -128,7 +128,7 @@ class Widths:
         return (kept_units.get(name, heads), heads) if heads else (1, 1)
 
 
-def _rows(model: nn.Module, name: str, member: Member) -> int:
+def _count_rows(model: nn.Module, name: str, member: Member) -> int:
     if member.dim is not None:
         path, _, attribute = name.rpartition(".")
         value = getattr(model.get_submodule(path), attribute)

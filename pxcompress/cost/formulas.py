@@ -32,18 +32,6 @@ def _recurrent(inputs: Shape, weights: list[Shape], *args: Any, **kwargs: Any) -
     return 2 * prod(inputs[:-1]) * sum(prod(weight) for weight in weights if len(weight) > 1)
 
 
-def _matrix_vector(matrix: Shape, vector: Shape, *args: Any, **kwargs: Any) -> int:
-    return 2 * prod(matrix)
-
-
-def _added_matrix_vector(bias: Shape, matrix: Shape, vector: Shape, *args: Any, **kwargs: Any) -> int:
-    return 2 * prod(matrix)
-
-
-def _dot(a: Shape, b: Shape, *args: Any, **kwargs: Any) -> int:
-    return 2 * prod(a)
-
-
 def _trilinear(
     a: Shape, b: Shape, c: Shape, expand_a: list[int], expand_b: list[int], expand_c: list[int], *args: Any, **rest: Any
 ) -> int:
@@ -57,14 +45,6 @@ def _trilinear(
     return 2 * prod(max(sizes) for sizes in zip(*broadcast_shapes, strict=True))
 
 
-def _distances(a: Shape, b: Shape, *args: Any, **kwargs: Any) -> int:
-    return 2 * prod(a) * b[-2]
-
-
-def _deformable(inputs: Shape, weight: Shape, *args: Any, out_shape: Shape, **kwargs: Any) -> int:
-    return 2 * prod(out_shape) * prod(weight[1:])
-
-
 def formulas() -> dict[Any, Callable[..., int]]:
     """Operator -> floating-point operations (two a multiply-accumulate), from the shapes of its arguments."""
     aten = torch.ops.aten
@@ -72,15 +52,16 @@ def formulas() -> dict[Any, Callable[..., int]]:
         aten.mkldnn_rnn_layer: _recurrent_layer,
         aten._cudnn_rnn: _recurrent,
         aten.miopen_rnn: _recurrent,
-        aten.mv: _matrix_vector,
-        aten.addmv: _added_matrix_vector,
-        aten.dot: _dot,
-        aten.vdot: _dot,
+        aten.mv: lambda matrix, vector, **kwargs: 2 * prod(matrix),
+        aten.addmv: lambda bias, matrix, vector, **kwargs: 2 * prod(matrix),
+        aten.dot: lambda a, b, **kwargs: 2 * prod(a),
+        aten.vdot: lambda a, b, **kwargs: 2 * prod(a),
         aten._trilinear: _trilinear,
-        aten._cdist_forward: _distances,
+        aten._cdist_forward: lambda a, b, *args, **kwargs: 2 * prod(a) * b[-2],
     }
-    deformable = getattr(torch.ops.torchvision, "deform_conv2d", None)  # there where torchvision was imported
-    return table if deformable is None else {**table, deformable: _deformable}
+    if deformable := getattr(torch.ops.torchvision, "deform_conv2d", None):  # there where torchvision was imported
+        table[deformable] = lambda x, weight, *args, out_shape, **kwargs: 2 * prod(out_shape) * prod(weight[1:])
+    return table
 
 
 class Uncounted(TorchDispatchMode):

@@ -98,11 +98,11 @@ class OperatorTimes:
     def milliseconds(self, operator: Operator) -> float:
         """Time that `operator` adds to a call: alone it also has to bring its input and output into another layout."""
         standalone_ms = self._call(operator)
-        return max(standalone_ms - self._beside(operator), FIXED_TIME_SHARE * standalone_ms)
+        return max(standalone_ms - self._measure_beside(operator), FIXED_TIME_SHARE * standalone_ms)
 
-    def _beside(self, operator: Operator) -> float:
+    def _measure_beside(self, operator: Operator) -> float:
         """What a call takes beside `operator`: half of what comes with one copy of its input, and of its output."""
-        return sum(2 * self._call(copy) - self._call(replace(copy, kernel=(2,))) for copy in _copies(operator)) / 2
+        return sum(2 * self._call(copy) - self._call(replace(copy, kernel=(2,))) for copy in _make_copies(operator)) / 2
 
     def fetch(self) -> float:
         """Milliseconds by which a weight is later there from memory, as in a whole model, than from the cache."""
@@ -136,29 +136,32 @@ class _TimeSurface:
 
     def at(self, inputs: float, outputs: float) -> float:
         """Bilinear between the measured widths."""
-        (row, row_share), (column, column_share) = _between(self.inputs, inputs), _between(self.outputs, outputs)
+        (row, row_share), (column, column_share) = (
+            _find_between(self.inputs, inputs),
+            _find_between(self.outputs, outputs),
+        )
         corners = self.times[row : row + 2, column : column + 2]
         lines = corners[:, 0] if corners.shape[1] == 1 else corners @ np.array([1 - column_share, column_share])
         return float(lines[0] if len(lines) == 1 else lines @ np.array([1 - row_share, row_share]))
 
 
-def _copies(operator: Operator) -> tuple[Operator, Operator]:
+def _make_copies(operator: Operator) -> tuple[Operator, Operator]:
     """Operators of little work that bring what comes into `operator`, and what comes out, into the layout it has there.
 
     A few channels are read as they are.
     """
     if operator.kind != "conv":
         return EMPTY_OPERATOR, EMPTY_OPERATOR
-    source = _copy(operator.inputs, math.prod(operator.rows)) if operator.inputs >= TIMED_STEP else EMPTY_OPERATOR
-    return source, _copy(operator.outputs, operator.positions)
+    source = _make_copy(operator.inputs, math.prod(operator.rows)) if operator.inputs >= TIMED_STEP else EMPTY_OPERATOR
+    return source, _make_copy(operator.outputs, operator.positions)
 
 
-def _copy(channels: int, positions: int) -> Operator:
+def _make_copy(channels: int, positions: int) -> Operator:
     width = -(-channels // TIMED_STEP) * TIMED_STEP
     return Operator("copy", (positions, 1), width, width, (1,))
 
 
-def _between(points: Array, value: float) -> tuple[int, float]:
+def _find_between(points: Array, value: float) -> tuple[int, float]:
     """The measured width below `value`, and how far it lies towards the next; below the first one it goes on to 0."""
     if len(points) == 1:
         return 0, 0.0
@@ -172,7 +175,7 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
     dense_operators = find_operators(model, groups, example)
     on_gpu, unit = conditions.on_gpu, GPU_UNITS["fp32"]
     surfaces = {
-        name: _steps(operator, table, unit) if on_gpu else _surface(operator, name, widths, table)
+        name: _time_in_steps(operator, table, unit) if on_gpu else _measure_surface(operator, name, widths, table)
         for name, operator in dense_operators.items()
     }
     fetch = table.fetch()
@@ -182,7 +185,7 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
         """Milliseconds of all operators one by one, and elements that they write."""
         total = np.zeros(2)
         for name, operator in dense_operators.items():
-            inputs, outputs = _widths(operator, name, widths, kept_units)
+            inputs, outputs = _plan_widths(operator, name, widths, kept_units)
             if not (inputs and outputs):
                 continue
             if operator.kind != "attention":  # what is not a whole step takes as long as one
@@ -195,7 +198,7 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
         return total
 
     points = [
-        {group.name: _near(group.units, share, group.kind == "head") for group in groups}
+        {group.name: _choose_near(group.units, share, group.kind == "head") for group in groups}
         for share in WHOLE_MODEL_SHARES
     ]
     measured_ms = np.array(
@@ -214,7 +217,7 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
     )
 
 
-def _widths(operator: Operator, name: str, widths: Widths, kept_units: Mapping[str, int]) -> tuple[int, int]:
+def _plan_widths(operator: Operator, name: str, widths: Widths, kept_units: Mapping[str, int]) -> tuple[int, int]:
     """Inputs and outputs of the planned operator."""
     if operator.kind == "attention":
         heads, _ = widths.heads(name, kept_units)
@@ -239,7 +242,7 @@ class _Steps:
         return self.stairs.at((int(outputs),) if self.single else (int(inputs), int(outputs)))
 
 
-def _steps(operator: Operator, table: OperatorTimes, unit: int) -> _Steps:
+def _time_in_steps(operator: Operator, table: OperatorTimes, unit: int) -> _Steps:
     """Times an operator on a GPU, where plans ask for it; the table is saved as it grows."""
 
     def time(widths: tuple[int, ...]) -> float:
@@ -255,12 +258,12 @@ def _steps(operator: Operator, table: OperatorTimes, unit: int) -> _Steps:
     return _Steps(Stairs(time, dense_widths, unit), single=False)
 
 
-def _surface(operator: Operator, name: str, widths: Widths, table: OperatorTimes) -> _TimeSurface:
+def _measure_surface(operator: Operator, name: str, widths: Widths, table: OperatorTimes) -> _TimeSurface:
     """Measures an operator wherever groups can make it narrower."""
     axes = {axis: widths.share(name, axis, {})[1] > 1 for axis in ("in", "out")}
     heads = operator.kind == "attention"
-    inputs = _points(operator, operator.inputs, axes["out" if operator.depthwise else "in"] or heads)
-    outputs = _points(operator, operator.outputs, axes["out"])
+    inputs = _list_points(operator, operator.inputs, axes["out" if operator.depthwise else "in"] or heads)
+    outputs = _list_points(operator, operator.outputs, axes["out"])
     if operator.depthwise or heads:
         times = np.array([[table.milliseconds(operator.at(width, width))] for width in inputs])
         outputs = inputs[-1:]
@@ -270,16 +273,16 @@ def _surface(operator: Operator, name: str, widths: Widths, table: OperatorTimes
     return _TimeSurface(np.array(inputs, float), np.array(outputs, float), monotone_times)
 
 
-def _points(operator: Operator, width: int, is_prunable: bool) -> list[int]:
+def _list_points(operator: Operator, width: int, is_prunable: bool) -> list[int]:
     """Widths to measure at: multiples of the step, of the groups of a convolution, or of one head."""
     if not is_prunable:
         return [width]
     if operator.groups > 1 and not operator.depthwise:
         return sorted({max(1, round(width * share / operator.groups)) * operator.groups for share in TIMED_SHARES})
-    return sorted({_near(width, share, operator.kind == "attention") for share in TIMED_SHARES})
+    return sorted({_choose_near(width, share, operator.kind == "attention") for share in TIMED_SHARES})
 
 
-def _near(width: int, share: float, single: bool) -> int:
+def _choose_near(width: int, share: float, single: bool) -> int:
     """About a share of `width`, where no provider is slow."""
     step = 1 if single else TIMED_STEP
     return min(width, max(1, round(width * share / step)) * step)

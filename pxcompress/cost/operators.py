@@ -58,11 +58,11 @@ class Operator:
 
     @property
     def depthwise(self) -> bool:
-        """Whether its two widths are one."""
+        """Whether it is a depthwise convolution, whose inputs and outputs have one width."""
         return self.kind == "conv" and self.groups == self.inputs == self.outputs > 1
 
     def weights(self, inputs: int, outputs: int) -> int:
-        """Elements of the weight at these widths."""
+        """Number of elements of the weight at these widths."""
         if self.kind == "attention":
             return 0
         return (1 if self.depthwise else inputs // self.groups) * outputs * math.prod(self.kernel)
@@ -108,9 +108,9 @@ def find_operators(model: nn.Module, groups: Sequence[Group], example: Tensor) -
         def read(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             order.append((name, module))
             if isinstance(module, PRODUCERS) and isinstance(output, Tensor):
-                operators_by_name[name] = _operator(module, args[0], output)
+                operators_by_name[name] = _read_operator(module, args[0], output)
             elif name in heads:
-                operators_by_name[name] = _attention(heads[name], args[0])
+                operators_by_name[name] = _read_attention(heads[name], args[0])
 
         return read
 
@@ -119,13 +119,13 @@ def find_operators(model: nn.Module, groups: Sequence[Group], example: Tensor) -
             if not list(module.children()) or name in heads:
                 module.register_forward_hook(hook(name))
         model(example[:1].to(device_of(model)))
-    for (name, _), following in zip(order, _following(order), strict=True):
+    for (name, _), following in zip(order, _find_following(order), strict=True):
         if name in operators_by_name and following:
             operators_by_name[name] = replace(operators_by_name[name], activation=following)
     return operators_by_name
 
 
-def _following(order: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, ...]]:
+def _find_following(order: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, ...]]:
     """For every call, the operators of the activation that comes right after it, past norms that are folded."""
     next_activation: tuple[str, ...] = ()
     result = []
@@ -141,7 +141,7 @@ def _following(order: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, ...]]:
     return result[::-1]
 
 
-def _operator(module: nn.Module, inputs: Tensor, output: Tensor) -> Operator:
+def _read_operator(module: nn.Module, inputs: Tensor, output: Tensor) -> Operator:
     if isinstance(module, CONVOLUTIONS):
         padding = module.padding if not isinstance(module.padding, str) else _resolve_same_padding(module)
         return Operator(
@@ -157,7 +157,7 @@ def _operator(module: nn.Module, inputs: Tensor, output: Tensor) -> Operator:
             positions=output[0, 0].numel(),
         )
     assert isinstance(module, nn.Linear)
-    rows = _windows(inputs) + tuple(inputs.shape[1:-1])
+    rows = _count_windows(inputs) + tuple(inputs.shape[1:-1])
     return Operator("linear", rows, module.in_features, module.out_features, positions=math.prod(rows))
 
 
@@ -167,13 +167,13 @@ def _resolve_same_padding(module: Any) -> tuple[int, ...]:
     return tuple(dilation * (kernel - 1) // 2 if module.padding == "same" else 0 for kernel, dilation in sizes)
 
 
-def _attention(group: Group, inputs: Tensor) -> Operator:
+def _read_attention(group: Group, inputs: Tensor) -> Operator:
     width = group.members[0].index.shape[1]
-    rows = (*_windows(inputs), math.prod(inputs.shape[1:-1]))
+    rows = (*_count_windows(inputs), math.prod(inputs.shape[1:-1]))
     return Operator("attention", rows, group.units, group.units, (width,), positions=math.prod(rows) * width)
 
 
-def _windows(inputs: Tensor) -> tuple[int, ...]:
+def _count_windows(inputs: Tensor) -> tuple[int, ...]:
     """How many windows of one sample run as a batch; nothing where it is the sample itself."""
     return () if len(inputs) == 1 else (len(inputs),)
 
@@ -186,8 +186,8 @@ class _GraphNodes:
     output: str
 
 
-def _conv(operator: Operator) -> _GraphNodes:
-    weight = _weight("w", operator.outputs, operator.inputs // operator.groups, *operator.kernel)
+def _make_conv(operator: Operator) -> _GraphNodes:
+    weight = _make_weight("w", operator.outputs, operator.inputs // operator.groups, *operator.kernel)
     node = helper.make_node(
         "Conv",
         ["x", "w", "b"],
@@ -197,16 +197,16 @@ def _conv(operator: Operator) -> _GraphNodes:
         dilations=operator.dilation,
         group=operator.groups,
     )
-    return _activated([(node, (weight, _weight("b", operator.outputs)))], operator)
+    return _find_activations([(node, (weight, _make_weight("b", operator.outputs)))], operator)
 
 
-def _linear(operator: Operator) -> _GraphNodes:
-    product = (helper.make_node("MatMul", ["x", "w"], ["p"]), (_weight("w", operator.inputs, operator.outputs),))
-    total = (helper.make_node("Add", ["p", "b"], ["y0"]), (_weight("b", operator.outputs),))
-    return _activated([product, total], operator)
+def _make_linear(operator: Operator) -> _GraphNodes:
+    product = (helper.make_node("MatMul", ["x", "w"], ["p"]), (_make_weight("w", operator.inputs, operator.outputs),))
+    total = (helper.make_node("Add", ["p", "b"], ["y0"]), (_make_weight("b", operator.outputs),))
+    return _find_activations([product, total], operator)
 
 
-def _products(operator: Operator) -> _GraphNodes:
+def _make_products(operator: Operator) -> _GraphNodes:
     *axes, tokens, width = range(len(operator.input_shape(1)))
     nodes = (
         helper.make_node("Transpose", ["x"], ["t"], perm=[*axes, width, tokens]),
@@ -214,21 +214,21 @@ def _products(operator: Operator) -> _GraphNodes:
         helper.make_node("Softmax", ["a"], ["s"], axis=-1),
         helper.make_node("MatMul", ["s", "x"], ["y0"]),
     )
-    return _activated([(node, ()) for node in nodes], operator)
+    return _find_activations([(node, ()) for node in nodes], operator)
 
 
-def _copies(operator: Operator) -> _GraphNodes:
+def _make_copies(operator: Operator) -> _GraphNodes:
     """As many depthwise 1 x 1 convolutions in a row as the kernel says."""
     names = ["x", *(f"y{place}" for place in range(operator.kernel[0]))]
     nodes = [
         helper.make_node("Conv", [source, "w"], [target], group=operator.inputs)
         for source, target in itertools.pairwise(names)
     ]
-    weights = (_weight("w", operator.inputs, 1, 1, 1),)
+    weights = (_make_weight("w", operator.inputs, 1, 1, 1),)
     return _GraphNodes(((nodes[0], weights), *((node, ()) for node in nodes[1:])), names[-1])
 
 
-def _activated(nodes: list[tuple[Any, tuple[Any, ...]]], operator: Operator) -> _GraphNodes:
+def _find_activations(nodes: list[tuple[Any, tuple[Any, ...]]], operator: Operator) -> _GraphNodes:
     name = "y0"
     for place, kind in enumerate(operator.activation, 1):
         sources = [name, "y0"] if kind == "Mul" else [name]
@@ -237,14 +237,14 @@ def _activated(nodes: list[tuple[Any, tuple[Any, ...]]], operator: Operator) -> 
     return _GraphNodes(tuple(nodes), name)
 
 
-def _weight(name: str, *shape: int) -> onnx.TensorProto:
+def _make_weight(name: str, *shape: int) -> onnx.TensorProto:
     values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32) / np.sqrt(np.prod(shape[1:]) or 1)
     return numpy_helper.from_array(values.astype(np.float32), name)
 
 
 _BODIES: Mapping[str, Callable[[Operator], _GraphNodes]] = {
-    "conv": _conv,
-    "linear": _linear,
-    "attention": _products,
-    "copy": _copies,
+    "conv": _make_conv,
+    "linear": _make_linear,
+    "attention": _make_products,
+    "copy": _make_copies,
 }

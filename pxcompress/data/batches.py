@@ -96,7 +96,7 @@ def read_images(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bo
 
 
 def read_later(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bool) -> Store:
-    """As `read_images`, but images that do not fit into memory are first opened when their batch is asked for.
+    """Read images as `read_images` does, but open those that do not fit into memory only when their batch is asked for.
 
     Damaged ones then raise `DataError` there, or are left out of their batch.
     """
@@ -188,13 +188,13 @@ class _Images(Dataset[tuple[Tensor, Tensor] | DataError]):
 
     def seen(self, index: int) -> _Seen | DataError:
         """The image, or why it cannot be read."""
-        return self._examined(index, self._resized)
+        return self._examine(index, self._resized)
 
     def glimpsed(self, index: int) -> _Seen | DataError:
-        """The same without pixels."""
-        return self._examined(index, lambda image: torch.empty(0))
+        """The image's target and digest without its pixels, or why it cannot be read."""
+        return self._examine(index, lambda image: torch.empty(0))
 
-    def _examined(self, index: int, pixels_of: Callable[[Image.Image], Tensor]) -> _Seen | DataError:
+    def _examine(self, index: int, pixels_of: Callable[[Image.Image], Tensor]) -> _Seen | DataError:
         try:
             image, deep = self.samples.opened(index)
             target = _target(self.samples, index, image.size, self._resize)

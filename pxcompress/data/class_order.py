@@ -7,7 +7,6 @@ orders are tried on the select pool.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +16,7 @@ from scipy.stats import binomtest
 from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.samples import Integers, Source
 from pxcompress.data.sources import extend_classes, restrict_classes
+from pxcompress.errors import list_some
 from pxcompress.models.class_names import is_part
 from pxcompress.models.loading import Loaded
 from pxcompress.state import device_of, evaluating
@@ -32,7 +32,7 @@ def match_class_order(source: Source, loaded: Loaded) -> Source:
     class_by_name = {name.casefold(): name for name in source.classes}
     order = tuple(class_by_name.get(name.casefold(), "") for name in loaded.class_names)
     if set(order) == set(source.classes):
-        message = f"classes are numbered as the weights name them: {_listed(order)}"
+        message = f"classes are numbered as the weights name them: {list_some(order, 4)}"
         return source if order == source.classes else _add_note(restrict_classes(source, order), message)
     if is_part(source.classes, loaded.class_names):
         names = [class_by_name.get(name.casefold(), name) for name in loaded.class_names]
@@ -50,7 +50,7 @@ def match_class_order(source: Source, loaded: Loaded) -> Source:
 
 
 def _choose_order(source: Source, loaded: Loaded) -> Source:
-    """In the order that is right more often on the select pool, by a sign test; else as it is."""
+    """The data, classes in the order that is right more often on the select pool, by a sign test; else unchanged."""
     predictions, labels = _predictions(source, loaded)
     place = np.array([source.other_order.index(name) for name in source.classes])
     right_as_is, right_renumbered = predictions == labels, predictions == place[labels]
@@ -58,9 +58,10 @@ def _choose_order(source: Source, loaded: Loaded) -> Source:
     discordant = only_here + only_there
     is_significant = discordant > 0 and binomtest(only_there, discordant).pvalue < SIGNIFICANCE_LEVEL
     by_code = (
-        f"sorted by code point ({_listed(source.classes)}) {right_as_is.sum()} of {len(labels)} select images are right"
+        f"sorted by code point ({list_some(source.classes, 4)}) {right_as_is.sum()} of {len(labels)} select images are "
+        "right"
     )
-    as_timm = f"sorted as timm does ({_listed(source.other_order)}) {right_renumbered.sum()}"
+    as_timm = f"sorted as timm does ({list_some(source.other_order, 4)}) {right_renumbered.sum()}"
     if is_significant and only_there > only_here:
         renumbered = restrict_classes(source, source.other_order)
         return _add_note(
@@ -91,7 +92,3 @@ def _predictions(source: Source, loaded: Loaded) -> tuple[Integers, Integers]:
 
 def _add_note(source: Source, note: str) -> Source:
     return replace(source, notes=(*source.notes, note))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -12,7 +12,7 @@ from pxcompress.data.batches import Reading, Store
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an image serves, and under which label."""
+    """The role that an image serves in, and its label."""
 
     role: str
     name: str
@@ -37,7 +37,7 @@ class Copies:
         nouns = [reading.store.samples.noun for reading in readings.values()]
         return cls(tuple(tuple(each) for each in places.values() if len(each) > 1), next(iter(nouns), "images"))
 
-    def left_out_of(self, stores: Mapping[str, Store], role: str) -> Store:
+    def find_left_out(self, stores: Mapping[str, Store], role: str) -> Store:
         """The samples of `role` without images that an earlier role, or an earlier sample, has already."""
         extra = {place.name for group in self.groups for place in group[1:] if place.role == role}
         store = stores[role]
@@ -50,19 +50,20 @@ class Copies:
     @property
     def notes(self) -> tuple[str, ...]:
         """How many duplicates there are, and what is wrong with them, in one line; empty without any."""
-        return tuple(self._told())
+        return tuple(self._describe())
 
-    def _told(self) -> Iterator[str]:
+    def _describe(self) -> Iterator[str]:
         if not self.groups:
             return
         original, copy = self.groups[0][:2]
         yield (
             f"{self._count(self.groups)} {self.noun} are copies of others, such as {copy.name!r} of "
-            f"{original.name!r}; {self._count(self._differing('role'))} serve another role than the first of them, "
-            f"{self._count(self._differing('label'))} have another class: remove them, or accuracy looks too good"
+            f"{original.name!r}; {self._count(self._find_differing('role'))} serve another role than the first of "
+            f"them, {self._count(self._find_differing('label'))} have another class: remove them, or accuracy looks "
+            "too good"
         )
 
-    def _differing(self, attribute: str) -> tuple[tuple[_Place, ...], ...]:
+    def _find_differing(self, attribute: str) -> tuple[tuple[_Place, ...], ...]:
         """Groups cut to their first place and those that differ from it."""
         return tuple(
             (group[0], *(place for place in group[1:] if getattr(place, attribute) != getattr(group[0], attribute)))

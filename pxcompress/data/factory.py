@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from pxcompress.data.items import Array, Item, Value, collect_items
 from pxcompress.data.samples import UserData
-from pxcompress.errors import DataError, ModelError, PxError, short
+from pxcompress.errors import DataError, ModelError, PxError, describe, short
 from pxcompress.models.factories import find_object
 from pxcompress.models.onnx_file import Ports
 
@@ -45,7 +45,7 @@ def _call(spec: str) -> object:
     try:
         return factory()
     except Exception as error:  # the user's callable may fail in any way
-        raise DataError(f"data {spec!r}: calling it failed: {_described(error)}") from error
+        raise DataError(f"data {spec!r}: calling it failed: {describe(error)}") from error
 
 
 def _halves(spec: str, data: object) -> Mapping[str, Iterable[object]]:
@@ -69,9 +69,7 @@ def _items(spec: str, half: str, data: Any) -> list[Item]:
     except PxError:
         raise
     except Exception as error:  # the user's data set may fail in any way
-        raise DataError(
-            f"data {spec!r}, item {len(items)} of {half}: reading it failed: {_described(error)}"
-        ) from error
+        raise DataError(f"data {spec!r}, item {len(items)} of {half}: reading it failed: {describe(error)}") from error
     if not items:
         raise DataError(f"data {spec!r} returned no items for {half}; expected {_EXPECTED}")
     return items
@@ -102,7 +100,3 @@ def _array(value: object) -> Array:
     if array.dtype.kind not in "biuf":
         raise TypeError(f"a {type(value).__name__} holds no numbers; expected a tensor or array")
     return array.astype(np.float32) if array.dtype.kind == "f" else array
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {short(error)}"

@@ -92,11 +92,11 @@ def _read_masks(scan: _Scan, halves: Sequence[Path]) -> UserData:
         if not pairs[-1]:
             raise DataError(f"no images in '{half / 'images'}'; expected images with a PNG each in masks/")
     classes = class_names(scan.spec, scan.root, [mask for half in pairs for _, mask in half])
-    train, *held_out = (_masked(scan.root, half, len(classes)) for half in pairs)
+    train, *held_out = (_open_masked(scan.root, half, len(classes)) for half in pairs)
     return UserData(classes, train, held_out[0] if held_out else None, layout="masks", outputs=len(classes))
 
 
-def _masked(root: Path, pairs: Sequence[Pair], classes: int) -> Samples:
+def _open_masked(root: Path, pairs: Sequence[Pair], classes: int) -> Samples:
     images, masks = (tuple(pair[side].relative_to(root).as_posix() for pair in pairs) for side in (0, 1))
     labels = np.zeros(len(images), dtype=np.int64)
     return Samples.of(images, labels, Files(root, images), Masks(root, masks, images, classes))
@@ -229,7 +229,7 @@ class _Scan:
             if os.path.isdir(entry):
                 yield from self.walk(path, entered)
             elif entry.name.lower().endswith(IMG_EXTENSIONS):
-                yield (_resolved(path) if entry.is_symlink() else (device, entry.inode())), path
+                yield (_resolve_link(path) if entry.is_symlink() else (device, entry.inode())), path
 
 
 def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:
@@ -247,7 +247,7 @@ def _status(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _resolved(link: Path) -> _Identity:
+def _resolve_link(link: Path) -> _Identity:
     """The file that a link leads to; the link itself where there is none, so that it is found when it is read."""
     try:
         return _status(link)

@@ -20,7 +20,7 @@ from pxcompress.data.samples import Layout, Numbers, Samples, UserData
 from pxcompress.data.targets import IGNORED, Targets, Values
 from pxcompress.errors import DataError, InputError
 from pxcompress.models.onnx_file import Ports
-from pxcompress.models.signature import MASK, Signature, bounded
+from pxcompress.models.signature import MASK, Signature, bound_inputs
 from pxcompress.types import Input
 
 Array = NDArray[Any]
@@ -69,7 +69,7 @@ def _read_inputs(spec: str, values: Sequence[Value], ports: Ports | None) -> tup
     is_open = _is_open(stacks) and (ports is None or all(None in port.shape for port in ports.inputs))
     shapes = {name: (None,) if is_open else tuple(tensor.shape[1:]) for name, tensor in tensors.items()}
     try:
-        signature = bounded(
+        signature = bound_inputs(
             [Input(name, shapes[name], tensor.dtype) for name, tensor in tensors.items()], _each_alone(tensors)
         )
     except InputError as error:
@@ -90,7 +90,7 @@ def _stack_inputs(spec: str, values: Sequence[Value]) -> dict[str | int | None, 
                 f"data {spec!r}, item {number}: its inputs are {listed}; expected {', '.join(map(str, names))}"
             )
     rows: list[dict[str | int, Array]] = [value for value in values if isinstance(value, dict)]
-    rows = _filled_up(spec, rows) if _is_open({name: array[None] for name, array in rows[0].items()}) else rows
+    rows = _fill_up(spec, rows) if _is_open({name: array[None] for name, array in rows[0].items()}) else rows
     return {name: _stack(spec, f"inputs {name!r}", [row[name] for row in rows]) for name in names}
 
 
@@ -103,7 +103,7 @@ def _each_alone(stacks: Mapping[str | int, torch.Tensor]) -> dict[str | int, Seq
     return {name: [stack] for name, stack in stacks.items()}
 
 
-def _filled_up(spec: str, rows: Sequence[Mapping[str | int, Array]]) -> list[dict[str | int, Array]]:
+def _fill_up(spec: str, rows: Sequence[Mapping[str | int, Array]]) -> list[dict[str | int, Array]]:
     """Token ids and what belongs to them, with zeros behind up to the longest."""
     for number, row in enumerate(rows):
         if len({len(array) for array in row.values()}) > 1:
@@ -142,10 +142,10 @@ def _read_targets(
     values = _stack(spec, "targets", known_targets)
     are_whole_numbers = values.dtype.kind != "f"
     if values.ndim == 1 and are_whole_numbers:
-        return "classes", _numbered(spec, values), values.astype(np.int64), None
+        return "classes", _number_classes(spec, values), values.astype(np.int64), None
     if values.ndim == 3 and are_whole_numbers:
         _check_size(spec, values, inputs)
-        return "masks", _numbered(spec, values[values != IGNORED]), zeros, Values(values.astype(np.int64))
+        return "masks", _number_classes(spec, values[values != IGNORED]), zeros, Values(values.astype(np.int64))
     if values.ndim > 2:
         raise DataError(
             f"data {spec!r}: targets are {'whole' if are_whole_numbers else 'float'} numbers of shape "
@@ -163,7 +163,7 @@ def _image_sides(value: Value) -> tuple[int, int] | None:
     return next(((array.shape[2], array.shape[1]) for array in arrays if array.ndim == 3), None)
 
 
-def _numbered(spec: str, values: Array) -> tuple[str, ...]:
+def _number_classes(spec: str, values: Array) -> tuple[str, ...]:
     """ "0", "1", ... up to the largest class."""
     if values.min(initial=0) < 0:
         raise DataError(f"data {spec!r}: a target is class {values.min()}; expected classes from 0 on")

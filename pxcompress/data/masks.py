@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pxcompress.data.targets import IGNORED, read_mask
-from pxcompress.errors import DataError
+from pxcompress.errors import DataError, list_some
 
 _SHOWN = 3  # names in a message
 
@@ -52,9 +52,8 @@ def _largest(path: Path, name: str) -> int:
 
 def _check_partners(unpaired: Sequence[Path], kind: str, partner: str, half: Path) -> None:
     if unpaired:
-        names = ", ".join(repr(path.relative_to(half).as_posix()) for path in unpaired[:_SHOWN])
-        remainder = f" and {len(unpaired) - _SHOWN} more" if len(unpaired) > _SHOWN else ""
-        raise DataError(f"no {partner} of the same name in '{half}' for {kind} {names}{remainder}; add or remove them")
+        names = list_some([repr(path.relative_to(half).as_posix()) for path in unpaired], _SHOWN)
+        raise DataError(f"no {partner} of the same name in '{half}' for {kind} {names}; add or remove them")
 
 
 def _stem(path: Path, folder: Path) -> str:

@@ -61,17 +61,19 @@ def _as_module_takes(spec: str, port: Input, array: Array, ports: Ports) -> Arra
             f"data {spec!r}: input {port.name!r} is {array.dtype}, {ports.file} takes {_name(port.dtype)}: convert it, "
             "scaled as the file takes it"
         )
-    laid = _laid(array, port, ports)
+    laid = _lay_out(array, port, ports)
     if laid is None:
-        given, expected = (" x ".join(str(size or "any") for size in shape) for shape in (array.shape[1:], port.shape))
+        shape_text, expected = (
+            " x ".join(str(size or "any") for size in shape) for shape in (array.shape[1:], port.shape)
+        )
         raise DataError(
-            f"data {spec!r}: samples of input {port.name!r} are {given}, {ports.file} takes {expected}; expected "
+            f"data {spec!r}: samples of input {port.name!r} are {shape_text}, {ports.file} takes {expected}; expected "
             "arrays (n, ...) of such"
         )
     return laid.astype(np.float32 if floats else _name(port.dtype), copy=False)
 
 
-def _laid(array: Array, port: Input, ports: Ports) -> Array | None:
+def _lay_out(array: Array, port: Input, ports: Ports) -> Array | None:
     """The samples with the axes that the module takes; None where they are of another shape than the file takes."""
     if _fits(array.shape[1:], port.shape):
         return np.moveaxis(array, -1, 1) if ports.channels_last else array

@@ -79,5 +79,5 @@ def _with_shorter_side(side: int, width: int, height: int) -> tuple[int, int]:
 
 
 def _margin(own: int, side: int) -> int:
-    """Where an image of the length `own` begins in an input of the length `side`; negative where it is cut off."""
+    """Offset of an image of length `own` centred in an input of length `side`; negative where the image is cut off."""
     return (side - own) // 2 if own <= side else -round((own - side) / 2)

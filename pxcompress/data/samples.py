@@ -152,7 +152,7 @@ class Source:
     inputs: tuple[Input, ...] = ()
 
 
-def drawing_order(labels: Integers, rng: np.random.Generator, *, balanced: bool) -> Integers:
+def draw_order(labels: Integers, rng: np.random.Generator, *, balanced: bool) -> Integers:
     """A random order of samples whose every beginning has the classes mixed well.
 
     `balanced`: every class equally often for as long as it lasts; else every class by its share of the samples.
@@ -171,7 +171,7 @@ def cut(
     samples: Samples, sizes: Sequence[int], rng: np.random.Generator, *, balanced: bool = False
 ) -> tuple[Samples, ...]:
     """Disjoint parts of the given sizes, drawn at random, each stratified by class."""
-    order = drawing_order(samples.labels, rng, balanced=balanced)
+    order = draw_order(samples.labels, rng, balanced=balanced)
     ends = np.cumsum(sizes)
     return tuple(samples.take(order[end - size : end]) for size, end in zip(sizes, ends, strict=True))
 

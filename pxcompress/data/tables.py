@@ -36,7 +36,7 @@ class _Table:
     names: tuple[str, ...]
 
     def error(self, row: int, text: str) -> DataError:
-        """What is wrong with a row, counted from 1."""
+        """The error for what is wrong with a row, `text`; rows are counted from 1."""
         return DataError(f"data {self.spec!r}, row {row + 1}: {text}")
 
 

@@ -105,9 +105,10 @@ class BoxRows:
         if image_size is None or resize is None:
             raise DataError("boxes are given for inputs that are no images; give other data")
         if (size := self.sizes[position]) not in ((0, 0), image_size):
-            given, wanted = ("x".join(map(str, each)) for each in (image_size, size))
+            size_text, annotation_text = ("x".join(map(str, each)) for each in (image_size, size))
             raise DataError(
-                f"image {self.images[position]!r} is {given}, its annotation says {wanted}; mend the annotation"
+                f"image {self.images[position]!r} is {size_text}, its annotation says {annotation_text}; mend the "
+                "annotation"
             )
         rows, sides = self.rows[position].copy(), resize.input_sides
         if self.relative:

@@ -41,7 +41,7 @@ _HELD_OUT_SPLITS = ("validation", "val", "test")
 _FAILURES = (OSError, RuntimeError, ValueError, AssertionError, KeyError, ImportError)
 
 STREAM_LIMIT = 10_000
-"""Samples read from each split of a stream: these cannot be opened by number, so they are written to a file first."""
+"""Largest number of samples read from each split of a stream, which cannot be opened by number: they go to a file."""
 
 _Pools = tuple[tuple[str, ...], Samples, Samples | None, tuple[str, ...]]
 

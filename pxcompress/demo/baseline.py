@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pxcompress.cache import cache_dir, whole_file
 from pxcompress.data import Source, training_batches
+from pxcompress.data.samples import Samples
 from pxcompress.demo.losses import ClassLoss, Loss, loss_for
 from pxcompress.deploy.predictions import torch_quality
 from pxcompress.errors import DataError, ModelError, short
@@ -31,6 +32,7 @@ from pxcompress.models.checkpoint import load_state
 from pxcompress.models.loading import Architecture, Loaded
 from pxcompress.models.training import adamw, deterministic, flushed_denormals, move_images, update, zero_denormals
 from pxcompress.notes import Note
+from pxcompress.registry import option
 from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
@@ -64,9 +66,11 @@ SCHEDULES = {
     "numbers": Schedule(steps=600, epochs=4, learning_rate=5e-3, weight_decay=1e-3),
     "texts": Schedule(steps=500, epochs=3, learning_rate=1e-3),
 }
-"""By what the model is made of; "numbers" for inputs that are no images, "texts" for tokens. Measured on `digits`:
-ResNet, MobileNetV2 and VGG-11 at 32 pixels, small ViT at 64; on `glyphs` a ViT behind convolutions with BatchNorm;
-on `spiral` and `dna` the nets of `pxcompress.demo.nets`."""
+"""Length of training by what the model is made of; "numbers" for inputs that are no images, "texts" for tokens.
+
+Tuned on `digits`: ResNet, MobileNetV2 and VGG-11 at 32 pixels, small ViT at 64; on `glyphs`: a ViT behind convolutions
+with BatchNorm; on `spiral` and `dna`: the nets of `pxcompress.demo.nets`.
+"""
 
 WIDE_INPUTS = 20_000
 """Number of inputs from which a layer (a VGG's first dense one) needs smaller steps of Adam."""
@@ -112,6 +116,19 @@ class LearnedHere:
         return replace(loaded, weights="trained-here")
 
 
+@dataclass(frozen=True)
+class Drawn(LearnedHere):
+    """Samples that are drawn on the spot, and how many: the first ones of each part."""
+
+    train: int = option(12000, "samples to train, score and repair on", low=1)
+    select: int = option(1000, "samples to select with", low=1)
+    held_out: int = option(4000, "samples to certify and test on", low=1)
+
+    def pools(self, pool: Callable[[str, int], Samples]) -> tuple[Samples, Samples, Samples]:
+        """What `pool` draws for each part, given its name and number of samples."""
+        return pool("train", self.train), pool("select", self.select), pool("held-out", self.held_out)
+
+
 def baseline_key(architecture: Architecture, data: str, preprocessing: Preprocessing, seed: int) -> str:
     """Hex digits that differ whenever the trained weights would: the file name in the cache."""
     facts = [architecture.to_json(), data, asdict(preprocessing), seed, TRAINER_VERSION]
@@ -143,7 +160,7 @@ def _train(model: nn.Module, problem: Problem, note: Note) -> BaselineInfo:
         raise DataError("no image to train a baseline on; give data with more images, or weights with --checkpoint")
     images = next(iter(problem.select))[0].ndim == 4
     other = SCHEDULES["texts" if has_whole_numbers(model) else "numbers"]
-    schedule = _schedule_of(model) if images else other
+    schedule = _choose_schedule(model) if images else other
     epochs = math.ceil(problem.loss.duration * max(schedule.epochs, math.ceil(schedule.steps / steps)))
     if images:
         model.to(memory_format=torch.channels_last)
@@ -174,7 +191,7 @@ def _format_quality(task: Task, value: float) -> str:
     return f"{task.metric.name} {task.metric.format(value)}"
 
 
-def _schedule_of(model: nn.Module) -> Schedule:
+def _choose_schedule(model: nn.Module) -> Schedule:
     modules = list(model.modules())
     layers = [module for module in modules if isinstance(module, nn.Linear | nn.Conv2d)]
     if any(layer.weight[0].numel() > WIDE_INPUTS for layer in layers):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 BINS = 8
-"""Steps of a distribution over the distance from a location to a side of its box, in strides."""
+"""Number of bins of the distribution over the distance from a location to a side of its box, one stride each."""
 
 PRIOR = -math.log(20)
 """Logit of every class at first: most locations show nothing."""
@@ -95,14 +95,14 @@ class SplitHead(nn.Module):
             sides = boxes(x).unflatten(1, (4, BINS)).flatten(3).softmax(2)
             steps = torch.arange(BINS, dtype=x.dtype, device=x.device)[None, None, :, None]
             left, top, right, bottom = ((sides * steps).sum(2) * stride).unbind(1)
-            x_middle, y_middle = _grid(x, stride)
+            x_middle, y_middle = _make_grid(x, stride)
             middle = [x_middle + (right - left) / 2, y_middle + (bottom - top) / 2]
             sizes = [left + right, top + bottom]
             levels.append(torch.cat([torch.stack(middle + sizes, 1), classes(x).flatten(2).sigmoid()], 1))
         return torch.cat(levels, 2)
 
 
-def _grid(x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+def _make_grid(x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
     """Middles of the cells of a map in pixels, x and y, (locations,) each."""
     height, width = x.shape[-2:]
     rows, columns = (stride * (torch.arange(count, device=x.device) + 0.5).to(x) for count in (height, width))
@@ -171,7 +171,7 @@ class AnchorDetector(nn.Module):
         self.blocks = nn.ModuleList(InvertedResidual(*pair, stride) for pair, stride in pairs)
         self.deep = InvertedResidual(widths[-1], widths[-1], 1)
         self.boxes, self.classes = (
-            nn.ModuleList(_separable(width, len(ANCHORS) * outputs) for width in widths[-2:])
+            nn.ModuleList(_make_separable(width, len(ANCHORS) * outputs) for width in widths[-2:])
             for outputs in (4, num_classes)
         )
         for branch in self.classes:
@@ -188,19 +188,19 @@ class AnchorDetector(nn.Module):
             (8, 16), (maps[2], self.deep(x)), self.boxes, self.classes, strict=True
         ):
             codes = boxes(level).unflatten(1, (len(ANCHORS), 4)).movedim(2, -1).flatten(1, 3)
-            corners.append(_beside_anchors(codes, level, stride))
+            corners.append(_decode_beside_anchors(codes, level, stride))
             logits.append(classes(level).unflatten(1, (len(ANCHORS), self.num_classes)).movedim(2, -1).flatten(1, 3))
         return {"boxes": torch.cat(corners, 1), "logits": torch.cat(logits, 1)}
 
 
-def _separable(width: int, outputs: int) -> nn.Sequential:
+def _make_separable(width: int, outputs: int) -> nn.Sequential:
     """A depthwise convolution, then one of 1 x 1."""
     return nn.Sequential(convolution(width, width, 3, groups=width), nn.Conv2d(width, outputs, 1))
 
 
-def _beside_anchors(codes: Tensor, level: Tensor, stride: int) -> Tensor:
+def _decode_beside_anchors(codes: Tensor, level: Tensor, stride: int) -> Tensor:
     """Corners of codes (n, anchors * locations, 4): moves in units of the anchor's sides, and logs of its growth."""
-    x, y = (each.repeat(len(ANCHORS)) for each in _grid(level, stride))
+    x, y = (each.repeat(len(ANCHORS)) for each in _make_grid(level, stride))
     cells = level.shape[-2] * level.shape[-1]
     shapes = torch.tensor(ANCHORS, device=level.device, dtype=level.dtype)
     sizes = 2 * stride * shapes[:, 1] * torch.stack([shapes[:, 0].sqrt(), shapes[:, 0].rsqrt()])

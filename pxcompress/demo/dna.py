@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Numbers, Samples, Source
-from pxcompress.demo.baseline import LearnedHere
-from pxcompress.registry import option
+from pxcompress.demo.baseline import Drawn
 
 LETTERS = "ACGT"
 LENGTH = 200
@@ -34,24 +33,18 @@ Mask = NDArray[np.bool_]
 
 @EMBEDDED.register("dna")
 @dataclass(frozen=True)
-class DNA(LearnedHere):
+class DNA(Drawn):
     """Random DNA sequences with two motifs planted in each."""
 
-    train: int = option(12000, "sequences to train, score and repair on", low=1)
-    select: int = option(1000, "sequences to select with", low=1)
-    held_out: int = option(4000, "sequences to certify and test on", low=1)
-
     def source(self, spec: str) -> Source:
-        """The first sequences of each part, one-hot."""
-        pools = []
-        for part, count in zip(PARTS, (self.train, self.select, self.held_out), strict=True):
+        """The data: the first sequences of each part, one-hot, as many as the options say."""
+
+        def pool(part: str, count: int) -> Samples:
             letters, labels = dna_arrays(part, count)
-            ids = [f"dna/{part}/{index}" for index in range(count)]
-            pools.append(Samples.of(ids, labels, Numbers(letters)))
-        train, select, held_out = pools
-        return Source(
-            spec, CLASSES, True, (4, LENGTH), train, select, held_out, limits=LIMITS, mask=find_planted, letters=LETTERS
-        )
+            return Samples.of([f"dna/{part}/{index}" for index in range(count)], labels, Numbers(letters))
+
+        pools = self.pools(pool)
+        return Source(spec, CLASSES, True, (4, LENGTH), *pools, limits=LIMITS, mask=find_planted, letters=LETTERS)
 
 
 def dna_sample(part: str, index: int, seed: int = 0) -> tuple[NDArray[np.uint8], Mask]:
@@ -64,7 +57,7 @@ def dna_sample(part: str, index: int, seed: int = 0) -> tuple[NDArray[np.uint8],
     letters = np.searchsorted((0.5 - strong, 0.5, 0.5 + strong), rng.uniform(size=LENGTH))
     is_motif = np.zeros(LENGTH, np.bool_)
     pair = rng.permutation(PAIRS[index % len(PAIRS)])
-    for motif, start in zip(pair, _starts(rng, [len(MOTIFS[motif]) for motif in pair]), strict=True):
+    for motif, start in zip(pair, _draw_starts(rng, [len(MOTIFS[motif]) for motif in pair]), strict=True):
         place = slice(start, start + len(MOTIFS[motif]))
         motif_letters = rng.integers(4, size=len(MOTIFS[motif]))
         is_wrong = rng.uniform(size=len(motif_letters)) < ERRORS
@@ -80,12 +73,12 @@ def dna_arrays(part: str, count: int, seed: int = 0) -> tuple[NDArray[np.uint8],
 
 
 def find_planted(sample: str) -> Mask:
-    """Where motifs were planted in the sample with this id, such as "dna/train/17": (length,)."""
+    """Mask of the planted motifs in the sample with this id, such as "dna/train/17": (length,)."""
     _, part, index = sample.split("/")
     return dna_sample(part, int(index))[1]
 
 
-def _starts(rng: np.random.Generator, lengths: list[int]) -> list[int]:
-    """Where pieces of these lengths begin, in this order, without overlap, all ways equally likely."""
+def _draw_starts(rng: np.random.Generator, lengths: list[int]) -> list[int]:
+    """Random first positions of pieces of these lengths, in this order, without overlap, all ways equally likely."""
     gaps = np.sort(rng.integers(0, LENGTH - sum(lengths) + 1, len(lengths)))
     return [int(gap) + sum(lengths[:place]) for place, gap in enumerate(gaps)]

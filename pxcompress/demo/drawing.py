@@ -33,7 +33,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Place:
-    """Where on a canvas a character is drawn: its middle, how far that may be shifted, and its scale."""
+    """Position of a character on a canvas: its middle, how far that may be shifted, and its scale."""
 
     x: float = CANVAS / 2
     y: float = CANVAS / 2
@@ -47,17 +47,17 @@ def font_path(name: str) -> Path:
 
 
 @cache
-def _font(name: str) -> ImageFont.FreeTypeFont:
+def _load_font(name: str) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(font_path(name)), _FONT_SIZE)
 
 
 @cache
 def character_mask(character: str, font: str) -> Image.Image:
-    """The character in the middle of a canvas, "L"."""
-    left, top, right, bottom = _font(font).getbbox(character)
+    """A grey picture (mode "L") of a character in the middle of a canvas."""
+    left, top, right, bottom = _load_font(font).getbbox(character)
     mask = Image.new("L", (CANVAS, CANVAS))
     position = ((CANVAS - left - right) / 2, (CANVAS - top - bottom) / 2)
-    ImageDraw.Draw(mask).text(position, character, fill=255, font=_font(font))
+    ImageDraw.Draw(mask).text(position, character, fill=255, font=_load_font(font))
     return mask
 
 
@@ -95,13 +95,13 @@ def paste(canvas: Image.Image, character: str, colour: Colour, rng: np.random.Ge
     """Draws a distorted character in a random font onto the canvas, in place; its mask, "L"."""
     mask = character_mask(character, FONTS[rng.integers(len(FONTS))])
     warped_mask = mask.transform(
-        canvas.size, Image.Transform.PERSPECTIVE, _distortion(rng, place), Image.Resampling.BICUBIC
+        canvas.size, Image.Transform.PERSPECTIVE, _make_distortion(rng, place), Image.Resampling.BICUBIC
     )
     canvas.paste(colour, mask=warped_mask)
     return warped_mask
 
 
-def _distortion(rng: np.random.Generator, place: Place) -> tuple[float, ...]:
+def _make_distortion(rng: np.random.Generator, place: Place) -> tuple[float, ...]:
     """The 8 numbers of a random map from canvas to character: shift, turn, shear, scale, perspective."""
     shift_x, shift_y = rng.uniform(-place.spread, place.spread, 2) + np.array([place.x, place.y])
     turn = math.radians(rng.uniform(-22, 22))

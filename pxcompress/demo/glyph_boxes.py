@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Samples, Source
 from pxcompress.data.targets import BoxRows
-from pxcompress.demo.baseline import LearnedHere
+from pxcompress.demo.baseline import Drawn
 from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, near, paste, reduced
 from pxcompress.demo.glyphs import PARTS
 from pxcompress.demo.images import StoredImages, cached_arrays
@@ -34,7 +34,7 @@ _OVERLAP = 0.2  # of a character's box, at most, that those drawn before it may 
 
 @EMBEDDED.register("glyph-boxes")
 @dataclass(frozen=True)
-class GlyphBoxes(LearnedHere):
+class GlyphBoxes(Drawn):
     """Boxes around characters of eight kinds."""
 
     train: int = option(4000, "images to train, score and repair on", low=1)
@@ -43,9 +43,7 @@ class GlyphBoxes(LearnedHere):
 
     def source(self, spec: str) -> Source:
         """The first images of each part, with boxes."""
-        counts = (self.train, self.select, self.held_out)
-        train, select, held_out = map(_pool, PARTS, counts)
-        return Source(spec, LETTERS, True, SIDE, train, select, held_out, limits=LIMITS, layout="boxes")
+        return Source(spec, LETTERS, True, SIDE, *self.pools(_pool), limits=LIMITS, layout="boxes")
 
 
 def _pool(part: str, count: int) -> Samples:

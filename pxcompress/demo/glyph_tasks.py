@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pxcompress.data.embedded import EMBEDDED
-from pxcompress.data.samples import Layout, Samples, Source
+from pxcompress.data.samples import Samples, Source
 from pxcompress.data.targets import Targets, Values
-from pxcompress.demo.baseline import LearnedHere
+from pxcompress.demo.baseline import Drawn
 from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, near, paste, reduced
 from pxcompress.demo.glyphs import CLASSES, PARTS, glyph_image
 from pxcompress.demo.images import SIDE, StoredImages, StoredMasks, cached_arrays
@@ -46,21 +46,17 @@ Scene = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class _Drawn(LearnedHere):
+class _Scenes(Drawn):
     """Images that are drawn on the spot, and how many."""
 
     train: int = option(6000, "images to train, score and repair on", low=1)
     select: int = option(600, "images to select with", low=1)
     held_out: int = option(2500, "images to certify and test on", low=1)
 
-    @property
-    def _counts(self) -> tuple[int, int, int]:
-        return self.train, self.select, self.held_out
-
 
 @EMBEDDED.register("glyph-masks")
 @dataclass(frozen=True)
-class GlyphMasks(_Drawn):
+class GlyphMasks(_Scenes):
     """Images to segment: pixels of digits, vowels, consonants, lower-case letters, and background."""
 
     def source(self, spec: str) -> Source:
@@ -72,14 +68,14 @@ class GlyphMasks(_Drawn):
             images, owners, characters = scenes(part, count, kinds)
             kinds_shown = np.array([[0, *(number.get(each, 0) for each in row)] for row in characters], np.uint8)
             masks = kinds_shown[np.arange(count)[:, None, None], owners]
-            return _samples(f"glyph-masks/{part}", images, StoredMasks(masks))
+            return _make_samples(f"glyph-masks/{part}", images, StoredMasks(masks))
 
-        return _source(spec, ("background", *KINDS), "masks", SCENE_SIDE, [*map(pool, PARTS, self._counts)])
+        return Source(spec, ("background", *KINDS), True, SCENE_SIDE, *self.pools(pool), limits=LIMITS, layout="masks")
 
 
 @EMBEDDED.register("glyph-counts")
 @dataclass(frozen=True)
-class GlyphCounts(_Drawn):
+class GlyphCounts(_Scenes):
     """Images with two numbers to predict: how many characters there are, and how many of them are digits."""
 
     def source(self, spec: str) -> Source:
@@ -89,14 +85,14 @@ class GlyphCounts(_Drawn):
         def pool(part: str, count: int) -> Samples:
             images, _, characters = scenes(part, count, (digits, "".join(CLASSES[len(digits) :])))
             counts = np.stack([characters != "", np.isin(characters, list(digits))]).sum(2).T.astype(np.float32)
-            return _samples(f"glyph-counts/{part}", images, Values(counts))
+            return _make_samples(f"glyph-counts/{part}", images, Values(counts))
 
-        return _source(spec, COUNT_NAMES, "numbers", SCENE_SIDE, [*map(pool, PARTS, self._counts)])
+        return Source(spec, COUNT_NAMES, True, SCENE_SIDE, *self.pools(pool), limits=LIMITS, layout="numbers")
 
 
 @EMBEDDED.register("glyph-labels")
 @dataclass(frozen=True)
-class GlyphLabels(_Drawn):
+class GlyphLabels(_Scenes):
     """Images with several labels: which of ten characters occur."""
 
     def source(self, spec: str) -> Source:
@@ -105,26 +101,27 @@ class GlyphLabels(_Drawn):
         def pool(part: str, count: int) -> Samples:
             images, _, characters = scenes(part, count, LABELS)
             occurs = (characters[:, :, None] == np.array(LABELS)).any(1).astype(np.float32)
-            return _samples(f"glyph-labels/{part}", images, Values(occurs))
+            return _make_samples(f"glyph-labels/{part}", images, Values(occurs))
 
-        return _source(spec, LABELS, "labels", SCENE_SIDE, [*map(pool, PARTS, self._counts)])
+        return Source(spec, LABELS, True, SCENE_SIDE, *self.pools(pool), limits=LIMITS, layout="labels")
 
 
 @EMBEDDED.register("glyph-identities")
 @dataclass(frozen=True)
-class GlyphIdentities(_Drawn):
+class GlyphIdentities(_Scenes):
     """Single characters, to be found again: those of select and held-out are not trained on."""
 
     def source(self, spec: str) -> Source:
         """The first images of each part; half of the 40 characters are for training."""
         identities = np.arange(len(CLASSES))
-        parts = [identities[1::2], identities[2::4], identities[0::4]]
+        classes_of_part = {"train": identities[1::2], "select": identities[2::4], "held-out": identities[0::4]}
 
-        def pool(part: str, count: int, part_classes: NDArray[np.int64]) -> Samples:
+        def pool(part: str, count: int) -> Samples:
+            part_classes = classes_of_part[part]
             labels = part_classes[np.arange(count) % len(part_classes)]
 
             def draw() -> dict[str, NDArray[np.generic]]:
-                pictures = [glyph_image(int(label), _rng(part, index)) for index, label in enumerate(labels)]
+                pictures = [glyph_image(int(label), _make_rng(part, index)) for index, label in enumerate(labels)]
                 return {"images": np.stack([np.asarray(image) for image in pictures])}
 
             key = f"{_VERSION}/{part}/{count}/{CLASSES}/{FONTS}/{part_classes.tolist()}"
@@ -133,7 +130,7 @@ class GlyphIdentities(_Drawn):
             ids = [f"glyph-identities/{part}/{index}" for index in range(count)]
             return Samples.of(ids, labels, StoredImages(images.astype(np.uint8, copy=False)))
 
-        return _source(spec, CLASSES, "identities", SIDE, [*map(pool, PARTS, self._counts, parts)])
+        return Source(spec, CLASSES, True, SIDE, *self.pools(pool), limits=LIMITS, layout="identities")
 
 
 def scene(characters: tuple[str, ...], rng: np.random.Generator) -> Scene:
@@ -162,7 +159,7 @@ def scenes(
     """
 
     def draw() -> dict[str, NDArray[np.generic]]:
-        scenes_of_part = [scene(characters, _rng(part, index)) for index in range(count)]
+        scenes_of_part = [scene(characters, _make_rng(part, index)) for index in range(count)]
         names = [
             (*scene_characters, *[""] * (_MOST - len(scene_characters))) for _, _, scene_characters in scenes_of_part
         ]
@@ -178,15 +175,10 @@ def scenes(
     return images, owners, arrays["characters"].astype(np.str_, copy=False)
 
 
-def _samples(name: str, images: NDArray[np.uint8], targets: Targets) -> Samples:
+def _make_samples(name: str, images: NDArray[np.uint8], targets: Targets) -> Samples:
     ids = [f"{name}/{index}" for index in range(len(images))]
     return Samples.of(ids, np.zeros(len(images), np.int64), StoredImages(images), targets)
 
 
-def _source(spec: str, names: tuple[str, ...], layout: Layout, side: int, pools: list[Samples]) -> Source:
-    train, select, held_out = pools
-    return Source(spec, names, True, side, train, select, held_out, limits=LIMITS, layout=layout)
-
-
-def _rng(part: str, index: int) -> np.random.Generator:
+def _make_rng(part: str, index: int) -> np.random.Generator:
     return np.random.default_rng([0, PARTS.index(part), index])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Samples, Source
-from pxcompress.demo.baseline import LearnedHere
+from pxcompress.demo.baseline import Drawn
 from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, near, paste, reduced
 from pxcompress.demo.images import SIDE, StoredImages, cached_arrays
 from pxcompress.registry import option
@@ -33,22 +33,19 @@ Labels = NDArray[np.int64]
 
 @EMBEDDED.register("glyphs")
 @dataclass(frozen=True)
-class Glyphs(LearnedHere):
+class Glyphs(Drawn):
     """Characters in 22 fonts on clutter, drawn on the spot."""
 
     train: int = option(16000, "images to train, score and repair on", low=1)
-    select: int = option(1000, "images to select with", low=1)
-    held_out: int = option(4000, "images to certify and test on", low=1)
 
     def source(self, spec: str) -> Source:
         """The first images of each part."""
-        pools = []
-        for part, count in zip(PARTS, (self.train, self.select, self.held_out), strict=True):
+
+        def pool(part: str, count: int) -> Samples:
             images, labels = glyph_arrays(part, count)
-            ids = [f"glyphs/{part}/{index}" for index in range(count)]
-            pools.append(Samples.of(ids, labels, StoredImages(images)))
-        train, select, held_out = pools
-        return Source(spec, CLASSES, True, SIDE, train, select, held_out, limits=LIMITS, mask=find_covered)
+            return Samples.of([f"glyphs/{part}/{index}" for index in range(count)], labels, StoredImages(images))
+
+        return Source(spec, CLASSES, True, SIDE, *self.pools(pool), limits=LIMITS, mask=find_covered)
 
 
 def glyph_image(label: int, rng: np.random.Generator) -> Image.Image:
@@ -57,13 +54,13 @@ def glyph_image(label: int, rng: np.random.Generator) -> Image.Image:
 
 
 def glyph_mask(part: str, index: int, seed: int = 0) -> NDArray[np.bool_]:
-    """Where the character of sample `index` of a part is, (32, 32): the pixels that it covers by half or more."""
-    mask = _draw(index % len(CLASSES), _rng(part, index, seed))[1]
+    """Mask of the character of sample `index` of a part, (32, 32): the pixels that it covers by half or more."""
+    mask = _draw(index % len(CLASSES), _make_rng(part, index, seed))[1]
     return np.asarray(mask.reduce(2)) >= 128
 
 
 def find_covered(sample: str) -> NDArray[np.bool_]:
-    """Where the character is in the sample with this id, such as "glyphs/train/17": (32, 32)."""
+    """Mask of the character in the sample with this id, such as "glyphs/train/17": (32, 32)."""
     _, part, index = sample.split("/")
     return glyph_mask(part, int(index))
 
@@ -89,7 +86,7 @@ def glyph_arrays(part: str, count: int, seed: int = 0) -> tuple[Images, Labels]:
     labels = np.arange(count, dtype=np.int64) % len(CLASSES)
 
     def draw() -> dict[str, NDArray[np.generic]]:
-        images = [glyph_image(int(label), _rng(part, index, seed)) for index, label in enumerate(labels)]
+        images = [glyph_image(int(label), _make_rng(part, index, seed)) for index, label in enumerate(labels)]
         return {"images": np.stack([np.asarray(image) for image in images])}
 
     key = f"{_VERSION}/{part}/{count}/{seed}/{CLASSES}/{FONTS}"
@@ -97,5 +94,5 @@ def glyph_arrays(part: str, count: int, seed: int = 0) -> tuple[Images, Labels]:
     return images.astype(np.uint8, copy=False), labels
 
 
-def _rng(part: str, index: int, seed: int) -> np.random.Generator:
+def _make_rng(part: str, index: int, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, PARTS.index(part), index])

@@ -60,7 +60,7 @@ class LabelLoss(Loss):
 
 
 class NumberLoss(Loss):
-    """Smooth L1 distance from every number."""
+    """Smooth L1 loss of a regression's numbers."""
 
     moves = False
     duration = 2.0
@@ -103,22 +103,22 @@ class BoxLoss(Loss):
     def forward(self, outputs: Outputs, targets: Tensor) -> Tensor:
         candidates = read_boxes(outputs)
         corners, logits = candidates.corners, candidates.logits
-        wanted, weights, total = torch.zeros_like(logits), 0.0, corners.sum() * 0
+        ideal, weights, total = torch.zeros_like(logits), 0.0, corners.sum() * 0
         for image, rows in enumerate(targets[:, :-1]):
             rows = rows[rows[:, 0] >= 0]
             if not len(rows):
                 continue
-            place, truth, fit = self._assigned(corners[image].detach(), logits[image].detach(), rows)
-            wanted[image, place, rows[truth, 0].long()] = fit
+            place, truth, fit = self._assign(corners[image].detach(), logits[image].detach(), rows)
+            ideal[image, place, rows[truth, 0].long()] = fit
             losses = generalized_box_iou_loss(corners[image, place], rows[truth, 1:5])
             total = total + (losses * fit).sum()
             weights += float(fit.sum())
         scale = max(weights, 1.0)
-        classes = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-        focus = (logits.detach().sigmoid() - wanted).abs().square().clamp_min(0.05)
+        classes = F.binary_cross_entropy_with_logits(logits, ideal, reduction="none")
+        focus = (logits.detach().sigmoid() - ideal).abs().square().clamp_min(0.05)
         return (classes * focus).sum() * 4 / scale + self.box_share * total / scale
 
-    def _assigned(self, corners: Tensor, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _assign(self, corners: Tensor, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Candidates that belong to an object, which one, and how well each fits, from 0 to 1."""
         overlap = box_iou(corners, rows[:, 1:5]).clamp_min(1e-6)
         near = generalized_box_iou(corners, rows[:, 1:5]) + 1
@@ -142,7 +142,7 @@ LOSSES: dict[str, type[Loss]] = {
 
 
 def loss_for(task: Task, source: Source, outputs: Outputs) -> Loss:
-    """What a model with such `outputs` is trained with: for a task that needs no targets, those of the data count."""
+    """Training loss of a model with these `outputs`: that of an embedding's identities, else of the data's targets."""
     if isinstance(task, Embedding) or source.layout == "identities":
         task = task if isinstance(task, Embedding) else Embedding()
         return IdentityLoss(task, len(source.classes), task.vectors(outputs).shape[1])

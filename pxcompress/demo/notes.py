@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Samples, Source
 from pxcompress.data.texts import Texts
-from pxcompress.demo.baseline import LearnedHere
+from pxcompress.demo.baseline import Drawn
 from pxcompress.models.tokens import Tokenizer
-from pxcompress.registry import option
 
 TOPICS = {
     "weather": ("rain", "snow", "wind", "fog", "hail", "storm", "frost", "sun"),
@@ -45,13 +44,13 @@ SHORTEST, LONGEST = 8, 40
 """Words of a note."""
 
 IN_PASSING = 0.5
-"""How often a third topic comes up, by one word."""
+"""Share of the notes in which a third topic comes up, by one word."""
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 WORDS = (*SPECIAL, *FILLERS, *(word for topic in TOPICS.values() for word in topic))
 
 
-def _tokenizer_json() -> str:
+def _make_tokenizer_json() -> str:
     """One token a word, "[CLS]" in front and "[SEP]" behind, as the library tokenizers reads it."""
     special = [
         {"id": number, "content": name, "special": True}
@@ -91,27 +90,23 @@ def _tokenizer_json() -> str:
     return json.dumps(content)
 
 
-TOKENIZER = Tokenizer(_tokenizer_json(), longest=LONGEST + 2, vocabulary=len(WORDS))
+TOKENIZER = Tokenizer(_make_tokenizer_json(), longest=LONGEST + 2, vocabulary=len(WORDS))
 
 
 @EMBEDDED.register("notes")
 @dataclass(frozen=True)
-class Notes(LearnedHere):
+class Notes(Drawn):
     """Generated texts with two topics each, and now and then a third in passing."""
-
-    train: int = option(12000, "texts to train, score and repair on", low=1)
-    select: int = option(1000, "texts to select with", low=1)
-    held_out: int = option(4000, "texts to certify and test on", low=1)
 
     def source(self, spec: str) -> Source:
         """The first texts of each part."""
-        pools = []
-        for part, count in zip(PARTS, (self.train, self.select, self.held_out), strict=True):
+
+        def pool(part: str, count: int) -> Samples:
             texts = Texts(tuple((note(part, index)[0],) for index in range(count)))
             labels = np.arange(count, dtype=np.int64) % len(CLASSES)
-            pools.append(Samples.of([f"notes/{part}/{index}" for index in range(count)], labels, texts))
-        train, select, held_out = pools
-        return Source(spec, CLASSES, True, None, train, select, held_out, limits=LIMITS, mask=planted)
+            return Samples.of([f"notes/{part}/{index}" for index in range(count)], labels, texts)
+
+        return Source(spec, CLASSES, True, None, *self.pools(pool), limits=LIMITS, mask=planted)
 
 
 def note(part: str, index: int, seed: int = 0) -> tuple[str, NDArray[np.bool_]]:
@@ -119,9 +114,9 @@ def note(part: str, index: int, seed: int = 0) -> tuple[str, NDArray[np.bool_]]:
     rng = np.random.default_rng([seed, PARTS.index(part), index])
     pair = PAIRS[index % len(PAIRS)]
     in_passing = bool(rng.uniform() < IN_PASSING)
-    evidence = [_word(rng, topic) for topic in pair for _ in range(2 if in_passing else int(rng.integers(1, 3)))]
+    evidence = [_draw_word(rng, topic) for topic in pair for _ in range(2 if in_passing else int(rng.integers(1, 3)))]
     others = [topic for topic in range(len(TOPICS)) if topic not in pair]
-    others_words = [_word(rng, int(rng.choice(others)))] if in_passing else []
+    others_words = [_draw_word(rng, int(rng.choice(others)))] if in_passing else []
     length = int(rng.integers(SHORTEST, LONGEST + 1)) - len(evidence) - len(others_words)
     words = [*evidence, *others_words, *(str(word) for word in rng.choice(FILLERS, length))]
     order = rng.permutation(len(words))
@@ -134,5 +129,5 @@ def planted(sample: str) -> NDArray[np.bool_]:
     return np.pad(note(part, int(index))[1], 1)
 
 
-def _word(rng: np.random.Generator, topic: int) -> str:
+def _draw_word(rng: np.random.Generator, topic: int) -> str:
     return str(rng.choice(list(TOPICS.values())[topic]))

@@ -43,19 +43,19 @@ class Spiral(LearnedHere):
 
 def spiral_arrays() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Points (50 000, 2), standardised, and labels (50 000,); first the inner class, from the centre outwards."""
-    points = np.concatenate([_along(_vertices(shift)) for shift in (-SHIFT, SHIFT)])
+    points = np.concatenate([_place_along(_list_vertices(shift)) for shift in (-SHIFT, SHIFT)])
     standardised_points = (points - points.mean(0)) / points.std(0)
     return standardised_points.astype(np.float32), np.repeat(np.arange(2), POINTS)
 
 
-def _vertices(shift: float) -> NDArray[np.float64]:
+def _list_vertices(shift: float) -> NDArray[np.float64]:
     """Corners of one polyline, (17, 2)."""
     angle = np.linspace(np.pi, 5 * np.pi, 17) + 0.4 * np.pi
     radius = 10 * angle + np.pi + shift
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
 
 
-def _along(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
+def _place_along(vertices: NDArray[np.float64]) -> NDArray[np.float64]:
     """`POINTS` points (POINTS, 2) at equal distances along a polyline, from its first corner to its last."""
     ends = np.concatenate([[0.0], np.hypot(*np.diff(vertices, axis=0).T).cumsum()])
     places = np.linspace(0.0, ends[-1], POINTS)

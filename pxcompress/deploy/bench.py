@@ -110,7 +110,7 @@ def bench(
 
     Without batch sizes it is the one that the first file is fixed to, or 1. `sizes` fill the dimensions that a file
     leaves open, only those. Raises `InputError` where one stays open, for a fixed batch of another size, and for what
-    `runtime.open_session` refuses, and `ResultError` where that is strict.
+    `runtime.open_session` refuses, and `ResultError` where a node runs on another provider in spite of `strict`.
     """
     conditions, sizes = conditions or BenchConditions(), sizes or Sizes()
     for batch_size in batch_sizes:

@@ -56,8 +56,8 @@ def compare(dense: Candidate, pruned: Candidate, timings: Sequence[FileTiming], 
     """Dense and pruned, whose `timings` come first; `classes` are the names of all."""
     dense_timing, pruned_timing = timings[:2]
     return Comparison(
-        dense=_measurement(dense, dense_timing),
-        pruned=_measurement(pruned, pruned_timing),
+        dense=_make_measurement(dense, dense_timing),
+        pruned=_make_measurement(pruned, pruned_timing),
         placement=pruned_timing.session.placement,
         speedup=estimate_speedup(dense_timing.seconds, pruned_timing.seconds),
         metric=pruned_timing.predictions.task.metric,
@@ -65,17 +65,17 @@ def compare(dense: Candidate, pruned: Candidate, timings: Sequence[FileTiming], 
         threads=pruned_timing.session.threads,
         noise=max(measure_noise(dense_timing.seconds), measure_noise(pruned_timing.seconds)),
         classes=class_changes(dense_timing.predictions, pruned_timing.predictions, classes),
-        operators=_operators(dense_timing, pruned_timing),
+        operators=_compare_operators(dense_timing, pruned_timing),
     )
 
 
-def _operators(first: FileTiming, second: FileTiming) -> tuple[OperatorTime, ...]:
+def _compare_operators(first: FileTiming, second: FileTiming) -> tuple[OperatorTime, ...]:
     """Shares of time by type of operator, largest of the first model first."""
     dense, pruned = (operator_shares(each.session, each.session.feed(each.inputs)) for each in (first, second))
     return tuple(OperatorTime(name, dense.get(name, 0.0), pruned.get(name, 0.0)) for name in {**dense, **pruned})
 
 
-def _measurement(candidate: Candidate, timing: FileTiming) -> Measurement:
+def _make_measurement(candidate: Candidate, timing: FileTiming) -> Measurement:
     return Measurement(
         quality=timing.predictions.quality,
         samples=timing.predictions.samples,
@@ -103,9 +103,9 @@ def ratios(dense: Measurement, pruned: Measurement) -> Ratios:
 def verdict(comparison: Comparison) -> str:
     """What was gained and lost, in one line; says so when nothing was gained."""
     dense, pruned = comparison.dense, comparison.pruned
-    macs = _factor(dense.macs, pruned.macs, "fewer MACs", "more MACs", "same MACs")
-    size = _factor(dense.onnx_bytes, pruned.onnx_bytes, "smaller file", "larger file", "same file size")
-    speed = _speed(comparison)
+    macs = _format_factor(dense.macs, pruned.macs, "fewer MACs", "more MACs", "same MACs")
+    size = _format_factor(dense.onnx_bytes, pruned.onnx_bytes, "smaller file", "larger file", "same file size")
+    speed = _describe_speed(comparison)
     faster = comparison.speedup.low > 1 and not comparison.disagrees
     parts = [macs, speed, size] if faster else [speed, macs, size]
     metric, change = comparison.metric, comparison.change
@@ -118,10 +118,10 @@ def verdict(comparison: Comparison) -> str:
     )
 
 
-def _speed(comparison: Comparison) -> str:
+def _describe_speed(comparison: Comparison) -> str:
     """The speed-up in words, with its conditions; "faster" only where the whole interval is."""
     change, batch = comparison.speedup, comparison.pruned.batch_size
-    conditions = f"p50, batch {batch}, {_hardware(comparison)}, 95 % interval {change.interval}"
+    conditions = f"p50, batch {batch}, {_describe_hardware(comparison)}, 95 % interval {change.interval}"
     if comparison.disagrees:
         return (
             f"SPEED UNCLEAR at batch {batch}: {change.ratio:.2f}x by p50, {comparison.mean_speedup:.2f}x by the mean "
@@ -134,13 +134,13 @@ def _speed(comparison: Comparison) -> str:
     return f"no difference in speed shown at batch {batch}: {change.ratio:.2f}x ({conditions})"
 
 
-def _hardware(comparison: Comparison) -> str:
+def _describe_hardware(comparison: Comparison) -> str:
     name = comparison.placement.got.removesuffix("ExecutionProvider")
     plural = "" if comparison.threads == 1 else "s"
     return f"{name} {comparison.threads} thread{plural}" if name == "CPU" else f"{name} {comparison.pruned.precision}"
 
 
-def _factor(dense: int, pruned: int, less_word: str, more_word: str, same_word: str) -> str:
+def _format_factor(dense: int, pruned: int, less_word: str, more_word: str, same_word: str) -> str:
     """ "2.9x fewer MACs"."""
     if dense == pruned:
         return same_word

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from pxcompress.deploy.converters import CONVERTERS, Converter, Predict, Source, as_arrays
 from pxcompress.deploy.export import Exported, named_inputs, on_cpu
 from pxcompress.deploy.quiet import capture_output
-from pxcompress.errors import InputError, ModelError, ParityError, StageError
-from pxcompress.guard import describe, name_failures
+from pxcompress.errors import InputError, ModelError, ParityError, StageError, describe
+from pxcompress.guard import name_failures
 from pxcompress.models.adapter import Adapter, named_outputs
 from pxcompress.models.signature import Signature, perturbed_rows
 from pxcompress.onnx_in import OnnxModule
@@ -146,14 +146,14 @@ def _check_parity(
 def _compare(predict: Predict, source: Source, batches: Sequence[tuple[Inputs, Inputs]], tolerance: float) -> Parity:
     """Differences of all outputs on batches, and how often the largest value lies in the same place."""
     differences, scales, agreements, samples = [], [1.0], [], 0
-    for given, as_read in batches:
+    for inputs, as_read in batches:
         with torch.no_grad():
-            expected = as_arrays(source.module(*given.values()))
+            expected = as_arrays(source.module(*inputs.values()))
         outputs = predict({name: value.contiguous().numpy() for name, value in as_read.items()})
         for one, other in zip(outputs, expected, strict=True):
             differences.append(float(np.abs(one.astype(np.float64) - other).max()))
             scales.append(float(np.abs(other).max()))
-        count = len(next(iter(given.values())))
+        count = len(next(iter(inputs.values())))
         first, reference = (each[0].reshape(count, -1).argmax(1) for each in (outputs, expected))
         agreements.append(float((first == reference).mean()))
         samples += count

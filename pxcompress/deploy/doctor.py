@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnxruntime as ort
 import torch
 
 from pxcompress.cache import cache_dir
 from pxcompress.columns import align
 from pxcompress.deploy import hardware, runtime
-from pxcompress.deploy.backends.onnxruntime import CUDA_VERSION, VERSION, list_built_in
+from pxcompress.deploy.backends.onnxruntime import CUDA_VERSION, VERSION
 from pxcompress.deploy.plugins import find_plugins
 from pxcompress.errors import InputError
 
@@ -92,7 +93,7 @@ def _try_providers() -> Iterator[Finding]:
 
 def _list_plugins() -> Iterator[Finding]:
     """Providers from packages of their own, beside those that are built into ONNX Runtime."""
-    built_in = ", ".join(name.removesuffix("ExecutionProvider") for name in list_built_in())
+    built_in = ", ".join(name.removesuffix("ExecutionProvider") for name in ort.get_available_providers())
     yield Finding("built-in providers", None, f"{built_in} (onnxruntime {VERSION})")
     plugins = find_plugins()
     if not plugins:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
 import hashlib
 import inspect
-import io
-import logging
 import os
-import re
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +22,8 @@ import torch.nn.functional as F
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
-from pxcompress.errors import InputError, ModelError
+from pxcompress.deploy.quiet import capture_output
+from pxcompress.errors import InputError, ModelError, describe
 from pxcompress.models.adapter import Adapter, named_outputs
 from pxcompress.models.outputs import by_name
 from pxcompress.models.signature import PACKING, Signature
@@ -71,7 +67,7 @@ def export_onnx(
     """
     if isinstance(model, OnnxModule):
         with on_cpu(model):
-            model.write_onnx(path, {**metadata, **packing_of(model)}, axes.batch)
+            model.write_onnx(path, {**metadata, **describe_packing(model)}, axes.batch)
         return _check_size_is_open(artifact_of(path), axes, channels_last=model.channels_last)
     inputs = torch.cat([example[:1]] * (axes.batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
     with on_cpu(model):
@@ -81,7 +77,7 @@ def export_onnx(
         _check_batch_is_dynamic(program.model)
     _free_names(program.model)
     _strip(program.model)
-    program.model.metadata_props.update({**metadata, **packing_of(model)})
+    program.model.metadata_props.update({**metadata, **describe_packing(model)})
     _write(program, path)
     return _check_size_is_open(artifact_of(path), axes)
 
@@ -97,7 +93,7 @@ def file_bytes(path: Path) -> int:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What an ONNX file says about itself."""
+    """The metadata_props of an ONNX file, by key."""
     return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
 
 
@@ -204,11 +200,11 @@ def named_inputs(model: nn.Module, packed: Tensor) -> dict[str, Tensor]:
     """What is `packed` in one tensor for a model, (n, ...) each, by the names that it has in the model's file."""
     signature = model.signature_ if isinstance(model, Adapter) else Signature()
     if signature.inputs:
-        return {argument_name(model, name): value for name, value in signature.unpacked(packed).items()}
-    return {model.given[0] if isinstance(model, OnnxModule) else INPUT: packed}
+        return {argument_name(model, name): value for name, value in signature.unpack(packed).items()}
+    return {model.input_names[0] if isinstance(model, OnnxModule) else INPUT: packed}
 
 
-def packing_of(model: nn.Module) -> dict[str, str]:
+def describe_packing(model: nn.Module) -> dict[str, str]:
     """How several inputs are packed in one tensor, for sessions that are given such; nothing for other models."""
     signature = model.signature_ if isinstance(model, Adapter) else Signature()
     return {PACKING: signature.to_json()} if signature.inputs else {}
@@ -229,28 +225,12 @@ def check_outputs(model: nn.Module, inputs: Tensor, only: str) -> Mapping[str, T
         outputs = named_outputs(model, inputs, only)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         shape = tuple(inputs.shape)
-        raise ModelError(f"model does not run on an input of shape {shape}: {_get_first_line(error)}") from error
+        raise ModelError(f"model does not run on an input of shape {shape}: {describe(error)}") from error
     if not outputs:
         raise ModelError(
             f"model returns no tensor ({len(inputs)}, ...) for {len(inputs)} inputs; expected at least one"
         )
     return outputs
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """No prints, log lines and warnings of the exporter; what goes wrong is raised as an exception anyway."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-            warnings.catch_warnings(action="ignore"),
-        ):
-            yield
-    finally:
-        logging.disable(level)
 
 
 @contextmanager
@@ -298,7 +278,7 @@ def _open_lengths(model: nn.Module) -> Iterator[None]:
 def _export(exported: Exported, names: Sequence[str], axes: OpenAxes) -> Any:
     """The exporter's program (its `.model` is an `onnx_ir.Model`)."""
     try:
-        with _silence(), _flat_attention(), _open_lengths(exported.model):
+        with capture_output(), _flat_attention(), _open_lengths(exported.model):
             return torch.onnx.export(
                 exported.model,
                 tuple(exported.inputs.values()),
@@ -313,7 +293,7 @@ def _export(exported: Exported, names: Sequence[str], axes: OpenAxes) -> Any:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise ModelError(f"model cannot be exported: {type(cause).__name__}: {_get_first_line(cause)}") from error
+        raise ModelError(f"model cannot be exported: {describe(cause)}") from error
 
 
 def _takes_tuple(model: nn.Module) -> bool:
@@ -372,15 +352,7 @@ def _write(program: Any, path: Path) -> None:
         try:
             onnx.checker.check_model(str(Path(folder) / path.name))
         except onnx.checker.ValidationError as error:
-            raise ModelError(
-                f"model cannot be exported: the result is not valid ONNX: {_get_first_line(error)}"
-            ) from error
+            raise ModelError(f"model cannot be exported: the result is not valid ONNX: {describe(error)}") from error
         onnx_file, *weights = onnx_files(Path(folder) / path.name)
         for file in (*weights, onnx_file):  # the file that names the others comes last
             os.replace(file, path.parent / file.name)
-
-
-def _get_first_line(error: BaseException) -> str:
-    """The first line of the message, without terminal colours."""
-    lines: Sequence[str] = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

@@ -24,8 +24,8 @@ class Sizes:
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def parsed(cls, image: tuple[int, int, int] | None, text: str) -> Sizes:
-        """With inputs as in "ids:128,image:3x224x224"; `InputError` for other text."""
+    def parse(cls, image: tuple[int, int, int] | None, text: str) -> Sizes:
+        """Sizes with those of inputs read from a text like "ids:128,image:3x224x224"; `InputError` for other text."""
         inputs: dict[str, tuple[int, ...]] = {}
         for part in filter(None, (each.strip() for each in text.split(","))):
             name, _, sizes = part.rpartition(":")
@@ -48,7 +48,7 @@ class Sizes:
 
 
 def get_image_shape(session: Session, image: tuple[int, int, int] | None) -> tuple[int, ...]:
-    """Of one sample of a file with one input, channels first: what the file says, else what was asked.
+    """Shape of one sample of a file with one input, channels first: what the file says, else what was asked.
 
     Raises `InputError`.
     """

@@ -16,7 +16,7 @@ HUGE = 1e30
 """Size from which on a constant hides what it is added to: minus infinity, or the smallest number of its type."""
 
 _FINITE = 100.0
-"""Size that stands for such constants while ranges are measured."""
+"""Size that huge constants (see `HUGE`) are given while the ranges of activations are measured."""
 
 
 def find_masking(graph: onnx.GraphProto) -> list[str]:

@@ -26,7 +26,7 @@ def get_cpu_name() -> str:
 
 
 def describe_affinity() -> str:
-    """On which cores this process may run; ONNX Runtime pins none of its threads to one where their number is set."""
+    """The cores that this process may run on; ONNX Runtime pins no thread to a core where their number is set."""
     cores = os.cpu_count() or 1
     usable_cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(cores)
     if len(usable_cores) == cores:
@@ -83,7 +83,7 @@ def measure_memory() -> int:
 
     ONNX Runtime does not give memory back before its session ends, so that growth while one runs is its peak.
     """
-    context = None if explain_missing_gpu() else _context()
+    context = None if explain_missing_gpu() else _retain_context()
     if context is None or load_driver().cuCtxPushCurrent_v2(context) != 0:
         return 0
     free_bytes, total_bytes = ctypes.c_size_t(0), ctypes.c_size_t(0)
@@ -93,7 +93,7 @@ def measure_memory() -> int:
 
 
 @cache
-def _context() -> ctypes.c_void_p | None:
+def _retain_context() -> ctypes.c_void_p | None:
     """The context that CUDA libraries share, if any. It is kept, since what it takes itself is nobody's peak."""
     driver, device, context = load_driver(), ctypes.c_int(0), ctypes.c_void_p()
     has_device = driver.cuDeviceGet(ctypes.byref(device), 0) == 0

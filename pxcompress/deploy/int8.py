@@ -109,7 +109,7 @@ class _Trials:
         self.count = 0
 
     def make(self, method: str) -> Quantised:
-        """With ranges by `method`."""
+        """Quantise and rate the model with the ranges of activations that `method` measures."""
         self._ranges[method] = measure_ranges(self.source, self.batches, method)
         return self.write(Quantised(self.source, Rating(0.0, 0.0), method, len(self.nodes)), self.source)
 
@@ -159,14 +159,14 @@ def _with_biases(trials: _Trials, plain: Quantised) -> Quantised:
 
 
 def _with_float(trials: _Trials, plain: Quantised) -> Quantised:
-    """With as few operators in float32 as the budget needs, found by halving; those that cost most come first."""
+    """`plain` with as few operators in float32 as the budget needs, by halving; those that cost most come first."""
     order = _order_parts(trials, plain)
     fails, holds, chosen = 0, len(order), None
     while holds - fails > 1:
         count = 1 if holds == len(order) and fails == 0 else (fails + holds) // 2
-        tried = trials.write(replace(plain, in_float=_first(order, count)), trials.source)
-        if tried.rating.drop <= trials.judge.max_drop:
-            holds, chosen = count, tried
+        trial = trials.write(replace(plain, in_float=_first(order, count)), trials.source)
+        if trial.rating.drop <= trials.judge.max_drop:
+            holds, chosen = count, trial
         else:
             fails = count
     return chosen or trials.write(replace(plain, in_float=_first(order, holds)), trials.source)

@@ -112,7 +112,7 @@ def estimate_speedup(dense: Seconds, pruned: Seconds, *, seed: int = 0) -> Speed
 
 
 def mean_speedup(first: Latency, second: Latency) -> float:
-    """How many times faster the second is on average."""
+    """Mean latency of the first model over that of the second: how many times faster the second is on average."""
     return first.mean / second.mean
 
 

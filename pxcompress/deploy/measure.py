@@ -77,7 +77,7 @@ def try_apart(
     provider: str = "auto",
     threads: int = 0,
 ) -> dict[str, FileTiming]:
-    """As `try_files`, of files by name that each take inputs of their own, of the same samples in the same order.
+    """Try files by name as `try_files` does, each with inputs of its own, made of the same samples in the same order.
 
     The task's metric must not depend on a dense model; agreement is that of each with itself.
     """

@@ -10,8 +10,8 @@ import onnx
 
 from pxcompress.deploy.int8 import MOST_JUDGE_SAMPLES, Judge, Quantised, Rating, outputs_of, rate_file, take_evenly
 from pxcompress.deploy.qdq import read_feeds
-from pxcompress.errors import ModelError, StageError
-from pxcompress.guard import describe, name_failures
+from pxcompress.errors import ModelError, StageError, describe
+from pxcompress.guard import name_failures
 from pxcompress.types import Batches
 
 SAMPLES = 300
@@ -47,10 +47,10 @@ def _quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quant
     if made.rating.drop <= judge.max_drop:
         return made
 
-    def validate(tried: Any, _: object) -> tuple[float, None]:
+    def validate(quantised: Any, _: object) -> tuple[float, None]:
         """The metric's loss as a quality, so that more is better; NNCF hands over a model or its session's."""
         file = path.with_name("validated.onnx")
-        onnx.save(getattr(tried, "model", tried), file)
+        onnx.save(getattr(quantised, "model", quantised), file)
         return 1.0 - rate_file(file, check, reference, judge).drop, None
 
     controlled = nncf.quantize_with_accuracy_control(

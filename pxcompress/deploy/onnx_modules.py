@@ -64,7 +64,7 @@ def check_agrees(module: nn.Module) -> None:
         if not worst <= TOLERANCE:
             raise ModelError(
                 f"{source.path.name} computes something else in PyTorch than in ONNX Runtime: outputs are "
-                f"{worst:.2g} of their scale apart, {_parting(module)}; please report the file"
+                f"{worst:.2g} of their scale apart, {_describe_parting(module)}; please report the file"
             )
 
 
@@ -115,8 +115,8 @@ def relative_difference(value: Tensor, expected: np.ndarray, least_scale: float 
         return float(np.where(is_same, 0.0, np.abs(actual - reference)).max() / scale)
 
 
-def _parting(module: OnnxModule) -> str:
-    """Where the module's values first differ from those of the graph that it was made from."""
+def _describe_parting(module: OnnxModule) -> str:
+    """The first node at which the module's values differ from those of the graph that it was made from, in words."""
     source = module.source
     traces = [trace for trace in trace_run(module, keep_values=True) if trace.step.operator != "Attention"]
     model = ir.from_proto(ir.to_proto(source.model))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +81,7 @@ def convert(source: Path, path: Path, precision: str, batches: Batches, judge: J
     written.
     """
     try:
-        with _silence():
+        with capture_output():
             return PRECISIONS[precision](source, path, batches, judge or Judge())
     except _CONVERTER_ERRORS as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -139,15 +136,3 @@ def _save(model: onnx_ir.Model, source: Path, path: Path, facts: Mapping[str, st
     external = f"{path.name}.data" if weights > EMBEDDED_BYTES else None
     onnx_ir.save(model, path, external_data=external)
     return artifact_of(path)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """No prints, log lines and warnings of the converters; what goes wrong is raised."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"), capture_output():
-            yield
-    finally:
-        logging.disable(level)

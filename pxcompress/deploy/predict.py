@@ -34,7 +34,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
     return image.convert("RGBA" if transparent else "RGB")
 
 
-def placed(width: int, height: int, facts: dict[str, str]) -> tuple[tuple[int, int], int, int]:
+def place_image(width: int, height: int, facts: dict[str, str]) -> tuple[tuple[int, int], int, int]:
     """Width and height that an image is resized to, and where the model's input begins in it; negative for a border."""
     _, tall, wide = json.loads(facts["input_size"])
     crop, mode = json.loads(facts["crop"]), facts.get("crop_mode", "center")
@@ -59,7 +59,7 @@ def prepare(path: str, facts: dict[str, str]) -> np.ndarray:
     channels, height, width = json.loads(facts["input_size"])
     image = eight_bits(Image.open(path)).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
     mean, std = (np.array(json.loads(facts[key]), dtype=np.float32) for key in ("input_mean", "input_std"))
-    size, left, top = placed(*image.size, facts)
+    size, left, top = place_image(*image.size, facts)
     image = image.resize(size, Image.Resampling[facts["interpolation"].upper()])
     fill = [round(255 * value) for value in json.loads(facts["input_mean"])]
     canvas = Image.new(image.mode, (width, height), fill[0] if channels == 1 else tuple(fill))
@@ -109,15 +109,15 @@ def find_boxes(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> list[Fo
     most = 20 if facts["task"].startswith("keypoints") else 100
     corners, scores, overlap = candidates(outputs, facts)
     joints = outputs.get("keypoints", np.zeros((len(corners), 0, 3)))[..., :2]
-    found: list[Found] = []
+    boxes: list[Found] = []
     for place in np.argsort(-scores.max(1)):
         kind, score = int(scores[place].argmax()), float(scores[place].max())
-        if score < least or len(found) == most:
+        if score < least or len(boxes) == most:
             break
-        rivals = [box for other, _, box, _ in found if other == kind]
+        rivals = [box for other, _, box, _ in boxes if other == kind]
         if not overlap or all(iou(corners[place], box) <= most_overlap for box in rivals):
-            found.append((kind, score, corners[place], joints[place]))
-    return found
+            boxes.append((kind, score, corners[place], joints[place]))
+    return boxes
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
@@ -129,7 +129,7 @@ def iou(one: np.ndarray, other: np.ndarray) -> float:
 def show_boxes(path: str, outputs: dict[str, np.ndarray], facts: dict[str, str]) -> str:
     """Draw boxes into a copy of the image; what to print: class, score, corners and joints in pixels of the image."""
     image, classes, lines = eight_bits(Image.open(path)).convert("RGB"), json.loads(facts["classes"]), []
-    size, left, top = placed(*image.size, facts)
+    size, left, top = place_image(*image.size, facts)
     scale = np.tile([image.width / size[0], image.height / size[1]], 2)
     draw = ImageDraw.Draw(image)
     for kind, score, corners, joints in find_boxes(outputs, facts):

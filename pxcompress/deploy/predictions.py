@@ -91,7 +91,7 @@ def predictions(
             )
     if not any(part.samples for part in parts[reference]):
         raise DataError("no samples to measure quality on; expected at least one")
-    return {name: _joined(of) for name, of in parts.items()}
+    return {name: _join(of) for name, of in parts.items()}
 
 
 def _finite(value: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def _finite(value: Tensor) -> Tensor:
     return value.reshape(len(value), -1).isfinite().all(1)
 
 
-def _joined(batches: Sequence[Predictions]) -> Predictions:
+def _join(batches: Sequence[Predictions]) -> Predictions:
     task = batches[0].task
     rows = [batch.class_outputs for batch in batches if batch.class_outputs is not None]
     return Predictions(

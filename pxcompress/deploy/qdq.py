@@ -29,7 +29,7 @@ METHODS: Mapping[str, tuple[CalibrationMethod, Mapping[str, float]]] = {
     "percentiles 0.01 and 99.99": (CalibrationMethod.Percentile, {"percentile": 99.99}),
     "percentiles 0.1 and 99.9": (CalibrationMethod.Percentile, {"percentile": 99.9}),
 }
-"""How the range of an activation is taken from samples, for ONNX Runtime: as it is, or without its tails.
+"""Ways of ONNX Runtime to take the range of an activation from samples: its extremes, or without its tails.
 
 Its entropy method is left out: it takes seconds for every tensor whose range grows from batch to batch.
 """
@@ -82,7 +82,7 @@ def read_feeds(source: Path, batches: Batches) -> Iterator[dict[str, Array]]:
     file_batch = dims[0].dim_value if dims else 0
     signature = read_signature({each.key: each.value for each in proto.metadata_props})
     for inputs, _ in SplitBatches(batches, _AT_ONCE):
-        values = [*signature.unpacked(inputs).values()] if signature.inputs else [inputs]
+        values = [*signature.unpack(inputs).values()] if signature.inputs else [inputs]
         arrays = [value.cpu().numpy() for value in values]
         for parts in zip(*(whole_batches(each, file_batch) if file_batch else [each] for each in arrays), strict=True):
             yield {port.name: part for port, part in zip(ports, parts, strict=True)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import sys
@@ -15,16 +16,22 @@ from contextlib import contextmanager
 
 @contextmanager
 def capture_output() -> Iterator[Callable[[], str]]:
-    """Keeps stdout and stderr quiet, also of C++ (by redirecting file descriptor 2); yields a reader of the latter."""
+    """No prints, log lines and warnings, nor C++'s on file descriptor 2; yields a reader of the latter."""
     sys.stderr.flush()
-    terminal = os.dup(2)
-    text = ""
+    terminal, level = os.dup(2), logging.root.manager.disable
+    text, nowhere = "", io.StringIO()
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
+        logging.disable(logging.CRITICAL)
         try:
-            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+            with (
+                contextlib.redirect_stdout(nowhere),
+                contextlib.redirect_stderr(nowhere),
+                warnings.catch_warnings(action="ignore"),
+            ):
                 yield lambda: text
         finally:
+            logging.disable(level)
             os.dup2(terminal, 2)
             os.close(terminal)
             file.seek(0)

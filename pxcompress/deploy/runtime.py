@@ -61,7 +61,7 @@ def find_backend(provider: str) -> Backend:
 
 
 def get_device(provider: str) -> str:
-    """Where a provider computes, "cpu" or "cuda"; for "auto" the one that is chosen on this machine."""
+    """Device that a provider computes on, "cpu" or "cuda"; for "auto" that of the one chosen on this machine."""
     return find_backend(provider).get_device(_choose(provider)[0])
 
 

@@ -101,7 +101,7 @@ class Session(ABC):
 
     @property
     def device(self) -> str:
-        """Where inputs and outputs are while timing: "cuda" or "cpu"."""
+        """Device of inputs and outputs while timing: "cuda" or "cpu"."""
         return "cpu" if runs_on_cpu(self.placement) else "cuda"
 
     @property
@@ -152,10 +152,10 @@ class Session(ABC):
         try:
             return self.bind_feed(feed)
         except self.errors as error:
-            raise self._unable(feed, error) from error
+            raise self._make_error(feed, error) from error
 
     def _run_in_halves(self, feed: Mapping[str, Array], samples: int) -> list[Array]:
-        """As `_run`; where memory does not suffice, in smaller and smaller batches, down to one sample."""
+        """Run as `_run` does; where memory does not suffice, in smaller and smaller batches, down to one sample."""
         try:
             return self._run(feed)
         except OutOfMemoryError:
@@ -170,9 +170,9 @@ class Session(ABC):
         try:
             return self.run(feed)
         except self.errors as error:
-            raise self._unable(feed, error) from error
+            raise self._make_error(feed, error) from error
 
-    def _unable(self, feed: Mapping[str, Array], error: Exception) -> PxError:
+    def _make_error(self, feed: Mapping[str, Array], error: Exception) -> PxError:
         """The error for inputs that the model does not run on, or for which memory does not suffice."""
         shapes = " and ".join(str(array.shape) for array in feed.values())
         if _NO_MEMORY.search(str(error)):
@@ -181,12 +181,12 @@ class Session(ABC):
         problem = f"{self.path.name} does not run on inputs of shape {shapes} on {self.placement.asked}"
         return InputError(f"{problem}: {shorten_message(str(error))}")
 
-    def _unpacked(self, inputs: Array | Tensor) -> Mapping[str, Array | Tensor]:
+    def _unpack(self, inputs: Array | Tensor) -> Mapping[str, Array | Tensor]:
         """What every input takes; several are packed as `models.signature` says, which stands in our files."""
         signature = read_signature(self.metadata)
         if not signature.inputs:
             return {self.input.name: inputs}
-        values = signature.unpacked(torch.as_tensor(inputs)).values()
+        values = signature.unpack(torch.as_tensor(inputs)).values()
         return dict(zip((port.name for port in self.inputs), values, strict=True))
 
     def takes_channels_last(self, port: Port) -> bool:
@@ -205,7 +205,7 @@ class Session(ABC):
 
         Images come with their channels first, or as the file has them.
         """
-        arrays = inputs if isinstance(inputs, Mapping) else self._unpacked(inputs)
+        arrays = inputs if isinstance(inputs, Mapping) else self._unpack(inputs)
         feed = {}
         for port in self.inputs:
             value = arrays[port.name]
@@ -214,11 +214,11 @@ class Session(ABC):
                 array = np.moveaxis(array, 1, -1)
             if not port.fits(array.shape):
                 raise InputError(f"{self.path.name} expects inputs of shape {port}; given {np.shape(value)}")
-            feed[port.name] = _converted(array, port.dtype)
+            feed[port.name] = _convert(array, port.dtype)
         return feed
 
 
-def _converted(array: Array, dtype: np.dtype[Any]) -> Array:
+def _convert(array: Array, dtype: np.dtype[Any]) -> Array:
     """`array` in a type; numbers that are to be whole are rounded, and end where the type ends."""
     if np.issubdtype(dtype, np.integer) and np.issubdtype(array.dtype, np.floating):
         bounds = np.iinfo(dtype)

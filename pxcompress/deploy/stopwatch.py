@@ -48,7 +48,7 @@ def time_interleaved(
         turn = min(turn, runs - runs_done)
         for name, call in runners.items():
             call()
-            seconds[name].extend(_seconds(call) for _ in range(turn))
+            seconds[name].extend(_time_call(call) for _ in range(turn))
         turns, runs_done = turns + 1, runs_done + turn
     return {name: np.array(values) for name, values in seconds.items()}
 
@@ -59,16 +59,16 @@ def _warm_up(call: Callable[[], None], runs: int, max_seconds: float) -> float:
     That is when, after `USUAL` calls, the median of `BLOCK` of them is not `SETTLED` below that of the block before;
     `runs` or `max_seconds` end it as well, after at least two calls.
     """
-    start, seconds = time.perf_counter(), [_seconds(call), _seconds(call)]
+    start, seconds = time.perf_counter(), [_time_call(call), _time_call(call)]
     while len(seconds) < runs and time.perf_counter() - start < max_seconds:
-        seconds.append(_seconds(call))
+        seconds.append(_time_call(call))
         block_is_full = len(seconds) % BLOCK == 0 and len(seconds) >= USUAL
         if block_is_full and np.median(seconds[-BLOCK:]) > (1 - SETTLED) * np.median(seconds[-2 * BLOCK : -BLOCK]):
             break
     return min(seconds)
 
 
-def _seconds(call: Callable[[], None]) -> float:
+def _time_call(call: Callable[[], None]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

@@ -21,7 +21,7 @@ from pxcompress.tasks.answer import Answer
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.regression import Regression
 from pxcompress.tasks.task import Task
-from pxcompress.types import Batch, Group, Plan, Preprocessing, Pruned
+from pxcompress.types import Batch, Preprocessing, Pruned
 
 MOST_CASES = 24
 """Largest number of the user's images that are shown as cases."""
@@ -47,11 +47,6 @@ def choose_cases(views: Views) -> list[tuple[int, str]]:
         *case_by_index.items(),
         *((index, f"largest change, {views.kinds[index]}") for index in remaining_indices[:_SHOWN]),
     ]
-
-
-def take_first_cases(views: Views) -> list[tuple[int, str]]:
-    """The first inputs as cases, `MOST_CASES` of them at most."""
-    return list(enumerate(views.kinds))[:MOST_CASES]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +87,8 @@ def make_case(pruned: Pruned, inputs: Inputs, views: Views, case: tuple[int, str
     index, kind = case
     value = inputs.values[index : index + 1]
     columns = [each[index] for each in views.columns]
-    dense, slim = (
-        context.task.answer({name: tensor[index : index + 1] for name, tensor in outputs.items()}, *known)
-        for outputs in views.outputs
-        for known in [(context.classes, context.size)]
-    )
+    outputs_of_case = [{name: tensor[index : index + 1] for name, tensor in each.items()} for each in views.outputs]
+    dense, slim = (context.task.answer(each, context.classes, context.size) for each in outputs_of_case)
     target = None if inputs.targets is None else inputs.targets[index]
     return Case(
         sample=inputs.names[index],
@@ -131,16 +123,15 @@ def _mark(*answers: Answer) -> tuple[Marks, ...]:
 def _list_units(pruned: Pruned, batch: Batch, logit: float, composite: str) -> tuple[CarryingUnit, ...]:
     """The units of the dense model with the most relevance for one input, whatever their layer."""
     relevance = attribute_units(pruned, [batch], composite, "signed")
+    removed_units = pruned.plan.removed
     rows = [
-        CarryingUnit(group.name, group.kind, unit, value / (logit or 1.0), _is_kept(pruned.plan, group, unit))
+        CarryingUnit(
+            group.name, group.kind, unit, value / (logit or 1.0), unit not in removed_units.get(group.name, ())
+        )
         for group in pruned.groups
         for unit, value in enumerate(relevance[group.name].tolist())
     ]
     return tuple(sorted(rows, key=lambda row: -row.relevance)[:_UNITS])
-
-
-def _is_kept(plan: Plan, group: Group, unit: int) -> bool:
-    return unit not in plan.removed.get(group.name, ())
 
 
 def _draw_pictures(inputs: Inputs, views: Views, index: int, preprocessing: Preprocessing) -> Pictures:
@@ -151,14 +142,14 @@ def _draw_pictures(inputs: Inputs, views: Views, index: int, preprocessing: Prep
         return Pictures(_restore_image(value, preprocessing), maps[0], maps[1], maps[2] if decision_differs else None)
     mask = None if inputs.masks is None else inputs.masks[index].numpy()
     flat = [each.flatten() for each in maps]
-    text = _words(value, preprocessing, inputs.letters)
+    text = _list_words(value, preprocessing, inputs.letters)
     if preprocessing.tokenizer is not None:  # without what fills it up
         value, mask = value[:, : len(text)], None if mask is None else mask[: len(text)]
         flat = [each[: len(text)] for each in flat]
     return Pictures(_color_line(value, mask, text), flat[0], flat[1], flat[2] if decision_differs else None, text)
 
 
-def _words(value: Tensor, preprocessing: Preprocessing, letters: str) -> tuple[str, ...]:
+def _list_words(value: Tensor, preprocessing: Preprocessing, letters: str) -> tuple[str, ...]:
     """What stands at every position: a token of a text, a letter of a one-hot sequence; nothing for other numbers."""
     if preprocessing.tokenizer is None:
         return tuple(letters[channel] for channel in value.argmax(0)) if letters else ()

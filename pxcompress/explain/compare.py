@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import InputError
-from pxcompress.explain.cases import MOST_CASES, Context, attribute_units, choose_cases, make_case, take_first_cases
+from pxcompress.explain.cases import MOST_CASES, Context, attribute_units, choose_cases, make_case
 from pxcompress.explain.heatmaps import CHUNK, METHODS, Method, choose_share, explained_columns
 from pxcompress.explain.inputs import load_dense_workload, read_image_files, read_samples
 from pxcompress.explain.metrics import (
@@ -27,7 +27,7 @@ from pxcompress.explain.metrics import (
 )
 from pxcompress.explain.similarity import get_composite
 from pxcompress.explain.views import CHANGED, TYPICAL, Views, compute_outputs, make_views
-from pxcompress.notes import Note, silent
+from pxcompress.notes import Note, begin, silent
 from pxcompress.report.explanation import Explanation, Flipping, KindSimilarity, LayerRelevance, TargetRelevance
 from pxcompress.run_folder.saved import load_pruned, read_run
 from pxcompress.state import device_of
@@ -84,11 +84,11 @@ def explain(
         read_image_files(images, preprocessing) if images else read_samples(workload, data, request.samples, recipe)
     )
     composite = request.composite or get_composite(recipe)
-    note(f"explaining {len(inputs.values)} inputs with {request.method} ...")
+    note(begin(f"explaining {len(inputs.values)} inputs with {request.method}"))
     method = _choose_method(pruned.dense, inputs.values, request, composite)
     views = make_views(pruned, inputs, method, workload.task)
     context = Context(workload.task, workload.source.classes, preprocessing, composite)
-    chosen = take_first_cases(views) if images else choose_cases(views)
+    chosen = list(enumerate(views.kinds))[:MOST_CASES] if images else choose_cases(views)
     cases = [make_case(pruned, inputs, views, case, context) for case in chosen]
     return Explanation(
         model=recipe.model,
@@ -116,7 +116,7 @@ def _choose_method(dense: nn.Module, values: Tensor, request: ExplanationRequest
 
 
 def _summarise_similarity(views: Views) -> tuple[KindSimilarity, ...]:
-    """All inputs, then those of each kind that there is."""
+    """One row for all inputs, then one for the inputs of each kind that occurs."""
     dense, _ = flat = [each.flatten(1) for each in views.maps]
     others = [cosine(dense, views.own.flatten(1)), *map(gini, flat)]
     rows = []
@@ -129,7 +129,7 @@ def _summarise_similarity(views: Views) -> tuple[KindSimilarity, ...]:
 
 
 def _measure_flipping(models: tuple[nn.Module, nn.Module], values: Tensor, views: Views, task: Task) -> Flipping:
-    """Each model by its own maps, the dense one by random ones, too."""
+    """Areas under pixel-flipping curves: of each model by its own maps, and of the dense one by random maps."""
     values = values[:TUNING_SAMPLES]
     maps = [each[: len(values)].flatten(1) for each in views.maps]
     chance = torch.rand(maps[0].shape, generator=torch.Generator().manual_seed(0))

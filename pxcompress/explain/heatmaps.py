@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +22,6 @@ SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 CHUNK = 32
 """Inputs that are propagated together."""
-
-Mapper = Callable[[Tensor, Tensor], Tensor]
-"""Inputs (n, channels, ...) and classes (n,) -> relevance of the classes at the input, channels added up, (n, ...).
-
-Inputs (n, features) have no channels: every feature has its relevance.
-"""
 
 
 @dataclass(frozen=True)
@@ -51,30 +44,8 @@ class Method:
         return RelevancePruning(self.share, METHODS[self.name]) if METHODS[self.name] else None
 
 
-@contextmanager
-def mapper(model: nn.Module, example: Tensor, method: Method) -> Iterator[Mapper]:
-    """A function that computes heatmaps of `model` by `method`; relevance starts as the logit of the class."""
-    device = device_of(model)
-    with attributed(model, parse_composite(method.composite), example[:1], method.pruning) as twin:
-
-        def relevance(inputs: Tensor, targets: Tensor) -> Tensor:
-            x = inputs.detach().to(device).requires_grad_()
-            with gradients():
-                logits = twin.model(x)
-                start = one_hot(targets.to(device), logits.shape[1]).to(logits)
-                (m,) = torch.autograd.grad(logits, x, start)
-            relevance = (x * m).detach().cpu()
-            return relevance.sum(1) if relevance.ndim > 2 else relevance
-
-        def in_chunks(inputs: Tensor, targets: Tensor) -> Tensor:
-            pairs = zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True)
-            return torch.cat([relevance(*pair) for pair in pairs])
-
-        yield in_chunks
-
-
 def explained_columns(logits: Tensor) -> Tensor:
-    """Of logits (n, k) the columns that are explained, (n,): the largest of each sample.
+    """The columns of logits (n, k) that are explained, (n,): the largest of each sample.
 
     Of a single number, beside which its opposite stands (`Adapter`), it is always the number itself.
     """
@@ -84,9 +55,20 @@ def explained_columns(logits: Tensor) -> Tensor:
 
 
 def heatmaps(model: nn.Module, inputs: Tensor, targets: Tensor, method: Method) -> Tensor:
-    """Relevance of the classes `targets` (n,) at `inputs` (n, channels, ...), channels added up: as `Mapper` says."""
-    with mapper(model, inputs, method) as relevance:
-        return relevance(inputs, targets)
+    """Relevance of the classes `targets` (n,) at `inputs` (n, channels, ...), channels added up: (n, ...).
+
+    It starts as the logit of the class. Inputs (n, features) have no channels: every feature has its relevance.
+    """
+    device, maps = device_of(model), []
+    with attributed(model, parse_composite(method.composite), inputs[:1], method.pruning) as twin:
+        for part, target in zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True):
+            x = part.detach().to(device).requires_grad_()
+            with gradients():
+                logits = twin.model(x)
+                (m,) = torch.autograd.grad(logits, x, one_hot(target.to(device), logits.shape[1]).to(logits))
+            maps.append((x * m).detach().cpu())
+    relevance = torch.cat(maps)
+    return relevance.sum(1) if relevance.ndim > 2 else relevance
 
 
 def choose_share(model: nn.Module, inputs: Tensor, targets: Tensor, name: str, composite: str) -> float:

@@ -24,7 +24,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """Where the modules of one family hold their heads.
+    """How the attention modules of one family hold their heads.
 
     All names are those of attributes of the attention module, or of a part of it ("self.num_attention_heads").
     """

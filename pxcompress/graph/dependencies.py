@@ -42,13 +42,13 @@ class Graph(tp.DependencyGraph):
         size_readers = {tp.ops.OPTYPE.RESHAPE: _reshape_sizes, tp.ops.OPTYPE.SPLIT: _split_sizes}
         for node in module2node.values():
             if node.type == tp.ops.OPTYPE.CONCAT:
-                node.module.concat_sizes = _concat_sizes(node)
+                node.module.concat_sizes = _read_concat_sizes(node)
             if node.type in size_readers and hasattr(node.grad_fn, "_saved_self_sym_sizes"):
                 node.grad_fn = size_readers[node.type](node.grad_fn)
                 node.enable_index_mapping = True  # off where a position embedding comes before
 
     def build_dependency(self, model: nn.Module, *args: Any, **kwargs: Any) -> Graph:
-        with _unknown_parts():
+        with _allow_unknown_parts():
             super().build_dependency(model, *args, **kwargs)
         self.partners = _find_partners(model)
         for node in self.module2node.values():
@@ -62,7 +62,7 @@ class Graph(tp.DependencyGraph):
 
     def get_pruner_of_module(self, module: Any) -> Any:
         """A convolution with one output in each group is not depthwise by that alone."""
-        return _convolution_pruner(module) or super().get_pruner_of_module(module)
+        return _make_convolution_pruner(module) or super().get_pruner_of_module(module)
 
     def _link_ends(self, node: Any) -> None:
         """Tie every input channel of a depthwise convolution to its outputs, of which there are several each."""
@@ -75,7 +75,7 @@ class Graph(tp.DependencyGraph):
 
 
 def _find_partners(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    """For every module that has a parameter of another one as well, that other one."""
+    """Modules that share a parameter with another one -> that other one."""
     owners: dict[nn.Parameter, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in set(module.parameters(recurse=False)):
@@ -84,7 +84,7 @@ def _find_partners(model: nn.Module) -> dict[nn.Module, nn.Module]:
 
 
 @contextmanager
-def _unknown_parts() -> Iterator[None]:
+def _allow_unknown_parts() -> Iterator[None]:
     """A concatenation of tokens that no layer made (a class token) is no error: it maps nothing."""
     mapping = tp.dependency.index_mapping
     update = mapping.update_concat_index_mapping
@@ -128,12 +128,12 @@ class _LinkedGroup(tp.dependency.Group):
         self.visits[id(dep)] += 1
         if self.visits[id(dep)] > MOST_VISITS or len(idxs) > self.widest:
             raise RecursionError("torch-pruning does not come to an end")
-        self.operations.add(_key_of(dep, idxs))
+        self.operations.add(_make_key(dep, idxs))
         super().add_dep(dep, idxs)
 
     def has_pruning_op(self, dep: Any, idxs: Any) -> bool:
         """As torch-pruning has it, without comparing with every operation of the group."""
-        return _key_of(dep, idxs) in self.operations
+        return _make_key(dep, idxs) in self.operations
 
     def add_and_merge(self, dep: Any, idxs: Any) -> None:
         if _lacks(dep, idxs):
@@ -147,12 +147,12 @@ class _LinkedGroup(tp.dependency.Group):
         super().add_and_merge(dep, idxs)
 
 
-def _key_of(dep: Any, idxs: Any) -> tuple[Any, ...]:
+def _make_key(dep: Any, idxs: Any) -> tuple[Any, ...]:
     """What makes two operations of a group the same: the node, what is done there, and the rows."""
     return dep.target, dep.handler, tuple(idxs)
 
 
-def _convolution_pruner(module: Any) -> Any:
+def _make_convolution_pruner(module: Any) -> Any:
     """torch-pruning's pruner of convolutions, for those that are not depthwise."""
     is_ordinary = isinstance(module, CONVOLUTIONS) and not is_depthwise(module)
     return tp.pruner.function.PrunerBox[tp.ops.OPTYPE.CONV] if is_ordinary else None
@@ -163,7 +163,7 @@ def _lacks(dep: Any, rows: Any) -> bool:
     module = dep.target.module
     if not isinstance(module, (*PRODUCERS, _BatchNorm)):
         return False
-    pruner = _convolution_pruner(module) or tp.pruner.function.PrunerBox[tp.ops.module2type(module)]
+    pruner = _make_convolution_pruner(module) or tp.pruner.function.PrunerBox[tp.ops.module2type(module)]
     reads = isinstance(module, PRODUCERS) and dep.handler == pruner.prune_in_channels and not is_depthwise(module)
     return not reads and max(row.idx for row in rows) >= pruner.get_out_channels(module)
 
@@ -188,14 +188,14 @@ def _reshape_sizes(grad_fn: Any) -> SimpleNamespace:
     return SimpleNamespace(_saved_self_sizes=(*sizes[:3], prod(sizes[3:])))
 
 
-def _concat_sizes(node: Any) -> list[int] | None:
+def _read_concat_sizes(node: Any) -> list[int] | None:
     """Channels of the parts of a concatenation, on axis 1 of feature maps or the last one of anything.
 
     None where it joins something else, or not every part has a node of its own. torch-pruning guesses them from the
     layers above, and takes the one channel of a gate for that of what it gates, and a part of a split for the whole.
     """
     edges, dims = node.grad_fn.next_functions, len(node.grad_fn._input_metadata[0].shape)
-    axis = _saved_axis(node.grad_fn, dims)
+    axis = _read_saved_axis(node.grad_fn, dims)
     if len(edges) != len(node.inputs) or (axis != dims - 1 and (dims == 3 or axis != 1)):
         return None
     if any(function is None for function, _ in edges):
@@ -203,7 +203,7 @@ def _concat_sizes(node: Any) -> list[int] | None:
     return [function._input_metadata[place].shape[axis] for function, place in edges]
 
 
-def _saved_axis(grad_fn: Any, dims: int) -> int:
+def _read_saved_axis(grad_fn: Any, dims: int) -> int:
     """The axis that an operation saved, from 0 on: -1 reads as 2^64 - 1."""
     axis: int = grad_fn._saved_dim
     return axis if axis < dims else axis - 2**64 + dims
@@ -212,7 +212,7 @@ def _saved_axis(grad_fn: Any, dims: int) -> int:
 def _split_sizes(grad_fn: Any) -> SimpleNamespace:
     """A split's axis, 1 for the last of several, and the sizes of its parts."""
     sizes = grad_fn._saved_self_sym_sizes
-    axis = _saved_axis(grad_fn, len(sizes))
+    axis = _read_saved_axis(grad_fn, len(sizes))
     if hasattr(grad_fn, "_saved_split_sizes"):
         parts = grad_fn._saved_split_sizes
     else:
@@ -245,7 +245,7 @@ def _map_paths(node: Any) -> None:
     A channel is in every path then, and goes with all of its rows: those of selective kernels.
     """
     picks = [reader.grad_fn for reader in node.outputs if "Softmax" in getattr(reader.grad_fn, "name", str)()]
-    shapes = {(*pick._saved_result.shape[:3], _saved_axis(pick, pick._saved_result.dim())) for pick in picks}
+    shapes = {(*pick._saved_result.shape[:3], _read_saved_axis(pick, pick._saved_result.dim())) for pick in picks}
     if len(picks) != len(node.outputs) or len(shapes) != 1 or (shape := shapes.pop())[-1] != 1 or len(shape) < 4:
         return
     _, paths, channels, _ = shape
@@ -255,7 +255,7 @@ def _map_paths(node: Any) -> None:
                 dependency.index_mapping[0] = partial(_merge_paths, channels)
         for dependency in node.dependencies:
             if dependency.target is source:
-                dependency.index_mapping[0] = partial(_in_all_paths, paths, channels)
+                dependency.index_mapping[0] = partial(_spread_over_paths, paths, channels)
 
 
 def _merge_paths(channels: int, rows: Any) -> Any:
@@ -263,6 +263,6 @@ def _merge_paths(channels: int, rows: Any) -> Any:
     return list({row.idx % channels: row._replace(idx=row.idx % channels) for row in rows}.values())
 
 
-def _in_all_paths(paths: int, channels: int, rows: Any) -> Any:
+def _spread_over_paths(paths: int, channels: int, rows: Any) -> Any:
     """The rows of channels in all paths."""
     return [row._replace(idx=row.idx + path * channels) for row in rows for path in range(paths)]

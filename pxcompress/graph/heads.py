@@ -68,13 +68,13 @@ def head_group(model: nn.Module, attention: Attention) -> Group:
     members = [Member(attention.output, "in", torch.arange(inner).reshape(attention.heads, -1))]
     for name in (*attention.inputs, *attention.norms):
         rows = len(model.get_submodule(name).weight)  # type: ignore[arg-type]
-        members.append(Member(name, "out", _head_rows(rows, inner, attention)))
+        members.append(Member(name, "out", _list_head_rows(rows, inner, attention)))
     members += [Member(name, "out", heads) for name in attention.followers]
-    for name, tensor in _head_tensors(module):
+    for name, tensor in _find_head_tensors(module):
         path = f"{attention.name}.{name}".lstrip(".")
         if tensor.shape == (inner,):
             members.append(Member(path, "out", torch.arange(inner).reshape(attention.heads, -1), 0))
-        elif isinstance(tensor, nn.Parameter) and (axes := _head_axes(name, tensor, attention)):
+        elif isinstance(tensor, nn.Parameter) and (axes := _find_head_axes(name, tensor, attention)):
             members.append(Member(path, "out", heads, axes[0]))
     return Group(attention.name, "head", attention.heads, tuple(members))
 
@@ -107,7 +107,7 @@ def set_stream_(model: nn.Module, group: Group, left: int) -> None:
             narrow_heads_(module, 1, group.units + 1, stream=left)
 
 
-def _head_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _find_head_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """An attention module's parameters and buffers of floating point, and the tables of what it is made of."""
     for path, part in module.named_modules():
         for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
@@ -116,14 +116,14 @@ def _head_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}".lstrip("."), tensor
 
 
-def _head_axes(name: str, tensor: Tensor, attention: Attention) -> list[int]:
+def _find_head_axes(name: str, tensor: Tensor, attention: Attention) -> list[int]:
     """Axes of a parameter that may be its heads, the likeliest first: the last one of a table, else the first."""
     is_table = any(part in name for part in attention.layout.tables)
     ends = (tensor.dim() - 1, 0) if is_table else (0, tensor.dim() - 1)
     return [axis for axis in ends if tensor.shape[axis] == attention.heads]
 
 
-def _head_rows(rows: int, inner: int, attention: Attention) -> Tensor:
+def _list_head_rows(rows: int, inner: int, attention: Attention) -> Tensor:
     """Rows of every head (heads, k) of a projection with `rows` outputs, in the order that the layout says."""
     heads = attention.heads
     if attention.layout.rows == "heads" or rows % inner:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError, reason_of
+from pxcompress.errors import ModelError, describe
 from pxcompress.graph.mentions import could_run
 from pxcompress.models.adapter import all_outputs
 from pxcompress.models.outputs import kinds, leaves
-from pxcompress.state import device_of, evaluating, seeded, sharing, without_checkpointing
+from pxcompress.state import copy_sharing, device_of, evaluating, seeded, without_checkpointing
 from pxcompress.types import Fixed
 
 NOT_REACHED = "the example does not reach it"
@@ -49,14 +49,14 @@ class Idle:
             return ""
         shapes_by_place = _record_shapes(slim, inputs) if self.shapes else {}
         for name, shapes in self.shapes.items():
-            widths = _widths(self.layers[name])
-            if any(_narrowed(shapes_by_place.get(place), shape, widths) for place, shape in shapes.items()):
+            widths = _list_widths(self.layers[name])
+            if any(_is_narrowed(shapes_by_place.get(place), shape, widths) for place, shape in shapes.items()):
                 return f"{name} could read or write its units, and {NOT_REACHED}; give an example that does"
         if self.trained is not None:
             try:
-                has_changed = kinds(_in_training(slim, inputs)) != self.trained
+                has_changed = kinds(_run_in_training(slim, inputs)) != self.trained
             except Exception as error:  # noqa: BLE001  (a model that does not fit together may fail in any way)
-                return f"without its units training mode fails, which runs {self._first}: {reason_of(error)}"
+                return f"without its units training mode fails, which runs {self._first}: {describe(error)}"
             if has_changed:
                 return f"without its units the outputs in training mode change, which runs {self._first}"
         return ""
@@ -76,7 +76,7 @@ def idle_layers(model: nn.Module, inputs: Tensor) -> Idle:
     }
     if not layers:
         return Idle()
-    training_layers, output_kinds = _find_trained(sharing(model), inputs)
+    training_layers, output_kinds = _find_trained(copy_sharing(model), inputs)
     dense_shapes = _record_shapes(model, inputs)
     shapes = {}
     for name in [name for name in layers if name not in training_layers and could_run(model, name)]:
@@ -88,13 +88,13 @@ def idle_layers(model: nn.Module, inputs: Tensor) -> Idle:
 
 def _find_reached(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[set[str], set[str]]:
     """Modules that run or have a parameter that the outputs depend on, and those that run alone."""
-    twin = sharing(model)
+    twin = copy_sharing(model)
     twin.eval()
     called_layers: set[str] = set()
     for name, module in twin.named_modules():
         module.register_forward_pre_hook(lambda *_, name=name: called_layers.add(name))
     with torch.enable_grad(), without_checkpointing():
-        parameter_ids = _parameters_of(run(twin))
+        parameter_ids = _find_parameters(run(twin))
     owners = {
         name
         for name, module in twin.named_modules()
@@ -103,7 +103,7 @@ def _find_reached(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[se
     return called_layers | owners, called_layers
 
 
-def _parameters_of(outputs: Sequence[Tensor]) -> set[int]:
+def _find_parameters(outputs: Sequence[Tensor]) -> set[int]:
     """Ids of the leaves that the outputs depend on by gradients."""
     stack = [value.grad_fn for value in outputs if value.grad_fn is not None]
     visited_nodes, parameter_ids = set(stack), set()
@@ -122,7 +122,7 @@ def _find_trained(model: nn.Module, inputs: Tensor) -> tuple[set[str], Sequence[
     outputs: list[Tensor] = []
 
     def run(twin: nn.Module) -> list[Tensor]:
-        outputs.extend(_in_training(twin, inputs))
+        outputs.extend(_run_in_training(twin, inputs))
         return outputs
 
     try:
@@ -131,7 +131,7 @@ def _find_trained(model: nn.Module, inputs: Tensor) -> tuple[set[str], Sequence[
         return set(), None
 
 
-def _in_training(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+def _run_in_training(model: nn.Module, inputs: Tensor) -> list[Tensor]:
     """What comes out of `model` in training mode, which it is left in; its buffers may change."""
     model.train()
     with seeded(0):
@@ -160,21 +160,21 @@ def _record_shapes(model: nn.Module, inputs: Tensor) -> Shapes:
 
 def _is_visible(name: str, layer: str, called_layers: set[str]) -> bool:
     """Whether the code that would call `layer` can see what the module `name` takes and returns."""
-    return _find_caller(name, called_layers) in {"", *_ancestors(layer)}
+    return _find_caller(name, called_layers) in {"", *_list_ancestors(layer)}
 
 
 def _find_caller(name: str, called_layers: set[str]) -> str:
     """The module whose forward calls `name`: the nearest that runs; lists of modules do not."""
-    return next((above for above in _ancestors(name) if above in called_layers), "")
+    return next((above for above in _list_ancestors(name) if above in called_layers), "")
 
 
-def _ancestors(name: str) -> list[str]:
+def _list_ancestors(name: str) -> list[str]:
     """Names of the modules around `name`, from the inside to the outside."""
     parts = name.split(".")
     return [".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1)]
 
 
-def _narrowed(slim_shape: torch.Size | None, shape: torch.Size, widths: set[int]) -> bool:
+def _is_narrowed(slim_shape: torch.Size | None, shape: torch.Size, widths: set[int]) -> bool:
     """Whether a tensor that had one of the `widths` along an axis, or flattened, has another there."""
     if slim_shape is None or len(slim_shape) != len(shape):
         return True
@@ -182,7 +182,7 @@ def _narrowed(slim_shape: torch.Size | None, shape: torch.Size, widths: set[int]
     return any(dense_size in widths and dense_size != slim_size for dense_size, slim_size in sizes)
 
 
-def _widths(layer: nn.Module) -> set[int]:
+def _list_widths(layer: nn.Module) -> set[int]:
     """Sizes that a layer may take or return along its channels."""
     for pair in (("in_channels", "out_channels"), ("in_features", "out_features")):
         if all(isinstance(getattr(layer, key, None), int) for key in pair):

@@ -24,33 +24,33 @@ def could_run(model: nn.Module, layer: str) -> bool:
     names: set[str] = set()
     for depth, part in enumerate(parts):
         parent = model.get_submodule(".".join(parts[:depth]))
-        names |= _names(parent)
+        names |= _list_names(parent)
         if not isinstance(parent, LISTS) and part not in names and not names & BY_ANY_NAME:
             return False
     return True
 
 
-def _names(module: nn.Module) -> set[str]:
+def _list_names(module: nn.Module) -> set[str]:
     """Names in the methods of a module's own classes, in functions it holds, and in those that they call."""
     own_classes = [kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.nn.modules")]
     members = [value for kind in own_classes for key, value in vars(kind).items() if key not in BUILDERS]
-    pending = [function for value in (*members, *vars(module).values()) for function in _functions(value)]
+    pending = [function for value in (*members, *vars(module).values()) for function in _list_functions(value)]
     visited_codes: set[CodeType] = set()
     names: set[str] = set()
     while pending:
         function = pending.pop()
-        for code in _codes(function.__code__):
+        for code in _list_codes(function.__code__):
             if code in visited_codes:
                 continue
             visited_codes.add(code)
             names |= {*code.co_names, *(text for text in code.co_consts if isinstance(text, str))}
-            pending += [each for name in code.co_names for each in _functions(function.__globals__.get(name))]
+            pending += [each for name in code.co_names for each in _list_functions(function.__globals__.get(name))]
         cells = (cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell))
-        pending += [each for value in cells for each in _functions(value)]
+        pending += [each for value in cells for each in _list_functions(value)]
     return names
 
 
-def _functions(value: Any) -> Iterator[FunctionType]:
+def _list_functions(value: Any) -> Iterator[FunctionType]:
     """The Python functions in a member of a class or module."""
     if isinstance(value, property):
         yield from (each for each in (value.fget, value.fset) if isinstance(each, FunctionType))
@@ -59,15 +59,15 @@ def _functions(value: Any) -> Iterator[FunctionType]:
         value = value.__func__
     if isinstance(value, FunctionType) and not (value.__module__ or "").startswith("torch."):
         yield value
-        yield from _functions(getattr(value, "__wrapped__", None))
+        yield from _list_functions(getattr(value, "__wrapped__", None))
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
+def _list_codes(code: CodeType) -> Iterator[CodeType]:
     """A function's code, and that of the functions inside it."""
     yield code
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            yield from _codes(inner)
+            yield from _list_codes(inner)
 
 
 def _is_filled(cell: Any) -> bool:

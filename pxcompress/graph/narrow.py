@@ -37,12 +37,12 @@ class Widths:
         """Width of the heads that are left."""
         return self.inner // self.heads * self.kept
 
-    def mended(self, x: Tensor, sizes: Sequence[Any]) -> Sequence[Any]:
+    def mend(self, x: Tensor, sizes: Sequence[Any]) -> Sequence[Any]:
         """`sizes` to which `x` is reshaped; where `x` does not have them, with the last as the kept heads have it."""
-        head_sizes = self._meant(x, sizes)
+        head_sizes = self._choose_sizes(x, sizes)
         return head_sizes if head_sizes is sizes or -1 in sizes or prod(sizes) != x.numel() else sizes
 
-    def _meant(self, x: Tensor, sizes: Sequence[Any]) -> Sequence[Any]:
+    def _choose_sizes(self, x: Tensor, sizes: Sequence[Any]) -> Sequence[Any]:
         *front, last_size = sizes
         if not isinstance(last_size, int):  # symbolic while exporting: the batch is in it
             return sizes
@@ -73,7 +73,7 @@ class NarrowedAttention(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and pickled by the name of the module's own class: this one has none."""
-        return _empty, (type(self).__bases__[1],), self.__dict__
+        return _make_empty, (type(self).__bases__[1],), self.__dict__
 
 
 class _ReshapeMode(TorchFunctionMode):
@@ -89,7 +89,7 @@ class _ReshapeMode(TorchFunctionMode):
         if getattr(func, "__name__", "") in RESHAPES and len(args) > 1 and not kwargs:
             x, *sizes = args
             sizes_are_sequence = isinstance(sizes[0], tuple | list)
-            return func(x, self.widths.mended(x, sizes[0] if sizes_are_sequence else sizes))
+            return func(x, self.widths.mend(x, sizes[0] if sizes_are_sequence else sizes))
         return func(*args, **(kwargs or {}))
 
 
@@ -107,13 +107,13 @@ def narrow_heads_(
         module.widths_ = replace(module.widths_, **{key: size for key, size in changes.items() if size is not None})
     else:
         module.widths_ = Widths(heads, inner, kept_heads or heads, stream or 0)  # type: ignore[assignment]
-        module.__class__ = _narrowed(type(module))
+        module.__class__ = _make_narrowed_class(type(module))
 
 
-def _narrowed(kind: type[nn.Module]) -> type[nn.Module]:
+def _make_narrowed_class(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (NarrowedAttention, kind), {})
 
 
-def _empty(kind: type[nn.Module]) -> nn.Module:
-    subclass = _narrowed(kind)
+def _make_empty(kind: type[nn.Module]) -> nn.Module:
+    subclass = _make_narrowed_class(kind)
     return subclass.__new__(subclass)

@@ -19,7 +19,7 @@ from pxcompress.graph.rotation import find_written
 from pxcompress.layout.rows import complement
 from pxcompress.models.adapter import all_outputs
 from pxcompress.models.outputs import difference
-from pxcompress.state import device_of, evaluating, sharing
+from pxcompress.state import copy_sharing, device_of, evaluating
 from pxcompress.types import Axis, Group, Plan, Pruned
 
 REMOVAL_TOLERANCE = 1e-4
@@ -37,7 +37,7 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
 
     Equals the dense model with the same units zeroed (`mask_units`), to rounding.
     """
-    slim = sharing(model)
+    slim = copy_sharing(model)
     original_parameters = list(slim.parameters())
     readers = {member.module for group in groups for member in group.consumers}
     rows: dict[tuple[str, Axis, int | None], list[Tensor]] = {}
@@ -68,7 +68,7 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor
 def mask_units(model: nn.Module, groups: Sequence[Group], plan: Plan) -> nn.Module:
     """A copy of `model` in which no layer reads the planned units any more: the oracle for `prune`."""
     twin = copy.deepcopy(model)
-    for weights, place in _masked_weights(twin, groups, plan):
+    for weights, place in _find_masked_weights(twin, groups, plan):
         weights[place] = 0
     return twin
 
@@ -82,10 +82,10 @@ def removal_error(pruned: Pruned, inputs: Tensor) -> float:
     dense model is masked in place while it runs, and has its own weights again afterwards.
     """
     inputs = inputs.to(device_of(pruned.model))
-    error = _from_masked(pruned, inputs, all_outputs)
+    error = _compare_with_masked(pruned, inputs, all_outputs)
     if REMOVAL_TOLERANCE < error < ROUNDING:
         with suppress(RuntimeError, TypeError):  # where it does not run like that, float32 counts
-            error = _from_masked(pruned, inputs, run_in_float64)
+            error = _compare_with_masked(pruned, inputs, run_in_float64)
     return error
 
 
@@ -94,14 +94,14 @@ def exact_removal_error(pruned: Pruned, inputs: Tensor) -> float:
 
     Raises `RuntimeError` or `TypeError` where a model does not run like that.
     """
-    return _from_masked(pruned, inputs.to(device_of(pruned.model)), run_in_float64)
+    return _compare_with_masked(pruned, inputs.to(device_of(pruned.model)), run_in_float64)
 
 
-def _from_masked(pruned: Pruned, inputs: Tensor, run: Callable[[nn.Module, Tensor], list[Tensor]]) -> float:
+def _compare_with_masked(pruned: Pruned, inputs: Tensor, run: Callable[[nn.Module, Tensor], list[Tensor]]) -> float:
     with torch.no_grad(), evaluating(pruned.model), evaluating(pruned.dense):
         slim = run(pruned.model, inputs)
         with ExitStack() as masks:
-            for weights, place in _masked_weights(pruned.dense, pruned.groups, pruned.plan):
+            for weights, place in _find_masked_weights(pruned.dense, pruned.groups, pruned.plan):
                 masks.enter_context(_zeroed(weights, place))
             reference = run(pruned.dense, inputs)
     return difference(slim, reference)
@@ -122,11 +122,11 @@ class _Float64(TorchFunctionMode):
             return args[0].double()
         in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
         if not in_place:
-            args, kwargs = tree_map(_in_float64, (args, kwargs))
-        return tree_map(_in_float64, func(*args, **(kwargs or {})))
+            args, kwargs = tree_map(_make_float64, (args, kwargs))
+        return tree_map(_make_float64, func(*args, **(kwargs or {})))
 
 
-def _in_float64(value: Any) -> Any:
+def _make_float64(value: Any) -> Any:
     if value is torch.float32:
         return torch.float64
     return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
@@ -160,7 +160,7 @@ def _select_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
     setattr(module, attribute, nn.Parameter(remaining_values) if isinstance(value, nn.Parameter) else remaining_values)
 
 
-def _masked_weights(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Iterator[tuple[Tensor, Place]]:
+def _find_masked_weights(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Iterator[tuple[Tensor, Place]]:
     """Every weight through which layers read planned units, and where in it they do.
 
     Directions are masked where they are written: a norm reads them as well.
@@ -174,7 +174,7 @@ def _masked_weights(model: nn.Module, groups: Sequence[Group], plan: Plan) -> It
                 yield tensor, (*[slice(None)] * dim, torch.tensor(removed, device=tensor.device))
         else:
             for member in group.consumers:
-                yield _columns(model.get_submodule(member.module), member.rows(removed))
+                yield _find_columns(model.get_submodule(member.module), member.rows(removed))
 
 
 @contextmanager
@@ -188,7 +188,7 @@ def _zeroed(weights: Tensor, place: Place) -> Iterator[None]:
         weights[place] = original_values
 
 
-def _columns(module: nn.Module, rows: Tensor) -> tuple[Tensor, Place]:
+def _find_columns(module: nn.Module, rows: Tensor) -> tuple[Tensor, Place]:
     """A layer's weight, and the index in it of input channels `rows`."""
     weight: Tensor = module.weight.detach()  # type: ignore[operator]
     groups = getattr(module, "groups", 1)

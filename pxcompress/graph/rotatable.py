@@ -43,11 +43,11 @@ def make_rotatable(model: nn.Module, example: Tensor, only: Collection[str] | No
             twin = add_linear_behind(twin, mixed)
             streams = trace_streams(twin, example)
         streams = [stream for stream in streams if only is None or stream.writers[0] in only]
-        return _rewritten(model, twin, streams, inputs)
+        return _rewrite_streams(model, twin, streams, inputs)
     return model
 
 
-def _rewritten(model: nn.Module, twin: nn.Module, streams: list[Stream], inputs: Tensor) -> nn.Module:
+def _rewrite_streams(model: nn.Module, twin: nn.Module, streams: list[Stream], inputs: Tensor) -> nn.Module:
     """`twin` with those of its streams rewritten that leave its outputs what they are; `model` where there are none."""
     result = model
     with torch.no_grad(), evaluating(model):

@@ -26,7 +26,7 @@ from pxcompress.types import Group, Member, Pruned
 
 
 class DirectionNorm(nn.LayerNorm):
-    """y / sqrt(|y|^2 / width + eps) along the last axis; `width` stays that of the dense stream when directions go."""
+    """RMS norm of a rotated stream, y / sqrt(|y|^2 / width + eps); `width` stays the dense one when directions go."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__(norm.normalized_shape[-1], norm.eps, elementwise_affine=False)
@@ -56,14 +56,14 @@ def make_direction_group(name: str, stream: Stream) -> Group:
 def rewrite_stream_(model: nn.Module, stream: Stream) -> None:
     """Give a stream coordinates in which no norm subtracts a mean, in place; the model computes the same."""
     for scale, writer in stream.scales:
-        _absorb_scale_(model, scale, _layer(model, writer))
+        _absorb_scale_(model, scale, _get_layer(model, writer))
     for norm in stream.norms:
         layer = model.get_submodule(norm.name)
         assert isinstance(layer, nn.LayerNorm)
         for reader in norm.readers:
             _absorb_norm_(model.get_submodule(reader), layer)
         _replace_(model, norm.name, DirectionNorm(layer))
-    basis = _reflection(stream.width)
+    basis = _make_reflection(stream.width)
     group = make_direction_group(stream.writers[0], stream)
     _turn_(model, group, basis.T, basis)
     for tensor, dim in find_written(model, group):
@@ -87,7 +87,7 @@ def settle_streams_(model: nn.Module, groups: Iterable[Group]) -> None:
         first = model.get_submodule(norms[0])
         assert isinstance(first, DirectionNorm)
         left = first.normalized_shape[-1]
-        basis = _reflection(left)
+        basis = _make_reflection(left)
         _turn_(model, group, basis, math.sqrt(first.width / left) * basis)
         for name in norms:
             norm = model.get_submodule(name)
@@ -119,7 +119,7 @@ def _turn_(model: nn.Module, group: Group, writes: Tensor, reads: Tensor) -> Non
         turned = torch.tensordot(tensor.double(), writes.to(tensor.device), ([dim], [1]))
         tensor.copy_(turned.movedim(-1, dim))
     for member in group.consumers:
-        weight = _layer(model, member.module).weight.data
+        weight = _get_layer(model, member.module).weight.data
         weight.copy_(weight.double() @ reads.to(weight.device))
 
 
@@ -132,20 +132,20 @@ def find_written(model: nn.Module, group: Group) -> Iterator[tuple[Tensor, int]]
             table: Tensor = model.get_parameter(member.module).data
             yield table, member.dim % table.dim()
         elif not _is_direction_norm(model, member.module):
-            layer = _layer(model, member.module)
+            layer = _get_layer(model, member.module)
             yield layer.weight.data, 0
             if layer.bias is not None:
                 yield layer.bias.data, 0
 
 
-def _layer(model: nn.Module, name: str) -> nn.Linear | _ConvNd:
+def _get_layer(model: nn.Module, name: str) -> nn.Linear | _ConvNd:
     """The linear layer or convolution `name`."""
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear | _ConvNd)
     return layer
 
 
-def _reflection(width: int) -> Tensor:
+def _make_reflection(width: int) -> Tensor:
     """The symmetric orthogonal matrix that swaps the last unit vector and the ones vector over its length."""
     difference = torch.full((width,), -1 / math.sqrt(width), dtype=torch.float64)
     difference[-1] += 1

@@ -64,7 +64,9 @@ def read_stream(raw: Any, names: dict[Any, str]) -> Stream | str:
     layers = [module for module in names if module in nodes and isinstance(module, PRODUCERS)]  # in the model's order
     writers = [names[module] for module in layers if names[module] not in readers]
     parameters = {module: node for module, node in nodes.items() if _is_wide(module)}
-    scales = {names[module]: _scaled_writer(names, node) for module, node in parameters.items() if module.dim() == 1}
+    scales = {
+        names[module]: _find_scaled_writer(names, node) for module, node in parameters.items() if module.dim() == 1
+    }
     if unknown := next((name for name, writer in scales.items() if not writer), None):
         return f"parameter {unknown} is added or multiplied outside any layer"
     tables = tuple(names[module] for module in parameters if module.dim() > 1 and module.shape[-1] == width)
@@ -72,10 +74,10 @@ def read_stream(raw: Any, names: dict[Any, str]) -> Stream | str:
 
 
 def _read_norm(names: dict[Any, str], norm: Any) -> StreamNorm:
-    """What reads a norm's output."""
+    """A norm with the layers that read its output."""
     readers: dict[str, None] = {}
     reads_all, is_within = True, False
-    for node in _behind(norm):
+    for node in _list_behind(norm):
         if isinstance(node.module, nn.Linear):
             readers[names[node.module]] = None
         elif isinstance(node.module, nn.LayerNorm):
@@ -90,7 +92,7 @@ def _is_wide(module: Any) -> bool:
     return isinstance(module, nn.Parameter) and module.numel() > 1
 
 
-def _behind(node: Any) -> Iterator[Any]:
+def _list_behind(node: Any) -> Iterator[Any]:
     """The first layers, parameters and ends behind a node, through operations without any."""
     pending, seen = list(node.outputs), set()
     while pending:
@@ -104,7 +106,7 @@ def _behind(node: Any) -> Iterator[Any]:
             yield following
 
 
-def _scaled_writer(names: dict[Any, str], scale: Any) -> str:
+def _find_scaled_writer(names: dict[Any, str], scale: Any) -> str:
     """The layer whose outputs a parameter multiplies; empty where it is none."""
     products = [node for node in scale.outputs if "Mul" in str(getattr(node, "name", ""))]
     pending: list[Any] = [node for product in products for node in product.inputs if node is not scale]

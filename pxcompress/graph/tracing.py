@@ -16,12 +16,12 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError, reason_of
+from pxcompress.errors import ModelError, describe
 from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, Graph, is_depthwise, settled
 from pxcompress.graph.rotation import DirectionNorm, make_direction_group
 from pxcompress.graph.streams import Stream, read_stream
 from pxcompress.models.adapter import all_outputs
-from pxcompress.state import can_have_gradient, device_of, sharing, time_limit, without_checkpointing
+from pxcompress.state import can_have_gradient, copy_sharing, device_of, time_limit, without_checkpointing
 from pxcompress.types import Axis, Fixed, Group, Kind, Member
 
 WHOLE = (nn.modules.conv._ConvTransposeNd, nn.RNNBase, nn.MultiheadAttention, nn.Bilinear)
@@ -39,52 +39,52 @@ TRACING_SECONDS = 90.0
 def trace_groups(
     model: nn.Module, example: Tensor, keep: Collection[str], head_layers: Collection[str]
 ) -> list[Group | Fixed]:
-    """Groups as torch-pruning sees them, and what is known to stay; none that layers named in `known` make.
+    """Groups as torch-pruning sees them, and what is known to stay; none that make the layers named in `head_layers`.
 
     The outputs of the modules in `keep` stay whole. Raises `ModelError` where the model cannot be traced.
     """
-    graph, names = _dependencies(model, example)
+    graph, names = _trace_dependencies(model, example)
     with _raise_model_errors("model's groups cannot be found"), settled(graph.model):
-        return list(_candidates(graph, names, set(keep), head_layers))
+        return list(_list_candidates(graph, names, set(keep), head_layers))
 
 
 def trace_streams(model: nn.Module, example: Tensor) -> list[Stream]:
     """The residual streams of a model whose norms could be rotated with them; raises as `trace_groups` does."""
-    graph, names = _dependencies(model, example)
+    graph, names = _trace_dependencies(model, example)
     streams: list[Stream] = []
     with _raise_model_errors("model's streams cannot be found"), settled(graph.model):
         for module in [module for module in graph.module2node if isinstance(module, PRODUCERS)]:
             if is_depthwise(module) or any(names[module] in stream.writers for stream in streams):
                 continue
             with suppress(*STUMBLES):
-                stream = read_stream(_whole_group(graph, module), names)
+                stream = read_stream(_get_whole_group(graph, module), names)
                 if isinstance(stream, Stream):
                     streams.append(stream)
     return streams
 
 
-def _dependencies(model: nn.Module, example: Tensor) -> tuple[Any, dict[Any, str]]:
+def _trace_dependencies(model: nn.Module, example: Tensor) -> tuple[Any, dict[Any, str]]:
     """torch-pruning's graph of a copy of `model`, and the names of the copy's modules and parameters."""
     with _raise_model_errors("model cannot be traced"):
-        twin = sharing(model)
+        twin = copy_sharing(model)
         twin.eval()  # a module's own train() may return nothing
         for parameter in twin.parameters():
             parameter.requires_grad_(can_have_gradient(parameter))
         single = [layer for layer in twin.modules() if isinstance(layer, CONVOLUTIONS) and _is_single(layer)]
         graph = Graph().build_dependency(
-            twin, example.to(device_of(twin)), forward_fn=_traced, verbose=False, ignored_layers=single
+            twin, example.to(device_of(twin)), forward_fn=_trace_outputs, verbose=False, ignored_layers=single
         )
     names: dict[Any, str] = {module: name for name, module in twin.named_modules()}
     names.update({parameter: name for name, parameter in twin.named_parameters()})
     return graph, names
 
 
-def _traced(model: nn.Module, example: Tensor) -> list[Tensor]:
+def _trace_outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
     """What comes out of a model and depends on its parameters."""
     return [value for value in all_outputs(model, example) if value.requires_grad]
 
 
-def _candidates(
+def _list_candidates(
     graph: Any, names: dict[Any, str], keep: set[str], head_layers: Collection[str]
 ) -> Iterator[Group | Fixed]:
     """One group, or the reason why there is none, for every convolution and linear layer that is not in one already."""
@@ -97,28 +97,28 @@ def _candidates(
             yield Fixed(names[module], units, "each of its groups has one output")
             continue
         try:
-            raw = _whole_group(graph, module)
+            raw = _get_whole_group(graph, module)
             wide = _spread_over(graph, raw)
-            raw = _from_first(graph, names, raw)
+            raw = _start_from_first(graph, names, raw)
         except TimeoutError:
             raise
         except Exception as error:  # noqa: BLE001  (whatever torch-pruning stumbles over: the others go on)
-            yield Fixed(names[module], units, f"its units cannot be followed: {reason_of(error)}")
+            yield Fixed(names[module], units, f"its units cannot be followed: {describe(error)}")
             continue
         if wide is not None:
             yield Fixed(names[module], units, f"its one output is broadcast over those of {names[wide]}")
             continue
-        producers = _producers(graph, raw)
+        producers = _list_producers(graph, raw)
         covered_layers |= producers
         if not any(names.get(producer) in head_layers for producer in producers):
-            for group in _producer_groups(graph, names, raw, keep):
+            for group in _list_producer_groups(graph, names, raw, keep):
                 yield group
                 if isinstance(group, Fixed):
                     yield from _find_neighbours(group, producers, names)
 
 
 def _find_neighbours(fixed: Fixed, producers: Collection[Any], names: dict[Any, str]) -> Iterator[Fixed]:
-    """The other layers that write what `found` writes: they stay with it."""
+    """The other layers that write what the layer `fixed` writes: they stay with it."""
     for module, name in names.items():
         if isinstance(module, PRODUCERS) and module in producers and name != fixed.name:
             yield Fixed(name, len(module.weight), f"its outputs meet those of {fixed.name}, which stay")
@@ -133,7 +133,7 @@ def _raise_model_errors(task: str) -> Iterator[None]:
             with time_limit(TRACING_SECONDS):
                 yield
         except Exception as error:  # a user's forward and torch-pruning may raise anything
-            raise ModelError(f"{task}: {reason_of(error)}") from error
+            raise ModelError(f"{task}: {describe(error)}") from error
 
 
 def _is_single(layer: nn.Module) -> bool:
@@ -141,22 +141,22 @@ def _is_single(layer: nn.Module) -> bool:
     return bool(layer.in_channels == layer.out_channels == 1)
 
 
-def _producers(dependencies: Any, raw: Any) -> set[Any]:
+def _list_producers(dependencies: Any, raw: Any) -> set[Any]:
     """Modules whose outputs, or what they carry, belong to the group."""
-    return {item.dep.target.module for item in raw if _axis(dependencies, item) == "out"}
+    return {item.dep.target.module for item in raw if _get_axis(dependencies, item) == "out"}
 
 
 def _spread_over(dependencies: Any, raw: Any) -> Any:
     """The layer over whose outputs the only one of the group's root is broadcast; None where there is none."""
     root = raw[0].dep.target.module
-    others = [module for module in _producers(dependencies, raw) if isinstance(module, PRODUCERS)]
+    others = [module for module in _list_producers(dependencies, raw) if isinstance(module, PRODUCERS)]
     for module in others if len(raw[0].idxs) == 1 else ():
-        if len(module.weight) > 1 and root in _whole_group(dependencies, module).broadcast:
+        if len(module.weight) > 1 and root in _get_whole_group(dependencies, module).broadcast:
             return module
     return None
 
 
-def _whole_group(dependencies: Any, module: Any) -> Any:
+def _get_whole_group(dependencies: Any, module: Any) -> Any:
     """torch-pruning's group of all outputs of a layer."""
     pruner = dependencies.get_pruner_of_module(module)
     if is_depthwise(module):  # by its inputs, of which each may have several outputs
@@ -164,19 +164,19 @@ def _whole_group(dependencies: Any, module: Any) -> Any:
     return dependencies.get_pruning_group(module, pruner.prune_out_channels, list(range(len(module.weight))))
 
 
-def _from_first(dependencies: Any, names: dict[Any, str], raw: Any) -> Any:
+def _start_from_first(dependencies: Any, names: dict[Any, str], raw: Any) -> Any:
     """`raw` from its first producer on, with all outputs of that one: more than in `raw` where they are split."""
-    producers = [module for module in _producers(dependencies, raw) if module in names]
+    producers = [module for module in _list_producers(dependencies, raw) if module in names]
     whole_producers = [module for module in producers if isinstance(module, PRODUCERS) and not is_depthwise(module)]
     order = {module: place for place, module in enumerate(names)}
     first_producer = min(whole_producers, key=order.__getitem__, default=raw[0].dep.target.module)
     if first_producer is raw[0].dep.target.module:
         return raw
-    whole_raw = _whole_group(dependencies, first_producer)
-    return whole_raw if set(producers) <= _producers(dependencies, whole_raw) else raw
+    whole_raw = _get_whole_group(dependencies, first_producer)
+    return whole_raw if set(producers) <= _list_producers(dependencies, whole_raw) else raw
 
 
-def _producer_groups(
+def _list_producer_groups(
     dependencies: Any, names: dict[Any, str], raw: Any, keep: set[str]
 ) -> Sequence[Group] | Sequence[Fixed]:
     """The groups of a convolution's or linear layer's outputs, or why they stay."""
@@ -185,7 +185,7 @@ def _producer_groups(
     if any(isinstance(item.dep.target.module, DirectionNorm) for item in raw):
         stream = read_stream(raw, names)
         return [make_direction_group(name, stream)] if isinstance(stream, Stream) else [Fixed(name, units, stream)]
-    reason = _why_fixed(names, raw, keep, dependencies)
+    reason = _explain_fixed(names, raw, keep, dependencies)
     if is_depthwise(first_producer):
         reason, units = (
             reason or "it is depthwise, and reads channels that no other layer makes",
@@ -207,7 +207,7 @@ def _build(
     """
     name, kind = label
     units = int(unit_of_root.max()) + 1
-    parts = list(_members(dependencies, names, raw, unit_of_root))
+    parts = list(_list_members(dependencies, names, raw, unit_of_root))
     rows_by_unit = torch.stack([torch.bincount(unit, minlength=units) for _, unit in parts])
     groups: dict[str, Group] = {}
     for shares in sorted(rows_by_unit.unique(dim=1).T, key=torch.count_nonzero):
@@ -225,7 +225,7 @@ def _build(
     return list(groups.values())
 
 
-def _members(
+def _list_members(
     dependencies: Any, names: dict[Any, str], raw: Any, unit_of_root: Tensor
 ) -> Iterator[tuple[Member, Tensor]]:
     """torch-pruning's items as members with an index (rows,), and the unit of each of those rows, ascending."""
@@ -237,19 +237,19 @@ def _members(
         rows = torch.tensor(item.idxs)[order]
         module = item.dep.target.module
         if module in names:
-            dim = _axis_of_vector(module) if isinstance(module, nn.Parameter) else None
-            yield Member(names[module], _axis(dependencies, item), rows, dim), unit[order]
-        elif sizes := _held_sizes(names, item.dep.target):
+            dim = _find_axis_of_vector(module) if isinstance(module, nn.Parameter) else None
+            yield Member(names[module], _get_axis(dependencies, item), rows, dim), unit[order]
+        elif sizes := _find_held_sizes(names, item.dep.target):
             yield Member(sizes, "out", rows, 0), unit[order]
 
 
-def _axis_of_vector(parameter: Tensor) -> int | None:
+def _find_axis_of_vector(parameter: Tensor) -> int | None:
     """The only dimension of a parameter with more than one row; None where there are several, or none."""
     dims = [dim for dim, size in enumerate(parameter.shape) if size > 1]
     return dims[0] if len(dims) == 1 else None
 
 
-def _held_sizes(names: dict[Any, str], node: Any) -> str:
+def _find_held_sizes(names: dict[Any, str], node: Any) -> str:
     """The attribute with the sizes of a split into unequal parts; empty for any other operation, or where none has.
 
     It is one of the modules around the layer whose outputs are split, the nearest that has such sizes.
@@ -279,12 +279,12 @@ def _is_input_of_depthwise(dependencies: Any, item: Any) -> bool:
     return several and bool(item.dep.handler == dependencies.get_pruner_of_module(module).prune_in_channels)
 
 
-def _why_fixed(names: dict[Any, str], raw: Any, keep: set[str], dependencies: Any) -> str:
+def _explain_fixed(names: dict[Any, str], raw: Any, keep: set[str], dependencies: Any) -> str:
     """Why the outputs of this group must stay; empty when they need not."""
     consumers, reaches_output = 0, False
     for item in raw:
         module = item.dep.target.module
-        name, reads = names.get(module, ""), _axis(dependencies, item) == "in"
+        name, reads = names.get(module, ""), _get_axis(dependencies, item) == "in"
         if name in keep and not reads:
             return "the classifier's outputs are the classes"
         if isinstance(module, SPANNING_NORMS):
@@ -293,7 +293,7 @@ def _why_fixed(names: dict[Any, str], raw: Any, keep: set[str], dependencies: An
             return stays if isinstance(stays, str) and stays else reason
         if isinstance(module, WHOLE):
             return f"{type(module).__name__} {name} reads or writes them, and of those no channel is removed"
-        if isinstance(module, nn.Parameter) and _axis_of_vector(module) is None:
+        if isinstance(module, nn.Parameter) and _find_axis_of_vector(module) is None:
             return f"parameter {name} is added or multiplied outside any layer"
         if module in dependencies.partners:
             return f"{name} has a weight that {names[dependencies.partners[module]]} has as well"
@@ -310,7 +310,7 @@ def _why_fixed(names: dict[Any, str], raw: Any, keep: set[str], dependencies: An
     )
 
 
-def _axis(dependencies: Any, item: Any) -> Axis:
+def _get_axis(dependencies: Any, item: Any) -> Axis:
     """ "in" for rows a convolution or linear layer consumes, else "out"."""
     module = item.dep.target.module
     consumes = isinstance(module, PRODUCERS) and not is_depthwise(module)
@@ -324,7 +324,7 @@ def _find_units_of_rows(dependencies: Any, raw: Any, rows: int) -> Tensor:
     equal parts (`chunk`) cuts at the same places only when every part loses as many.
     """
     label = torch.arange(rows)
-    places = [pair for item in raw if (pair := _places(dependencies, item)) is not None]
+    places = [pair for item in raw if (pair := _list_places(dependencies, item)) is not None]
     if raw.links:
         first, second = torch.tensor(sorted(raw.links)).T
         places.append((torch.cat([first, second]), torch.arange(len(first)).repeat(2)))
@@ -338,13 +338,13 @@ def _find_units_of_rows(dependencies: Any, raw: Any, rows: int) -> Tensor:
     return torch.unique(label, return_inverse=True)[1]
 
 
-def _places(dependencies: Any, item: Any) -> tuple[Tensor, Tensor] | None:
+def _list_places(dependencies: Any, item: Any) -> tuple[Tensor, Tensor] | None:
     """Root rows and their place in the parts of a grouped convolution or of an equal split; None elsewhere."""
     module = item.dep.target.module
     if item.dep.target.type == tp.ops.OPTYPE.SPLIT and len(set(module.split_sizes or ())) == 1:
         width = module.split_sizes[0]
     elif isinstance(module, CONVOLUTIONS) and module.groups > 1 and not is_depthwise(module):
-        rows = module.in_channels if _axis(dependencies, item) == "in" else module.out_channels
+        rows = module.in_channels if _get_axis(dependencies, item) == "in" else module.out_channels
         width = rows // module.groups
     else:
         return None

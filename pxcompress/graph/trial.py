@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError, reason_of
+from pxcompress.errors import ModelError, describe
 from pxcompress.graph.idle import Idle, idle_layers
 from pxcompress.graph.removal import REMOVAL_TOLERANCE, exact_removal_error, prune, removal_error
 from pxcompress.models.adapter import all_outputs, perturb
@@ -47,12 +47,12 @@ class Trial:
         removed_units = {name: tuple(units.tolist()) for name, units in half.items()}
         try:
             pruned = prune(self.model, groups, Plan(removed_units, "trial", "units", 0, 0, 0), self.inputs[:1])
-            error, tolerance = _error(pruned, self.inputs)
+            error, tolerance = _measure_error(pruned, self.inputs)
             if not error <= tolerance:
                 return f"{NOT_EXACT}: {_describe_error(error)}"
             return self.idle.fault(pruned.model, self.inputs)
         except Exception as error:  # noqa: BLE001  (torch-pruning and the cut model may fail in any way)
-            return f"its units cannot be removed: {reason_of(error)}"
+            return f"its units cannot be removed: {describe(error)}"
 
     def faults(self, groups: Sequence[Group]) -> dict[str, str]:
         """Why groups must stay, by name; all others can go together. Found by halving the set of suspects.
@@ -61,13 +61,13 @@ class Trial:
         where both lose as many.
         """
         faults: dict[str, str] = {}
-        self._accepted([], groups, faults)
+        self._accept([], groups, faults)
         for part in _separate_shared(groups):
-            self._accepted([], [group for group in part if group.name not in faults], faults)
+            self._accept([], [group for group in part if group.name not in faults], faults)
         return faults
 
-    def _accepted(self, accepted_groups: list[Group], suspects: Sequence[Group], faults: dict[str, str]) -> list[Group]:
-        """`sure` and those of the suspects that pass beside them; the others go to `faults`."""
+    def _accept(self, accepted_groups: list[Group], suspects: Sequence[Group], faults: dict[str, str]) -> list[Group]:
+        """`accepted_groups` and those of the suspects that pass beside them; the others go to `faults`."""
         candidate_groups = [*accepted_groups, *suspects]
         if not suspects or not (fault := self.fault(candidate_groups)):
             return candidate_groups
@@ -75,11 +75,11 @@ class Trial:
             faults[suspects[0].name] = fault
             return accepted_groups
         middle = len(suspects) // 2
-        accepted_groups = self._accepted(accepted_groups, suspects[:middle], faults)
-        return self._accepted(accepted_groups, suspects[middle:], faults)
+        accepted_groups = self._accept(accepted_groups, suspects[:middle], faults)
+        return self._accept(accepted_groups, suspects[middle:], faults)
 
 
-def _error(pruned: Pruned, inputs: Tensor) -> tuple[float, float]:
+def _measure_error(pruned: Pruned, inputs: Tensor) -> tuple[float, float]:
     """How far removal is from zeroing, and how far it may be: in float64 hardly at all."""
     error = removal_error(pruned, inputs)
     if PROOF_TOLERANCE < error <= REMOVAL_TOLERANCE:
@@ -105,7 +105,7 @@ def prepare_trial(model: nn.Module, example: Tensor) -> Trial:
         return Trial(model, inputs, idle_layers(model, inputs))
     except (RuntimeError, TypeError) as error:
         raise ModelError(
-            f"{type(model).__name__} cannot be copied, or does not run as a copy: {reason_of(error)}"
+            f"{type(model).__name__} cannot be copied, or does not run as a copy: {describe(error)}"
         ) from error
 
 
@@ -115,7 +115,7 @@ def make_trial_inputs(model: nn.Module, example: Tensor) -> Tensor:
     The model is defined at both, and gives the same each time. Raises `ModelError` where there are no such inputs.
     """
     example = example.to(device_of(model))
-    outputs = _outputs(model, example, "does not run on the example")
+    outputs = _run_outputs(model, example, "does not run on the example")
     valid_inputs = [each for each in (example, perturb(model, example)) if _is_defined(model, each)]
     if not valid_inputs:
         shapes = ", ".join(str(tuple(value.shape)) for value in outputs)
@@ -124,7 +124,7 @@ def make_trial_inputs(model: nn.Module, example: Tensor) -> Tensor:
             "the model is made for, and finite weights"
         )
     inputs = torch.cat([valid_inputs[0], valid_inputs[-1]])
-    first, second = (_outputs(model, inputs, "runs on one sample, but not on two at once") for _ in range(2))
+    first, second = (_run_outputs(model, inputs, "runs on one sample, but not on two at once") for _ in range(2))
     if not (error := difference(second, first)) <= REMOVAL_TOLERANCE:
         raise ModelError(
             f"{type(model).__name__} gives another output for the same input each time ({_describe_error(error)}): it "
@@ -134,24 +134,24 @@ def make_trial_inputs(model: nn.Module, example: Tensor) -> Tensor:
     return inputs
 
 
-def _outputs(model: nn.Module, inputs: Tensor, failure: str) -> list[Tensor]:
+def _run_outputs(model: nn.Module, inputs: Tensor, failure: str) -> list[Tensor]:
     try:
         with torch.no_grad(), evaluating(model):
             return all_outputs(model, inputs)
     except ModelError:
         raise
     except Exception as error:  # a user's forward may raise anything
-        raise ModelError(f"{type(model).__name__} {failure}: {reason_of(error)}") from error
+        raise ModelError(f"{type(model).__name__} {failure}: {describe(error)}") from error
 
 
 def _is_defined(model: nn.Module, inputs: Tensor) -> bool:
     """Whether the model runs on `inputs` without a NaN."""
     try:
-        return not any(bool(value.isnan().any()) for value in _outputs(model, inputs, ""))
+        return not any(bool(value.isnan().any()) for value in _run_outputs(model, inputs, ""))
     except ModelError:
         return False
 
 
 def _describe_error(error: float) -> str:
-    """How far two outputs are apart, in words."""
+    """The difference between two outputs, in words."""
     return "a shape or type changes" if error == torch.inf else f"outputs differ by {error:.1e} of their scale"

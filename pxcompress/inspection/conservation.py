@@ -52,7 +52,7 @@ class UnruledFlow:
 
 @dataclass(frozen=True)
 class Conservation:
-    """Where the relevance of a model's predictions goes; layers in executed order.
+    """How much relevance of a model's predictions enters and leaves every layer, in executed order.
 
     `relevance` is what starts at the output, a mean over samples, in units of the logit.
     """
@@ -107,17 +107,17 @@ def conservation(
             len(inputs),
             weights,
             total,
-            tuple(_layer(flow) for flow in flows if flow.rule is not None),
-            _unruled(twin, flows),
+            tuple(_make_layer(flow) for flow in flows if flow.rule is not None),
+            _list_unruled(twin, flows),
         )
 
 
-def _layer(flow: Flow) -> LayerFlow:
+def _make_layer(flow: Flow) -> LayerFlow:
     into = flow.relevance_in or 0.0
     return LayerFlow(flow.name, flow.kind, str(flow.rule), flow.relevance_out, into, flow.relevance_out - into)
 
 
-def _unruled(twin: Attributed, flows: tuple[Flow, ...]) -> tuple[UnruledFlow, ...]:
+def _list_unruled(twin: Attributed, flows: tuple[Flow, ...]) -> tuple[UnruledFlow, ...]:
     """What the engine counted, with the relevance that was seen to pass."""
     shares: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()

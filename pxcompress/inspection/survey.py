@@ -124,7 +124,7 @@ def to_table(result: Survey) -> str:
         time = "" if row.latency_share is None else f"{row.latency_share:.1%}"
         shares = f"{row.params_share:.1%}", f"{row.macs_share:.1%}", time
         rows.append((row.name, row.kind, str(row.units), str(row.layers), *shares))
-    return "\n".join([*lines, *align(rows, "<<>>>>>"), *_OVERLAP, "", *_whole(result.fixed)])
+    return "\n".join([*lines, *align(rows, "<<>>>>>"), *_OVERLAP, "", *_list_whole(result.fixed)])
 
 
 _OVERLAP = (
@@ -135,7 +135,7 @@ _OVERLAP = (
 )
 
 
-def _whole(fixed: Sequence[Fixed]) -> Iterator[str]:
+def _list_whole(fixed: Sequence[Fixed]) -> Iterator[str]:
     """The layers that keep all their outputs, by reason; units in brackets."""
     yield f"stays whole: {len(fixed)} layer{'s' * (len(fixed) > 1)} (outputs in brackets); all others are in groups"
     for reason, layers in by_reason(fixed).items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pxcompress.layout.rows import complement, input_layouts, members_by_module, removed_rows
+from pxcompress.layout.rows import complement, input_layouts, list_removed_rows, members_by_module
 from pxcompress.types import Pruned
 
 
@@ -38,12 +38,12 @@ def find_consumers(pruned: Pruned) -> list[Consumer]:
     producers = members_by_module(pruned.groups, "out")
     layers = []
     for name, owners in members_by_module(pruned.groups, "in").items():
-        rows = removed_rows(owners, pruned.plan)
+        rows = list_removed_rows(owners, pruned.plan)
         if len(rows):
             dense, layout = pruned.dense.get_submodule(name), layouts[name]
             weight: Tensor = dense.weight  # type: ignore[assignment]
             removed_features = torch.isin(layout[:, 0], rows).nonzero().flatten()
-            outputs = complement(len(weight), removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
+            outputs = complement(len(weight), list_removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
             layers.append(Consumer(name, dense, pruned.model.get_submodule(name), layout, removed_features, outputs))
     return layers
 

@@ -21,7 +21,7 @@ def counting(counted: Tensor | None) -> Iterator[None]:
         _COUNTED.reset(token)
 
 
-def counted_positions(value: Tensor) -> Tensor | None:
+def find_counted_positions(value: Tensor) -> Tensor | None:
     """Which positions of a tensor (n, length, features) of the batch that runs are text, (n, length) bool.
 
     None where all of them count: no texts run, none is shorter than another, or the tensor has no such positions.
@@ -32,7 +32,7 @@ def counted_positions(value: Tensor) -> Tensor | None:
     return counted
 
 
-def counted_columns(units: Tensor, counted: Tensor | None) -> Tensor:
+def select_counted_columns(units: Tensor, counted: Tensor | None) -> Tensor:
     """(units, columns) of (n, units, positions): every position that counts, of every sample, is a column.
 
     A unit of several rows has the positions of one behind those of another, as `rows.unit_view` gives them.

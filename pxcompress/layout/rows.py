@@ -54,7 +54,7 @@ def members_by_module(groups: Sequence[Group], axis: Axis) -> dict[str, list[tup
     return owners_by_module
 
 
-def removed_rows(owners: Sequence[tuple[Group, Member]], plan: Plan) -> Tensor:
+def list_removed_rows(owners: Sequence[tuple[Group, Member]], plan: Plan) -> Tensor:
     """Rows of a module's axis that the plan removes, sorted; `owners` as from `members_by_module`."""
     rows = [member.rows(plan.removed.get(group.name, ())) for group, member in owners]
     return torch.cat(rows).sort().values if rows else torch.empty(0, dtype=torch.int64)

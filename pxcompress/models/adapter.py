@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pxcompress.errors import InputError, ModelError
+from pxcompress.errors import InputError, ModelError, describe
 from pxcompress.layout.padding import counting
 from pxcompress.models.input_values import check_batches
 from pxcompress.models.outputs import by_name, floats, leaves
-from pxcompress.models.signature import Divergence, Logits, Signature, bounded, named, nearer_zero, perturbed_rows
+from pxcompress.models.signature import Divergence, Logits, Signature, bound_inputs, named, nearer_zero, perturbed_rows
 from pxcompress.onnx_in import OnnxModule
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches, Input
@@ -189,9 +189,9 @@ class _Packed:
     labelled: bool
 
     def __iter__(self) -> Iterator[Batch]:
-        return check_batches(self._packed())
+        return check_batches(self._pack())
 
-    def _packed(self) -> Iterator[Batch]:
+    def _pack(self) -> Iterator[Batch]:
         for batch in self.batches:
             inputs, labels = split_batch(batch)
             packed = self.signature.packed(inputs)
@@ -229,12 +229,11 @@ def _call_checked(model: nn.Module, call: Callable[[], Any]) -> Any:
     except ModelError:
         raise
     except Exception as error:  # a user's forward may raise anything
-        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
-        raise ModelError(f"{type(model).__name__} does not run on the example: {reason}") from error
+        raise ModelError(f"{type(model).__name__} does not run on the example: {describe(error)}") from error
 
 
 def _counted(outputs: Any, samples: int) -> Tensor:
-    """What counts where nothing is said, (n, k)."""
+    """The numbers that decisions rest on where no `logits` says it, (n, k): the only logits, else largest values."""
     candidates = [value for value in floats(outputs) if value.dim() and value.shape[0] == samples]
     if not candidates:
         raise ModelError(
@@ -266,7 +265,7 @@ def _inputs(example: Inputs, batches: Iterable[Any]) -> tuple[Input, ...]:
         for batch in batches:
             for name, value in named(split_batch(batch)[0]).items():
                 seen.setdefault(name, []).extend(_extremes(value))
-    return bounded(specs, seen)
+    return bound_inputs(specs, seen)
 
 
 def _extremes(value: Tensor) -> list[Tensor]:

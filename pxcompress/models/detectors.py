@@ -82,10 +82,10 @@ class _OneStage(_RawDetector):
 
     def boxes(self, codes: Tensor, anchors: Tensor) -> Tensor:
         """Corners (n, L, 4) of codes (n, L, 4) beside anchors (L, 4)."""
-        return _decoded(self.box_coder, codes, anchors)
+        return _decode(self.box_coder, codes, anchors)
 
     def logits(self, outputs: dict[str, Tensor]) -> Tensor:
-        """Of every class but the background."""
+        """Logits of every class but the background, (n, locations, classes)."""
         return outputs["cls_logits"][..., BACKGROUND:]
 
 
@@ -134,7 +134,7 @@ class _FasterRCNN(_RawDetector):
         flat, deltas = concat_box_prediction_layers(objectness, codes)
         samples = images.shape[0]
         anchors = _anchors(self.rpn.anchor_generator, images, features)
-        corners = _decoded(self.rpn.box_coder, deltas.unflatten(0, (samples, -1)), anchors).detach()
+        corners = _decode(self.rpn.box_coder, deltas.unflatten(0, (samples, -1)), anchors).detach()
         corners = _clip(corners, images)
         chances = flat.unflatten(0, (samples, -1))[..., 0].detach()
         is_empty = ((corners[..., 2:] - corners[..., :2]) < self.rpn.min_size).any(-1)
@@ -176,7 +176,7 @@ def _clip(corners: Tensor, images: Tensor) -> Tensor:
 
 
 def _find_joints(maps: Tensor, boxes: Tensor) -> Tensor:
-    """Where each map (n, k, joints, side, side) of boxes (n, k, 4) is largest, and how large, (n, k, joints, 3)."""
+    """x, y and value at the peak of maps (n, k, joints, side, side) over boxes (n, k, 4): (n, k, joints, 3)."""
     side = maps.shape[-1]
     scores, places = maps.flatten(3).max(3)
     sizes = (boxes[..., 2:] - boxes[..., :2]) / side
@@ -219,7 +219,7 @@ def _anchors(generator: nn.Module, images: Tensor, features: list[Tensor]) -> Te
     return anchors[0]
 
 
-def _decoded(coder: Any, codes: Tensor, anchors: Tensor) -> Tensor:
+def _decode(coder: Any, codes: Tensor, anchors: Tensor) -> Tensor:
     """Corners (n, L, 4) of codes (n, L, 4) beside anchors (L, 4)."""
     repeated = anchors.expand(codes.shape[0], -1, -1).reshape(-1, 4)
     return coder.decode_single(codes.reshape(-1, 4), repeated).reshape(codes.shape)

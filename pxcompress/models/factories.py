@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from pxcompress.errors import ModelError, short
+from pxcompress.errors import ModelError, describe
 from pxcompress.models.detectors import BACKGROUND, raw_detector
 
 OPTIONS = ("num_classes", "img_size")
@@ -31,7 +31,7 @@ def find_object(name: str, purpose: str) -> Any:
         with _current_directory_importable():
             target: Any = importlib.import_module(module_name)
     except Exception as error:  # the user's module may fail in any way
-        raise ModelError(f"{purpose} {name!r}: importing {module_name!r} failed: {_described(error)}") from error
+        raise ModelError(f"{purpose} {name!r}: importing {module_name!r} failed: {describe(error)}") from error
     for part in path.split("."):
         if not hasattr(target, part):
             close_names = difflib.get_close_matches(part, dir(target), n=3)
@@ -68,7 +68,7 @@ def call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
             model = factory(**counted, **_without_backbone_weights(factory))
     except Exception as error:  # the user's callable may fail in any way
         arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
-        raise ModelError(f"model {name!r}: calling it with ({arguments}) failed: {_described(error)}") from error
+        raise ModelError(f"model {name!r}: calling it with ({arguments}) failed: {describe(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {name!r} returned a {type(model).__name__}; expected an nn.Module")
     return raw_detector(model)
@@ -92,7 +92,3 @@ def _current_directory_importable() -> Iterator[None]:
         yield
     finally:
         sys.path.remove(folder)
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {short(error)}"

@@ -133,9 +133,9 @@ def load_hugging_face(name: str, classes: int | None, *, pretrained: bool) -> Hu
     pooling = _read_pooling(place)
     kwargs = {"config": config.to_dict(), "class": class_name, "unit": pooling.unit}
     if has_weights:
-        net = _fetched(name, place, class_name)
+        net = _fetch(name, place, class_name)
         kwargs["config"] = net.config.to_dict()
-        model = _wrapped(net, class_name, unit=pooling.unit)
+        model = _wrap(net, class_name, unit=pooling.unit)
     else:
         model = build_hugging_face(kwargs)
     notes = [] if _is_for_images(model) or model.head == "logits" else [pooling.told]
@@ -157,10 +157,10 @@ def build_hugging_face(kwargs: Mapping[str, Any]) -> nn.Module:
         net = cls(config, **without_pooler(cls))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"model of class {kwargs.get('class')!r} cannot be built: {short(error)}") from error
-    return _wrapped(net.eval(), kwargs["class"], unit=bool(kwargs["unit"]))
+    return _wrap(net.eval(), kwargs["class"], unit=bool(kwargs["unit"]))
 
 
-def _wrapped(net: nn.Module, class_name: str, *, unit: bool) -> Any:
+def _wrap(net: nn.Module, class_name: str, *, unit: bool) -> Any:
     head = next((head for end, head in _HEADS.items() if class_name.endswith(end)), "embedding")
     if net.main_input_name == "pixel_values":
         return ImageModel(net, head)
@@ -240,7 +240,7 @@ def without_pooler(cls: Any) -> dict[str, bool]:
     return {"add_pooling_layer": False} if texts and takes else {}
 
 
-def _fetched(name: str, place: str, class_name: str) -> Any:
+def _fetch(name: str, place: str, class_name: str) -> Any:
     """The net with its weights, all of them. Raises `ModelError`."""
     cls = find_class(class_name)
     try:
@@ -280,10 +280,10 @@ def _read_pooling(place: str) -> _Pooling:
     for module in modules:
         if str(module.get("type", "")).endswith("Pooling"):
             modes = _read_json(Path(place) / module.get("path", "") / "config.json") or {}
-            asked = [key for key, value in modes.items() if key.startswith("pooling_mode_") and value is True]
-            if asked and asked != ["pooling_mode_mean_tokens"]:
+            modes_on = [key for key, value in modes.items() if key.startswith("pooling_mode_") and value is True]
+            if modes_on and modes_on != ["pooling_mode_mean_tokens"]:
                 raise ModelError(
-                    f"model 'hf:{place}' pools by {asked[0].removeprefix('pooling_mode_')}; expected the mean over "
+                    f"model 'hf:{place}' pools by {modes_on[0].removeprefix('pooling_mode_')}; expected the mean over "
                     "tokens: give package.module:factory"
                 )
     unit = any(str(module.get("type", "")).endswith("Normalize") for module in modules)

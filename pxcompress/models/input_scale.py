@@ -18,13 +18,13 @@ def with_values(loaded: Loaded, mean: str | None, std: str | None, scale: float 
     from such pixels. Raises `InputError` for other texts, where the model takes no images, and where nothing is asked
     for and an ONNX file does not say it.
     """
-    asked = {"mean": mean, "std": std, "scale": scale}
-    given = [f"input-{name} is {value}" for name, value in asked.items() if value is not None]
+    value_by_option = {"mean": mean, "std": std, "scale": scale}
+    texts = [f"input-{name} is {value}" for name, value in value_by_option.items() if value is not None]
     if not loaded.preprocessing.is_image:
-        if given:
-            raise InputError(f"{given[0]}, but {loaded.architecture.name} takes no images; leave it out")
+        if texts:
+            raise InputError(f"{texts[0]}, but {loaded.architecture.name} takes no images; leave it out")
         return loaded
-    if not given:
+    if not texts:
         _check_known(loaded)
         return loaded
     if mean in PRESETS and std is None and scale is None:
@@ -33,7 +33,7 @@ def with_values(loaded: Loaded, mean: str | None, std: str | None, scale: float 
         raise InputError(f"input-scale is {scale}; expected the largest value of a pixel, such as 255")
     if mean in PRESETS or (scale is None and None in (mean, std)):
         raise InputError(
-            f"{', '.join(given)}; expected numbers for --input-mean and --input-std, or --input-mean alone as one of "
+            f"{', '.join(texts)}; expected numbers for --input-mean and --input-std, or --input-mean alone as one of "
             f"{', '.join(PRESETS)}"
         )
     means, stds = _numbers("input-mean", mean or "0"), _numbers("input-std", std or "1")

@@ -19,7 +19,7 @@ _NO_DATA = -9999.0
 
 
 def check_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same batches. Raises `DataError` for NaN, infinity and missing data; warns where all samples are alike."""
+    """Yield the batches. Raises `DataError` for NaN, infinity and missing data; warns where all samples are alike."""
     first_batch: Tensor | None = None
     samples, all_alike = 0, True
     for number, (inputs, labels) in enumerate(batches):

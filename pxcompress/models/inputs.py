@@ -42,10 +42,10 @@ def preprocessing_of(
     if isinstance(tokenizer, Tokenizer):
         if input_size is not None and not inputs:
             if isinstance(input_size, int):
-                given = f"images of {input_size} pixels"
+                data_text = f"images of {input_size} pixels"
             else:
-                given = f"inputs of shape {'x'.join(map(str, input_size))}"
-            raise ModelError(f"the model takes texts, not {given}; give --data of texts, without --input-size")
+                data_text = f"inputs of shape {'x'.join(map(str, input_size))}"
+            raise ModelError(f"the model takes texts, not {data_text}; give --data of texts, without --input-size")
         tokens = (len(tokenizer.names), min(SHOWN_TOKENS, tokenizer.longest))
         return Preprocessing(tokens, inputs=tokenizer.inputs, tokenizer=tokenizer)
     if inputs and isinstance(input_size, tuple):

@@ -34,7 +34,7 @@ from pxcompress.models.onnx_file import AUTO, is_onnx, load_onnx, rebuild_onnx, 
 from pxcompress.models.rebuilding import check_rebuilds
 from pxcompress.models.rewrite import rewrite_plain, unwrap
 from pxcompress.models.suited import check_runs, check_suited, count_classes
-from pxcompress.models.timm_models import Side, TimmSource, create, fetched, sized, timm_source
+from pxcompress.models.timm_models import Side, TimmSource, build_sized, create, fetch_model, timm_source
 from pxcompress.state import best_device, device_of, evaluating
 from pxcompress.types import ImageSize, Input, Preprocessing
 
@@ -110,7 +110,7 @@ class Loaded:
 
 
 _PENDING = Preprocessing(())
-"""Of a model that is not looked at yet."""
+"""Placeholder for a model of which it is not known yet how its inputs are made."""
 
 
 def load_model(  # noqa: PLR0913  (one door for all models)
@@ -237,7 +237,7 @@ def _load_built(request: _Request) -> Loaded:
         load_state(model, fit.state, classifier_names(view, example), label)
         notes = (choice,) if choice else ()
     weights = _weights(weights_file, source, with_own_weights)
-    return _made_plain(Loaded(model, architecture, _PENDING, weights, 0, labels, notes), request)
+    return _make_request_plain(Loaded(model, architecture, _PENDING, weights, 0, labels, notes), request)
 
 
 def _load_hugging_face(request: _Request) -> Loaded:
@@ -247,21 +247,21 @@ def _load_hugging_face(request: _Request) -> Loaded:
     opened = load_hugging_face(request.name, request.classes, pretrained=request.pretrained)
     weights: Weights = "pretrained" if opened.has_weights else "untrained"
     architecture = Architecture(request.name, opened.kwargs)
-    return _made_plain(Loaded(opened.model, architecture, _PENDING, weights, 0, (), opened.notes), request)
+    return _make_request_plain(Loaded(opened.model, architecture, _PENDING, weights, 0, (), opened.notes), request)
 
 
-def _made_plain(loaded: Loaded, request: _Request) -> Loaded:
+def _make_request_plain(loaded: Loaded, request: _Request) -> Loaded:
     """`loaded` in plain layers, taking one tensor, with the preprocessing for it. Raises `ModelError`."""
     model = loaded.model
     check_suited(model)
     preprocessing = preprocessing_of(model, request.input_size, request.inputs)
     if _FACTORY.fullmatch(loaded.architecture.name) and not preprocessing.inputs:
         check_rebuilds(model, loaded.architecture, preprocessing.input_size)
-    model = made_plain(model, preprocessing)
+    model = make_plain(model, preprocessing)
     return replace(loaded, model=model, preprocessing=preprocessing)
 
 
-def made_plain(model: nn.Module, preprocessing: Preprocessing) -> nn.Module:
+def make_plain(model: nn.Module, preprocessing: Preprocessing) -> nn.Module:
     """`model` in plain layers, taking one tensor (n, ...) in which its inputs are packed. Raises `ModelError`."""
     blank = blank_inputs(preprocessing)
     model = unwrap(model)
@@ -309,17 +309,17 @@ def _head_width(model: nn.Module, fit: Fit) -> int | None:
 def _build(
     name: str, source: TimmSource | None, classes: int | None, input_size: Side, with_own_weights: bool
 ) -> tuple[nn.Module, Architecture]:
-    """The module and how to build it again; a timm model has its own weights and head if `own`, else random ones."""
+    """The module and how to build it again; a timm model is random, unless `with_own_weights`."""
     if source is None:
         architecture = _factory_architecture(name, classes, input_size)
         return architecture.build(), architecture
-    model, kwargs = sized(source, None if with_own_weights else classes, input_size)
+    model, kwargs = build_sized(source, None if with_own_weights else classes, input_size)
     if with_own_weights and classes not in (None, kwargs["num_classes"]):
         raise ModelError(
             f"weights of model {name!r} have {kwargs['num_classes']} classes, the data has {classes}; "
             f"give --checkpoint with weights trained on this data, or data with those classes"
         )
-    return (fetched(name, source, kwargs) if with_own_weights else model), Architecture(source.name, kwargs)
+    return (fetch_model(name, source, kwargs) if with_own_weights else model), Architecture(source.name, kwargs)
 
 
 def _factory_architecture(name: str, classes: int | None, input_size: Side) -> Architecture:

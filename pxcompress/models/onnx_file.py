@@ -56,7 +56,7 @@ class Ports:
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """Of the only input, images with their channels first."""
+        """Shape of the only input; that of images with their channels first."""
         declared = self.inputs[0].shape
         return (declared[-1], *declared[:-1]) if self.channels_last else declared
 
@@ -135,7 +135,7 @@ def load_onnx(
     module = read_file(path, {str(ports.inputs[0].name): sizes}, channels_last=ports.channels_last)
     module.pretrained_cfg = {"input_size": shape, **_preprocessing(path, ports, shape[0])}
     size = " x ".join(map(str, shape))
-    size_is_ignored = input_size is not None and _asked_shape(input_size, shape[0]) != shape
+    size_is_ignored = input_size is not None and _choose_shape(input_size, shape[0]) != shape
     return module, ((f"{path.name} takes inputs of {size}, no other size",) if size_is_ignored else ())
 
 
@@ -156,7 +156,7 @@ def rebuild_onnx(name: str, kwargs: Mapping[str, Any]) -> OnnxModule:
 
 
 def count_numbers(inputs: tuple[Input, ...]) -> int:
-    """Numbers of one sample of all inputs."""
+    """How many numbers one sample has, over all inputs."""
     return sum(prod(size or 1 for size in each.shape) for each in inputs)
 
 
@@ -177,7 +177,7 @@ def _preprocessing(path: Path, ports: Ports, channels: int) -> dict[str, Any]:
 
 def _input_shape(path: Path, declared_shape: tuple[int | None, ...], input_size: Asked) -> tuple[int, ...]:
     """The shape of one sample: what the file says, and for what it leaves open what is given. Raises `ModelError`."""
-    asked_shape = _asked_shape(input_size, CHANNELS)
+    asked_shape = _choose_shape(input_size, CHANNELS)
     if all(declared_shape):
         return tuple(size for size in declared_shape if size)
     if len(asked_shape) != len(declared_shape):
@@ -186,7 +186,7 @@ def _input_shape(path: Path, declared_shape: tuple[int | None, ...], input_size:
     return tuple(size_in_file or size for size_in_file, size in zip(declared_shape, asked_shape, strict=True))
 
 
-def _asked_shape(input_size: Asked, channels: int) -> tuple[int, ...]:
+def _choose_shape(input_size: Asked, channels: int) -> tuple[int, ...]:
     """The shape of one sample that is asked for; empty for none."""
     if input_size is None:
         return ()

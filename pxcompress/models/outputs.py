@@ -29,7 +29,7 @@ def leaves(outputs: Any) -> list[Tensor]:
 
 
 def is_real(value: Tensor) -> bool:
-    """Whether it holds floating-point numbers."""
+    """Whether a tensor holds floating-point numbers."""
     return value.is_floating_point()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from pxcompress.errors import ModelError, short
+from pxcompress.errors import ModelError, describe
 
 Numbers = tuple[float, ...]
 
@@ -24,7 +24,7 @@ PRESETS: dict[str, tuple[Numbers, Numbers]] = {
 OWN, HUGGING_FACE = "preprocess.json", "preprocessor_config.json"
 
 KEYS = ("mean", "std", "interpolation", "crop", "classes")
-"""Of preprocess.json: mean is a preset, or numbers as std is; the others may be left out."""
+"""Keys of preprocess.json: mean is a preset, or numbers as std is; the others may be left out."""
 
 RESAMPLING: Mapping[int, str] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers of ways to resize, which Hugging Face writes."""
@@ -41,7 +41,7 @@ def read_beside(model: Path, channels: int) -> dict[str, Any]:
                 record = json.loads(path.read_text())
                 return _theirs(record, channels) if path.name == HUGGING_FACE else _own(record, channels)
             except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-                reason = f"{type(error).__name__}: {short(error)}"
+                reason = describe(error)
                 raise ModelError(
                     f"{path.name} beside {model.name} is not understood ({reason}); expected JSON with "
                     f'"mean" (one of {", ".join(PRESETS)}, or {channels} numbers) and "std"'

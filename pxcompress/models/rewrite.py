@@ -42,11 +42,11 @@ REMOVERS: dict[type, Callable[[Any, str], object]] = {
 """Hooks that set a weight before every call -> what makes the weight a parameter again."""
 
 Run = Callable[[nn.Module], Any]
-"""What comes out of a model for some example."""
+"""A function that runs a model on some example, and returns its outputs."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside compiled and parallel ones; a copy where inference mode made it, or compiled in place."""
+    """The module inside `torch.compile` or a parallel wrapper; a copy of what inference mode or `compile()` made."""
     while (inner := _inside(model)) is not None:
         model = inner
     tensors = [*model.parameters(), *model.buffers()]
@@ -74,7 +74,7 @@ def rewrite_plain(model: nn.Module, run: Run | None = None) -> nn.Module:
 
 
 def _sound(sound_names: list[str], suspects: Sequence[str], is_sound: Callable[[list[str]], bool]) -> list[str]:
-    """`sure` and those of the suspects that are sound beside them, found by halving."""
+    """`sound_names` and those of the suspects that are sound beside them, found by halving."""
     if not suspects or is_sound([*sound_names, *suspects]):
         return [*sound_names, *suspects]
     if len(suspects) == 1:
@@ -105,7 +105,7 @@ def _plain_version(module: nn.Module) -> nn.Module | None:
     if (inner := _inside(module)) is not None:
         return inner
     if parametrize.is_parametrized(module):
-        module = _settled(module)
+        module = _settle(module)
     for hook, remove in _weight_hooks(module):
         remove(module, hook.name if isinstance(hook, WeightNorm | SpectralNorm) else hook._tensor_name)
     if _is_attention(module):
@@ -113,7 +113,7 @@ def _plain_version(module: nn.Module) -> nn.Module | None:
     if _has_own_forward(module):
         convolution = _with_its_weights(module)
         return convolution and _with_hooks_of(module, convolution)
-    norm = _thawed(module) if _is_frozen_norm(module) else explicit_response_norm(module)
+    norm = _thaw(module) if _is_frozen_norm(module) else explicit_response_norm(module)
     return module if norm is None else _with_hooks_of(module, norm)
 
 
@@ -273,7 +273,7 @@ def _is_frozen_norm(module: nn.Module) -> bool:
     return type(module).__name__.endswith("FrozenBatchNorm2d") and set(module._buffers) == names
 
 
-def _thawed(module: nn.Module) -> nn.Module:
+def _thaw(module: nn.Module) -> nn.Module:
     """A BatchNorm2d that computes the same in eval mode."""
     values = module._buffers
     assert values["weight"] is not None
@@ -282,7 +282,7 @@ def _thawed(module: nn.Module) -> nn.Module:
     return norm
 
 
-def _settled(module: nn.Module) -> nn.Module:
+def _settle(module: nn.Module) -> nn.Module:
     """A copy of a parametrized layer in which the tensors are what its parametrizations make of them in eval mode."""
     plain_layer = copy.deepcopy(module)
     plain_layer.__class__ = parametrize.type_before_parametrizations(

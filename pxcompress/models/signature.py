@@ -34,7 +34,7 @@ Divergence = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """Outputs by name, and those of the dense model -> how far apart they are for every sample, (n,), with gradients."""
 
 
-def restored(spec: Input, rows: Tensor) -> Tensor:
+def restore_rows(spec: Input, rows: Tensor) -> Tensor:
     """An input from its packed rows (n, size); whole numbers within bounds, whatever was packed."""
     shape = rows.shape[1:] if None in spec.shape else spec.shape
     value = rows.reshape(rows.shape[0], *shape)  # type: ignore[arg-type]  # len() would be a constant in a file
@@ -75,32 +75,34 @@ class Signature:
         if not self.inputs and isinstance(inputs, Tensor):
             return values[0]
         expected = {each.name: (each.shape, each.dtype) for each in self.inputs}
-        given = {name: (tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
-        if given != expected:
-            raise InputError(f"a batch has inputs {_listed(given)}; expected {_listed(expected)}, as the example")
+        received = {name: (tuple(value.shape[1:]), value.dtype) for name, value in values.items()}
+        if received != expected:
+            raise InputError(
+                f"a batch has inputs {_list_shapes(received)}; expected {_list_shapes(expected)}, as the example"
+            )
         floats = [each.dtype for each in self.inputs if each.dtype.is_floating_point]
         dtype = torch.float64 if torch.float64 in floats else torch.float32
         return torch.cat([values[each.name].reshape(samples_in(values), -1).to(dtype) for each in self.inputs], 1)
 
     def parts(self, packed: Tensor) -> Sequence[Tensor]:
-        """What is packed of every input, (n, size) each."""
+        """The packed rows of every input, (n, size) each."""
         if self.is_open:
             return packed.unbind(1)
         return packed.split([prod(size or 1 for size in each.shape) for each in self.inputs], 1)
 
-    def unpacked(self, packed: Tensor) -> dict[str | int, Tensor]:
+    def unpack(self, packed: Tensor) -> dict[str | int, Tensor]:
         """The inputs in `packed`, texts as long as the longest of them is."""
-        packed = self._trimmed(packed)
-        return {each.name: restored(each, part) for each, part in zip(self.inputs, self.parts(packed), strict=True)}
+        packed = self._trim(packed)
+        return {each.name: restore_rows(each, part) for each, part in zip(self.inputs, self.parts(packed), strict=True)}
 
     def counted(self, packed: Tensor) -> Tensor | None:
-        """Which positions of texts count, (n, length) bool as they are `unpacked`; None where there is no mask."""
+        """Which positions of texts count, (n, length) bool as they are `unpack`; None where there is no mask."""
         place = self._mask_place
-        return None if place is None else self._trimmed(packed)[:, place] > 0.5
+        return None if place is None else self._trim(packed)[:, place] > 0.5
 
     def unit_weights(self, packed: Tensor) -> Tensor:
         """Ones for every position of texts, (n, length), that follow its entry in the packed mask by gradients."""
-        mask = self._trimmed(packed)[:, self._mask_place or 0]
+        mask = self._trim(packed)[:, self._mask_place or 0]
         return 1 + mask - mask.detach()
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
@@ -111,7 +113,7 @@ class Signature:
         """What `forward` returns for the inputs in `packed`."""
         if not self.inputs:
             return forward(packed)
-        values = self.unpacked(packed)
+        values = self.unpack(packed)
         places = [value for name, value in values.items() if isinstance(name, int)]
         return forward(*places, **{name: value for name, value in values.items() if isinstance(name, str)})
 
@@ -128,8 +130,8 @@ class Signature:
         names = [each.name for each in self.inputs]
         return names.index(MASK) if self.is_open and MASK in names else None
 
-    def _trimmed(self, packed: Tensor) -> Tensor:
-        """Without positions at the end that count in no text."""
+    def _trim(self, packed: Tensor) -> Tensor:
+        """Packed inputs without the positions at the end that are padding in every text."""
         place = self._mask_place
         if place is None:
             return packed
@@ -180,7 +182,7 @@ def nearer_zero(value: Tensor, draw: torch.Generator) -> Tensor:
     return value * (1 - torch.rand(value.shape, generator=draw).to(value) / 2)
 
 
-def bounded(inputs: Sequence[Input], values: Mapping[str | int, Sequence[Tensor]]) -> tuple[Input, ...]:
+def bound_inputs(inputs: Sequence[Input], values: Mapping[str | int, Sequence[Tensor]]) -> tuple[Input, ...]:
     """The inputs, whole numbers with the range that they have in `values`. Raises `InputError` for too large ones."""
     result = []
     for each in inputs:
@@ -210,7 +212,7 @@ def named(inputs: Any) -> dict[str | int, Tensor]:
 
 
 def samples_in(values: Mapping[str | int, Tensor]) -> int:
-    """How many samples a batch of several inputs has."""
+    """Number of samples in a batch of several inputs."""
     return len(next(iter(values.values())))
 
 
@@ -220,5 +222,5 @@ def _ordinary(value: Tensor) -> Tensor:
     return value.clone() if value.is_inference() else value
 
 
-def _listed(shapes: Mapping[str | int, tuple[tuple[int | None, ...], torch.dtype]]) -> str:
+def _list_shapes(shapes: Mapping[str | int, tuple[tuple[int | None, ...], torch.dtype]]) -> str:
     return ", ".join(f"{name}: (n, {str(shape)[1:]} {dtype}" for name, (shape, dtype) in shapes.items()) or "one tensor"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError, reason_of
+from pxcompress.errors import ModelError, describe
 from pxcompress.models.inputs import blank_inputs
 from pxcompress.models.outputs import floats
 from pxcompress.state import device_of, without_checkpointing
@@ -61,7 +61,7 @@ def check_runs(model: nn.Module, preprocessing: Preprocessing, name: str) -> Any
     except Exception as error:  # a forward pass may fail in any way
         shape = "x".join(map(str, size))
         raise ModelError(
-            f"model {name!r} does not run on a {shape} input: {reason_of(error)}; {_remedy(model, preprocessing)}"
+            f"model {name!r} does not run on a {shape} input: {describe(error)}; {_remedy(model, preprocessing)}"
         ) from error
     if not all(value.isfinite().all() for value in floats(output)):
         raise ModelError(f"model {name!r} returns NaN or infinity for an input of zeros; check its weights")

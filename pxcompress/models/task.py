@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError, short
+from pxcompress.errors import ModelError, describe
 from pxcompress.models.loading import classifier_names
 from pxcompress.state import device_of, evaluating
 
 TOLERANCE = 1e-4
-"""Largest change of a kept class's score, as a share of the scores' scale: rounding in another order, no more."""
+"""Largest change of a remaining class's score when others are cut off, as a share of the scores' scale: rounding."""
 
 
 def slice_classes(model: nn.Module, example: Tensor, outputs: Sequence[int]) -> nn.Module:
@@ -59,7 +59,7 @@ def _check(model: nn.Module, twin: nn.Module, example: Tensor, outputs: Sequence
             dense_scores, twin_scores = model(inputs)[:, list(outputs)], twin(inputs)
     except Exception as error:  # what follows the classifier may fail in any way
         raise ModelError(
-            f"{type(model).__name__} does not run with {len(outputs)} classes: {type(error).__name__}: {short(error)}"
+            f"{type(model).__name__} does not run with {len(outputs)} classes: {describe(error)}"
         ) from error
     if (
         twin_scores.shape != dense_scores.shape

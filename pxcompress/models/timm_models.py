@@ -29,7 +29,7 @@ Side = int | ImageSize | None
 
 @dataclass(frozen=True)
 class TimmSource:
-    """Where a timm name leads: an architecture, and what a folder or repository says about it.
+    """What a timm name stands for: an architecture, and what a folder or repository says about it.
 
     `origin` is what timm is asked for the weights.
     """
@@ -84,7 +84,7 @@ def _config_source(name: str, kind: str, place: str) -> TimmSource:
     )
 
 
-def fetched(name: str, source: TimmSource, kwargs: Mapping[str, Any]) -> nn.Module:
+def fetch_model(name: str, source: TimmSource, kwargs: Mapping[str, Any]) -> nn.Module:
     """The model with the weights that timm finds for it."""
     try:
         return timm.create_model(source.origin, pretrained=True, **kwargs)
@@ -96,7 +96,7 @@ def fetched(name: str, source: TimmSource, kwargs: Mapping[str, Any]) -> nn.Modu
         raise ModelError(f"weights of model {name!r} could not be {failed_step}: {short(error)}; {remedy}") from error
 
 
-def sized(source: TimmSource, classes: int | None, input_size: Side) -> tuple[nn.Module, dict[str, Any]]:
+def build_sized(source: TimmSource, classes: int | None, input_size: Side) -> tuple[nn.Module, dict[str, Any]]:
     """An empty model and the arguments that build it again without the folder's configuration."""
     config = source.config or {}
     model_kwargs: dict[str, Any] = {} if classes is None else {"num_classes": classes}

@@ -66,7 +66,7 @@ class Tokenizer:
         return [self._library.id_to_token(number) or "?" for number in ids]
 
     def spans(self, text: Text) -> list[tuple[int, int]]:
-        """Where in the (first) text every token stands, from and to a character; (0, 0) for added ones."""
+        """Characters from which and up to which every token of the (first) text goes; (0, 0) for added tokens."""
         spans: list[tuple[int, int]] = self._library.encode(*text).offsets
         return spans
 

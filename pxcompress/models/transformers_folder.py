@@ -28,9 +28,9 @@ def save_slim(slim: nn.Module, dense: nn.Module, folder: Path) -> str:
     """
     if not isinstance(slim, ImageModel | TextModel) or not isinstance(dense, ImageModel | TextModel):
         return ""
-    cls, (config, width) = find_class(type(dense.net).__name__), _narrowed(slim.net, dense.net)
+    cls, (config, width) = find_class(type(dense.net).__name__), _narrow_config(slim.net, dense.net)
     net = cls(config, **without_pooler(cls))
-    state = _filled_up(slim.net.state_dict(), net.state_dict(), width)
+    state = _fill_up(slim.net.state_dict(), net.state_dict(), width)
     if state is None:
         return (
             f"the configuration of {cls.__name__} cannot say what is gone: pxcompress.load(folder) loads the slim "
@@ -46,7 +46,7 @@ def save_slim(slim: nn.Module, dense: nn.Module, folder: Path) -> str:
     )
 
 
-def _narrowed(slim: Any, dense: Any) -> tuple[Any, int]:
+def _narrow_config(slim: Any, dense: Any) -> tuple[Any, int]:
     """The dense configuration with the width of the widest layer of the slim net, and that width."""
     config = copy.deepcopy(dense.config)
     layers = dict(slim.named_modules())
@@ -64,7 +64,7 @@ def _narrowed(slim: Any, dense: Any) -> tuple[Any, int]:
     return config, widest
 
 
-def _filled_up(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], width: int) -> dict[str, Tensor] | None:
+def _fill_up(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], width: int) -> dict[str, Tensor] | None:
     """`state` with zeros behind the neurons of layers that are narrower than `width`; None where more is missing."""
     if state.keys() != expected.keys():
         return None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.onnx_in.calls import BOUND, Call, Chunk, Padding, Select, heads_of, spatial_sizes, swap_heads
-from pxcompress.onnx_in.folding import varying_axis
+from pxcompress.onnx_in.folding import find_varying_axis
 from pxcompress.onnx_in.making import (
     CONVOLUTIONS,
     fill_,
@@ -57,7 +57,7 @@ class Builder:
                 self._add_chunk(node)
             elif node not in self.inner and any(self.trials.constant(value) is None for value in node.outputs):
                 self._add_node(node)
-        self.module.given = [value.name for value in self.graph.inputs if value.name and value.uses()]
+        self.module.input_names = [value.name for value in self.graph.inputs if value.name and value.uses()]
         self.module.made = [name for value in self.graph.outputs if (name := self._name_of(value))]
         self._leave_softmax()
         self.module.settle()
@@ -93,7 +93,7 @@ class Builder:
     def _constant(self, node: ir.Node, place: int) -> Tensor | None:
         return self.trials.constant(node.inputs[place]) if place < len(node.inputs) else None
 
-    def _given(self, node: ir.Node, place: int) -> bool:
+    def _get_operand(self, node: ir.Node, place: int) -> bool:
         return place < len(node.inputs) and node.inputs[place] is not None
 
     def _name_of(self, value: ir.Value | None) -> str | None:
@@ -203,7 +203,7 @@ class Builder:
 
     def _on_conv(self, node: ir.Node, settings: Settings) -> bool:
         weight, bias, x = self._constant(node, 1), self._constant(node, 2), node.inputs[0]
-        if weight is None or (bias is None and self._given(node, 2)) or x is None:
+        if weight is None or (bias is None and self._get_operand(node, 2)) or x is None:
             return False
         rank, size, other = weight.dim() - 2, self.trials.shape(x)[2:], self.trials.shape(x, 1)[2:]
         pads = window(settings, size, weight.shape[2:])[2]
@@ -221,7 +221,7 @@ class Builder:
 
     def _on_convtranspose(self, node: ir.Node, settings: Settings) -> bool:
         weight, bias = self._constant(node, 1), self._constant(node, 2)
-        if weight is None or (bias is None and self._given(node, 2)):
+        if weight is None or (bias is None and self._get_operand(node, 2)):
             return False
         layer = make_transposed(settings, weight, bias)
         if layer is not None:
@@ -233,7 +233,7 @@ class Builder:
         if weight is None or settings.get("transA") or x is None or len(self.trials.shape(x)) != 2:
             return False
         weight = (weight if settings.get("transB") else weight.T) * settings.get("alpha", 1.0)
-        if self._given(node, 2):
+        if self._get_operand(node, 2):
             if bias is None or bias.numel() not in (1, len(weight)):
                 return False
             bias = bias.reshape(-1).expand(len(weight)) * settings.get("beta", 1.0)
@@ -293,7 +293,7 @@ class Builder:
 
     def _on_layernormalization(self, node: ir.Node, settings: Settings) -> bool:
         weight, bias, x = self._constant(node, 1), self._constant(node, 2), node.inputs[0]
-        if weight is None or x is None or (bias is None and self._given(node, 2)):
+        if weight is None or x is None or (bias is None and self._get_operand(node, 2)):
             return False
         shape = self.trials.shape(x)[settings.get("axis", -1) % len(self.trials.shape(x)) :]
         layer = make_layer_norm(shape, weight, bias, settings.get("epsilon", 1e-5))
@@ -372,14 +372,14 @@ class Builder:
     def _is_per_channel(self, node: ir.Node, x: ir.Value, value: Tensor) -> bool:
         shape = self.trials.shape(x)
         fits = 3 <= len(shape) <= 5 and self.trials.shape(node.outputs[0]) == shape
-        return fits and value.is_floating_point() and varying_axis(value, shape) == 1 and self._is_learned(x)
+        return fits and value.is_floating_point() and find_varying_axis(value, shape) == 1 and self._is_learned(x)
 
     def _shift_behind(self, node: ir.Node | None, shape: Sequence[int]) -> Tensor | None:
         """What an Add behind a scale adds per channel."""
         if node is None or node.op_type != "Add" or node in self.patterns or node in self.inner:
             return None
         constants = [tensor for value in node.inputs if (tensor := self.trials.constant(value)) is not None]
-        if len(constants) != 1 or varying_axis(constants[0], shape) != 1:
+        if len(constants) != 1 or find_varying_axis(constants[0], shape) != 1:
             return None
         return constants[0].reshape(-1).double()
 

@@ -45,10 +45,10 @@ class Call:
     arity: int
 
     def __call__(self, *inputs: Any) -> Any:
-        given = [*inputs, *[None] * (self.arity - len(inputs))]
+        arguments = [*inputs, *[None] * (self.arity - len(inputs))]
         for place, value in self.bound.items():
-            given[place] = value
-        return self.function(self.settings, *given)
+            arguments[place] = value
+        return self.function(self.settings, *arguments)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ LAYOUT, LAST = "input_layout", "nhwc"
 """Key and value of an ONNX file's metadata by which its images have their channels last, whatever its shapes tell."""
 
 IMAGE_CHANNELS = (1, 3, 4)
-"""Of images: grey, colour, with transparency."""
+"""Channels that images may have: grey, colour, with transparency."""
 
 
 def are_channels_last(shape: Sequence[int | None]) -> bool:
@@ -42,7 +42,7 @@ def put_channels_first_(module: OnnxModule) -> None:
     """Let a module whose only input is images take their channels first, in place."""
     from pxcompress.onnx_in.module import Step
 
-    (name,) = module.given
+    (name,) = module.input_names
     inner = f"{name}:channels_last"
     for step in module.steps:
         step.inputs = [inner if each == name else each for each in step.inputs]

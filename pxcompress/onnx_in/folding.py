@@ -38,7 +38,7 @@ def _fold_one_(model: ir.Model, node: ir.Node, trials: Trials) -> bool:
         return False
     x, value = operands
     shape = trials.shape(x)
-    axis = varying_axis(value, shape)
+    axis = find_varying_axis(value, shape)
     if axis is None or trials.shape(node.outputs[0]) != shape:
         return False
     layer = _layer_above(x, axis, trials)
@@ -68,7 +68,7 @@ def _operands(node: ir.Node, trials: Trials) -> tuple[ir.Value, Tensor] | None:
     return x, value
 
 
-def varying_axis(value: Tensor, shape: Sequence[int]) -> int | None:
+def find_varying_axis(value: Tensor, shape: Sequence[int]) -> int | None:
     """The one axis of `shape` along which a constant varies; None where it is none, or several."""
     if value.dim() > len(shape):
         return None
@@ -89,14 +89,14 @@ def _layer_above(x: ir.Value, axis: int, trials: Trials) -> _Layer | None:
             return _Layer(node) if fits else None
         if node.op_type == "MatMul":
             return _Layer(node) if _is_linear(node, trials) and axis == rank - 1 else None
-        return _biased(node, axis, trials) if node.op_type == "Add" and axis == rank - 1 else None
+        return _match_biased(node, axis, trials) if node.op_type == "Add" and axis == rank - 1 else None
     return None
 
 
-def _biased(node: ir.Node, axis: int, trials: Trials) -> _Layer | None:
+def _match_biased(node: ir.Node, axis: int, trials: Trials) -> _Layer | None:
     """The MatMul whose bias an Add adds."""
     operands = _operands(node, trials)
-    if operands is None or varying_axis(operands[1], trials.shape(node.outputs[0])) != axis:
+    if operands is None or find_varying_axis(operands[1], trials.shape(node.outputs[0])) != axis:
         return None
     above = operands[0].producer()
     if above is None or above.op_type != "MatMul" or not _is_linear(above, trials):
@@ -126,9 +126,9 @@ def _absorb_(model: ir.Model, trials: Trials, layer: _Layer, change: tuple[Tenso
             set_input(model, layer.bias, place, _changed(bias.double().reshape(-1), change).reshape(bias.shape), trials)
         return True
     settings = settings_of(node, opset_of(model))
-    given = node.inputs[2] if len(node.inputs) > 2 else None
-    bias = trials.constant(given)
-    if (given is not None and bias is None) or settings.get("beta", 1.0) != 1 or settings.get("alpha", 1.0) != 1:
+    bias_value = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = trials.constant(bias_value)
+    if (bias_value is not None and bias is None) or settings.get("beta", 1.0) != 1 or settings.get("alpha", 1.0) != 1:
         return False
     if factor is not None:
         wide = _weight_factor(node, factor, weight.dim(), settings.get("group", 1), bool(settings.get("transB")))

@@ -9,7 +9,7 @@ import onnx_ir as ir
 HALF = (ir.DataType.FLOAT16,)
 
 Types = Mapping[str, ir.DataType]
-"""Names of values that are in half precision in the file, and in which."""
+"""Name of a value that the file has in half precision -> its type there."""
 
 HALF_TOLERANCE = 5e-2
 """Largest difference to a file in half precision, as a share of an output's scale: deep nets round very often."""

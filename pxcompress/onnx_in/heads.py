@@ -27,13 +27,13 @@ OUTER = ("LayerNorm", "Conv", "BatchNorm")
 """Layers that stand before an attention, not in it."""
 
 CORES = ("Softmax", "Attention")
-"""Steps that one attention has one of."""
+"""Kinds of steps of which every attention has exactly one."""
 
 NAMES = {1: ("qkv",), 2: ("q", "kv"), 3: ("q", "k", "v")}
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Attention:
     """An attention: its core, the paths from its layers to that, the one behind, and each layer's rows.
 
     The core is the softmax between both products, or the operator that is all three.
@@ -65,7 +65,7 @@ def group_attention_(module: OnnxModule) -> None:
     module.settle()
 
 
-def _find(walk: Walk, core: Step) -> _Found | None:
+def _find(walk: Walk, core: Step) -> _Attention | None:
     products = (core.inputs[:3], core) if core.operator == "Attention" else _find_products(walk, core)
     if products is None:
         return None
@@ -78,7 +78,7 @@ def _find(walk: Walk, core: Step) -> _Found | None:
     if rows is None:
         return None
     heads = len(next(iter(rows.values())))
-    candidate = _Found(core, tuple(roles), behind, rows, heads)
+    candidate = _Attention(core, tuple(roles), behind, rows, heads)
     return candidate if _is_usual(walk, candidate) and _reads_in_order(walk, candidate, product) else None
 
 
@@ -106,18 +106,18 @@ def _rows_of_heads(walk: Walk, roles: Sequence[Path], names: Sequence[str]) -> d
     return rows
 
 
-def _by_head(moved: Tensor) -> Tensor | None:
+def _by_head(values: Tensor) -> Tensor | None:
     """Row numbers as (heads, rows): along the one axis in front of the last two on which they differ."""
-    axes = [axis for axis in range(moved.dim() - 2) if _varies(moved, axis)]
+    axes = [axis for axis in range(values.dim() - 2) if _varies(values, axis)]
     if len(axes) != 1:
         return None
     sets: list[Tensor] = []
-    for place in range(moved.shape[axes[0]]):
-        rows = moved.select(axes[0], place).unique()
+    for place in range(values.shape[axes[0]]):
+        rows = values.select(axes[0], place).unique()
         if sets and torch.equal(rows, sets[0]):  # windows, or samples, and their heads on one axis
             break
         sets.append(rows)
-    alike = len({len(rows) for rows in sets}) == 1 and moved.shape[axes[0]] % len(sets) == 0
+    alike = len({len(rows) for rows in sets}) == 1 and values.shape[axes[0]] % len(sets) == 0
     return torch.stack(sets) if alike else None
 
 
@@ -125,32 +125,32 @@ def _varies(values: Tensor, axis: int) -> bool:
     return values.shape[axis] > 1 and not bool((values == values.narrow(axis, 0, 1)).all())
 
 
-def _is_usual(walk: Walk, found: _Found) -> bool:
+def _is_usual(walk: Walk, attention: _Attention) -> bool:
     """Whether heads lie as the graph room has them: blocks of all heads one after the other."""
-    inner = walk.module.get_submodule(str(found.behind.end.run)).in_features
-    if found.heads < 2 or int(inner) % found.heads:  # type: ignore[arg-type]
+    inner = walk.module.get_submodule(str(attention.behind.end.run)).in_features
+    if attention.heads < 2 or int(inner) % attention.heads:  # type: ignore[arg-type]
         return False
-    for name, sets in found.rows.items():
+    for name, sets in attention.rows.items():
         count: int = walk.module.get_submodule(name).out_features  # type: ignore[assignment]
         if count % int(inner):  # type: ignore[arg-type]
             return False
-        blocks = torch.arange(count).reshape(count // int(inner), found.heads, -1)  # type: ignore[arg-type]
-        if not torch.equal(sets.sort(1).values, blocks.transpose(0, 1).reshape(found.heads, -1)):
+        blocks = torch.arange(count).reshape(count // int(inner), attention.heads, -1)  # type: ignore[arg-type]
+        if not torch.equal(sets.sort(1).values, blocks.transpose(0, 1).reshape(attention.heads, -1)):
             return False
     return True
 
 
-def _reads_in_order(walk: Walk, found: _Found, product: Step) -> bool:
+def _reads_in_order(walk: Walk, attention: _Attention, product: Step) -> bool:
     """Whether the output projection reads the heads one after the other."""
-    inner: int = walk.module.get_submodule(str(found.behind.end.run)).in_features  # type: ignore[assignment]
+    inner: int = walk.module.get_submodule(str(attention.behind.end.run)).in_features  # type: ignore[assignment]
     shape = walk.shapes[product.outputs[0]]
-    axis = _axis_of_heads(shape, found.heads)
+    axis = _axis_of_heads(shape, attention.heads)
     if axis is None:
         return False
     sizes = [-1 if place == axis else 1 for place in range(len(shape))]
-    marks = (torch.arange(shape[axis]) % found.heads).reshape(sizes).expand(shape)
-    read = walk.send(found.behind.between, product.outputs[0], marks)[found.behind.end.inputs[0] or ""]
-    expected = torch.arange(found.heads).repeat_interleave(inner // found.heads)
+    marks = (torch.arange(shape[axis]) % attention.heads).reshape(sizes).expand(shape)
+    read = walk.send(attention.behind.between, product.outputs[0], marks)[attention.behind.end.inputs[0] or ""]
+    expected = torch.arange(attention.heads).repeat_interleave(inner // attention.heads)
     return torch.equal(read.reshape(-1, inner)[0], expected)
 
 
@@ -161,36 +161,36 @@ def _axis_of_heads(shape: Sequence[int], heads: int) -> int | None:
     return exact[-1] if exact else next(iter(axes), None)
 
 
-def _group_(walk: Walk, found: _Found) -> bool:
+def _group_(walk: Walk, attention: _Attention) -> bool:
     """Put an attention into a block; False where its steps or reshapes do not allow that, and nothing has changed."""
-    freed = _follow_heads(walk, found)
-    inner = _inner_steps(walk, found)
-    if freed is None or inner is None or len(found.layers) not in NAMES:
+    freed = _follow_heads(walk, attention)
+    inner = _inner_steps(walk, attention)
+    if freed is None or inner is None or len(attention.layers) not in NAMES:
         return False
-    steps, given = inner
-    module, output = walk.module, found.behind.end
-    block = AttentionBlock(found.heads)
-    block.given, block.made, block.steps = given, [output.outputs[0]], steps
-    where = _place(module, [str(step.run) for step in (*found.layers, output)])
-    for child, step in (*zip(NAMES[len(found.layers)], found.layers, strict=True), ("proj", output)):
+    steps, input_names = inner
+    module, output = walk.module, attention.behind.end
+    block = AttentionBlock(attention.heads)
+    block.input_names, block.made, block.steps = input_names, [output.outputs[0]], steps
+    where = _place(module, [str(step.run) for step in (*attention.layers, output)])
+    for child, step in (*zip(NAMES[len(attention.layers)], attention.layers, strict=True), ("proj", output)):
         _move_layer_(module, block, step, f"{where}.{child}")
     for name in {name for step in steps for name in step.inputs if name in module.constants}:
         _hold_(block, steps, name or "", module.held(name or ""))
     _insert_(module, where, block)
     block.settle()
     at = next(place for place, step in enumerate(module.steps) if step is output)
-    module.steps[at] = Step("Attention", where, list(given), list(output.outputs), output.node)
+    module.steps[at] = Step("Attention", where, list(input_names), list(output.outputs), output.node)
     module.steps = [step for step in module.steps if not any(step is each for each in steps)]
     for rule, segments in freed:
         rule.segments = segments
     return True
 
 
-def _follow_heads(walk: Walk, found: _Found) -> list[tuple[Regroup, list[tuple[int, Sizes]]]] | None:
+def _follow_heads(walk: Walk, attention: _Attention) -> list[tuple[Regroup, list[tuple[int, Sizes]]]] | None:
     """How the reshapes in front follow the number of heads that are left; None where one does not say."""
     freed: dict[int, tuple[Regroup, list[tuple[int, Sizes]]]] = {}
-    for role in found.roles:
-        rows, start = found.rows[str(role.end.run)], role.end.outputs[0]
+    for role in attention.roles:
+        rows, start = attention.rows[str(role.end.run)], role.end.outputs[0]
         head_of = torch.zeros(rows.numel(), dtype=torch.int64)
         for head, owned in enumerate(rows):
             head_of[owned] = head
@@ -199,7 +199,7 @@ def _follow_heads(walk: Walk, found: _Found) -> list[tuple[Regroup, list[tuple[i
             if step.operator == "Reshape":
                 return None
             if isinstance(step.run, Regroup):
-                freed[id(step.run)] = step.run, _by_heads(step.run, values[step.outputs[0]], found.heads)
+                freed[id(step.run)] = step.run, _by_heads(step.run, values[step.outputs[0]], attention.heads)
     return list(freed.values())
 
 
@@ -222,33 +222,33 @@ def _by_heads(rule: Regroup, made: Tensor, heads: int) -> list[tuple[int, Sizes]
     return segments
 
 
-def _inner_steps(walk: Walk, found: _Found) -> tuple[list[Step], list[str]] | None:
+def _inner_steps(walk: Walk, attention: _Attention) -> tuple[list[Step], list[str]] | None:
     """The steps of an attention in their order, and what they read; None where others read what is inside."""
-    module, output = walk.module, found.behind.end
+    module, output = walk.module, attention.behind.end
     inside: dict[int, Step] = {}
-    given: dict[str, None] = {}
+    inputs: dict[str, None] = {}
     waiting = [output]
     while waiting:
         step = waiting.pop()
         if id(step) in inside:
             continue
         inside[id(step)] = step
-        is_layer = any(step is layer for layer in found.layers)
+        is_layer = any(step is layer for layer in attention.layers)
         for name in step.inputs:
             if not name or name in module.constants:
                 continue
             if is_layer or name not in walk.maker or walk.maker[name].operator in OUTER:
-                given[name] = None
+                inputs[name] = None
             else:
                 waiting.append(walk.maker[name])
-    if id(found.core) not in inside or len(inside) > MOST_STEPS or len(given) > MOST_INPUTS:
+    if id(attention.core) not in inside or len(inside) > MOST_STEPS or len(inputs) > MOST_INPUTS:
         return None
     for step in inside.values():
         for name in step.outputs if step is not output else ():
             outside = any(id(reader) not in inside for reader in walk.readers.get(name, ()))
             if outside or name in module.made:
                 return None
-    return [step for step in module.steps if id(step) in inside], list(given)
+    return [step for step in module.steps if id(step) in inside], list(inputs)
 
 
 def _move_layer_(module: OnnxModule, block: AttentionBlock, step: Step, name: str) -> None:

@@ -49,7 +49,7 @@ class Runner(nn.Module):
         self.steps: list[Step] = []
         self.constants: dict[str, str] = {}
         self.tables: dict[str, str] = {}
-        self.given: list[str] = []
+        self.input_names: list[str] = []
         self.made: list[str] = []
         self.traces: list[Trace] | None = None
         self.keeps_values = False
@@ -96,9 +96,9 @@ class Runner(nn.Module):
                 made = (self.get_submodule(step.run) if isinstance(step.run, str) else step.run)(*args)
             results = list(made) if isinstance(made, tuple | list) else [made]
             if self.traces is not None:
-                given = [None if arg is None else tuple(arg.shape) for arg in args]
+                input_shapes = [None if arg is None else tuple(arg.shape) for arg in args]
                 values_kept = results if self.keeps_values else []
-                self.traces.append(Trace(step, given, [tuple(result.shape) for result in results], values_kept))
+                self.traces.append(Trace(step, input_shapes, [tuple(result.shape) for result in results], values_kept))
             values.update(zip(step.outputs, results, strict=False))
             for name in step.freed:
                 values.pop(name, None)
@@ -116,7 +116,7 @@ class AttentionBlock(Runner):
         self.num_heads = heads
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self.run(dict(zip(self.given, inputs, strict=True)))[0]
+        return self.run(dict(zip(self.input_names, inputs, strict=True)))[0]
 
 
 class OnnxModule(Runner):
@@ -139,31 +139,31 @@ class OnnxModule(Runner):
         self.channels_last = False
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
-        made = self.run({**dict(zip(self.given, inputs, strict=False)), **named})
+        made = self.run({**dict(zip(self.input_names, inputs, strict=False)), **named})
         return made[0] if len(made) == 1 else tuple(made)
 
     def file_outputs(self, *inputs: Tensor, **named: Tensor) -> Any:
         """What the file gives: the module's outputs, behind the softmax that it leaves out."""
-        made = self.run({**dict(zip(self.given, inputs, strict=False)), **named})
+        made = self.run({**dict(zip(self.input_names, inputs, strict=False)), **named})
         for place, step in self.tails.items():
             assert not isinstance(step.run, str)
             made[place] = step.run(made[place])
         return made[0] if len(made) == 1 else tuple(made)
 
     def file_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the file takes for the module's inputs by name: in its types, channels where it has them."""
+        """The module's `inputs` as the file takes them, by name: in its types, channels last where it has them so."""
         types = self.source.types
         made = self.graph_inputs(inputs)
         return {name: value.to(DTYPES[types[name].value]) if name in types else value for name, value in made.items()}
 
     def graph_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same for the graph that was read, which is in float32 where the file is in half precision."""
+        """The module's `inputs` as the graph takes that was read: in float32 where the file is in half precision."""
         made = {}
         for value in self.source.model.graph.inputs:
             assert value.dtype is not None
             name = value.name or ""
-            given = inputs.get(name, self.source.example[name])  # what nothing reads may be left out
-            laid = to_channels_last(given).contiguous() if self.channels_last and name in self.given else given
+            tensor = inputs.get(name, self.source.example[name])  # what nothing reads may be left out
+            laid = to_channels_last(tensor).contiguous() if self.channels_last and name in self.input_names else tensor
             made[value.name or ""] = laid.to(DTYPES[value.dtype.value])
         return made
 

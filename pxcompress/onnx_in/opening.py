@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 from torch import Tensor
 
-from pxcompress.errors import ModelError, short
+from pxcompress.errors import ModelError, describe, short
 from pxcompress.onnx_in.operators import OPERATORS
 from pxcompress.onnx_in.operators.table import DTYPES, Settings
 
@@ -68,7 +68,7 @@ def open_graph(path: Path) -> ir.Model:
         ):
             model = tidy(model).model
     except UNREADABLE as error:
-        raise ModelError(f"{path.name} cannot be read: {type(error).__name__}: {short(error)}") from error
+        raise ModelError(f"{path.name} cannot be read: {describe(error)}") from error
     _check_weights(model, path)
     return model
 

@@ -71,8 +71,8 @@ class Finder:
         if node is None or node.op_type != kind:
             return None
         for place in (1, 0) if kind in ("Mul", "Add") else (1,):
-            given = self._number(node.inputs[place])
-            if given is not None and abs(given - number) <= 1e-3 * max(abs(number), 1e-3):
+            operand = self._number(node.inputs[place])
+            if operand is not None and abs(operand - number) <= 1e-3 * max(abs(number), 1e-3):
                 return node.inputs[1 - place]
         return None
 
@@ -168,18 +168,18 @@ class Finder:
         if chain is None:
             return None
         nodes, eps = chain
-        width, given = self.trials.shape(x)[-1], {}
+        width, affine = self.trials.shape(x)[-1], {}
         nodes = [node, *subs, *nodes]
         for kind in ("Mul", "Add"):
             after = only_reader(nodes[-1].outputs[0])
             constants = self._wide_constants(after, width) if after is not None and after.op_type == kind else []
             if after is None or len(constants) != 1:
                 break
-            given[kind] = constants[0]
+            affine[kind] = constants[0]
             nodes.append(after)
-        bias = given["Add"][1] if "Add" in given else None
+        bias = affine["Add"][1] if "Add" in affine else None
         last = nodes[-1]
-        return Pattern("layernorm", tuple(nodes), last, x, (last.outputs[0],), None, given.get("Mul"), bias, eps)
+        return Pattern("layernorm", tuple(nodes), last, x, (last.outputs[0],), None, affine.get("Mul"), bias, eps)
 
     def _variance_chain(self, centred: Sequence[ir.Value]) -> tuple[list[ir.Node], float] | None:
         """The nodes from centred values to their division by the root of their variance, and what is added to it."""
@@ -219,13 +219,13 @@ class Finder:
         if x is None or weight is None or weight.dim() != 2 or after is None or after.op_type != "Add":
             return None
         width = weight.shape[1]
-        given = [tensor for _, tensor in self._wide_constants(after, width) if tensor.shape[-1] == width]
-        if len(given) != 1 or self.trials.shape(after.outputs[0]) != self.trials.shape(node.outputs[0]):
+        biases = [tensor for _, tensor in self._wide_constants(after, width) if tensor.shape[-1] == width]
+        if len(biases) != 1 or self.trials.shape(after.outputs[0]) != self.trials.shape(node.outputs[0]):
             return None
         named = node.inputs[1]
         assert named is not None
         return Pattern(
-            "matmul", (node, after), after, x, (after.outputs[0],), None, (named, weight), given[0].reshape(-1)
+            "matmul", (node, after), after, x, (after.outputs[0],), None, (named, weight), biases[0].reshape(-1)
         )
 
     def equal_slices(self, value: ir.Value, used: set[ir.Node]) -> tuple[int, tuple[ir.Node, ...]] | None:
@@ -248,10 +248,10 @@ class Finder:
     def _span(self, cut: ir.Node, value: ir.Value) -> tuple[int, int, int] | None:
         """Axis, start and end of a slice of one axis in steps of one."""
         settings = settings_of(cut, self.opset)
-        given = [self.trials.constant(each) for each in cut.inputs[1:]]
-        if any(each is None for each in given):
+        bounds = [self.trials.constant(each) for each in cut.inputs[1:]]
+        if any(each is None for each in bounds):
             return None
-        listed = [to_ints(each) for each in given] + [[]] * (4 - len(given))
+        listed = [to_ints(each) for each in bounds] + [[]] * (4 - len(bounds))
         starts, ends = listed[0] or settings.get("starts", []), listed[1] or settings.get("ends", [])
         axes = listed[2] or settings.get("axes") or list(range(len(starts)))
         if len(axes) != 1 or (listed[3] or [1]) != [1]:

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import onnx_ir as ir
-
 from pxcompress.onnx_in.building import Builder
 from pxcompress.onnx_in.channels import are_channels_last, put_channels_first_, take_floats_
 from pxcompress.onnx_in.folding import fold_scales_
@@ -15,7 +13,7 @@ from pxcompress.onnx_in.half import widen_
 from pxcompress.onnx_in.heads import group_attention_
 from pxcompress.onnx_in.module import OnnxModule
 from pxcompress.onnx_in.opening import open_graph
-from pxcompress.onnx_in.trial import run_trials
+from pxcompress.onnx_in.trial import list_open_sizes, run_trials
 from pxcompress.onnx_in.views import restore_views_
 
 
@@ -38,16 +36,11 @@ def read_file(
         trials = trials.again()
     module = Builder(trials, path).build()
     module.source = replace(module.source, types=types)
-    shapes = {value.name: _declared_sizes(value) for value in model.graph.inputs}
+    shapes = {value.name: list_open_sizes(value) for value in model.graph.inputs}
     if channels_last is None:
-        channels_last = len(module.given) == 1 and are_channels_last(shapes[module.given[0]])
+        channels_last = len(module.input_names) == 1 and are_channels_last(shapes[module.input_names[0]])
     if channels_last:
         put_channels_first_(module)
     take_floats_(module)
     group_attention_(module)
     return module
-
-
-def _declared_sizes(value: ir.Value) -> list[int | None]:
-    """Sizes of an input as the file says them; None where they are open."""
-    return [size if isinstance(size, int) and size > 0 else None for size in value.shape or ()]

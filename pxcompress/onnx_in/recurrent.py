@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pxcompress.onnx_in.operators.table import Settings, Unsupported
 
 GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2)}
-"""Where PyTorch's gates are among ONNX's: i o f c as i f g o, and z r h as r z n."""
+"""Places of PyTorch's gates among ONNX's: i o f c as i f g o, and z r h as r z n."""
 
 
 class Recurrent(nn.Module):

@@ -61,7 +61,7 @@ def find_regroup(
 
 
 def _end_of_segment(before: Sequence[int], after: Sequence[int], start: tuple[int, int]) -> tuple[int, int] | None:
-    """Where as many elements were read as made, counted from `start` in both shapes; None where this never is so."""
+    """The axes behind the next stretch, from `start` on, in which both shapes have equally many elements; else None."""
     i, j = start
     left = right = 1
     if (i < len(before) and before[i] != 1) or j >= len(after):

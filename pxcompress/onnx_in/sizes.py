@@ -64,7 +64,7 @@ def _resize_sizes(
     """Sizes that a Resize asks for, where they are constants."""
     value = node.inputs[3] if len(node.inputs) > 3 else None
     sizes = numbers.get(value.name or "") if value is not None else None
-    if sizes and (fixed := _fixed(sizes, *shapes)) != sizes:
+    if sizes and (fixed := _replace_sizes(sizes, *shapes)) != sizes:
         set_input(model, node, 3, torch.tensor(fixed))
 
 
@@ -92,9 +92,9 @@ def _resize_slice(
 ) -> None:
     """A slice that cuts an equal part keeps its place among the parts."""
     axes = [axis for axis, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
-    starts = _listed(node, 1, "starts", numbers)
-    given = _listed(node, 3, "axes", numbers) or list(range(len(starts or [])))
-    if not starts or len(axes) != 1 or len(starts) != 1 or given[0] % len(before) != axes[0]:
+    starts = _read_numbers(node, 1, "starts", numbers)
+    cut_axes = _read_numbers(node, 3, "axes", numbers) or list(range(len(starts or [])))
+    if not starts or len(axes) != 1 or len(starts) != 1 or cut_axes[0] % len(before) != axes[0]:
         return
     axis = axes[0]
     first = starts[0] // before[axis] * after[axis]
@@ -106,7 +106,7 @@ def _resize_slice(
             node.attributes[name] = ir.AttrInt64s(name, value)
 
 
-def _listed(node: ir.Node, place: int, name: str, numbers: Mapping[str, list[int]]) -> list[int] | None:
+def _read_numbers(node: ir.Node, place: int, name: str, numbers: Mapping[str, list[int]]) -> list[int] | None:
     """Whole numbers that a node has as an input or as an attribute."""
     if len(node.inputs) > 1:
         value = node.inputs[place] if place < len(node.inputs) else None
@@ -121,7 +121,7 @@ def _resize_reshape(
     value = node.inputs[1]
     assert value is not None
     if (sizes := numbers.get(value.name or "")) is not None:
-        fixed = _fixed(sizes, before, after)
+        fixed = _replace_sizes(sizes, before, after)
         if fixed != sizes:
             set_input(model, node, 1, torch.tensor(fixed))
         return
@@ -135,7 +135,7 @@ def _resize_reshape(
     place = 0
     for index, part in enumerate(joined.inputs):
         sizes = numbers.get(part.name or "", [0]) if part is not None else [0]
-        fixed = _fixed(sizes, before[place : place + len(sizes)], after[place : place + len(sizes)])
+        fixed = _replace_sizes(sizes, before[place : place + len(sizes)], after[place : place + len(sizes)])
         place += len(sizes)
         if fixed != sizes:
             held = constant(part)
@@ -154,7 +154,7 @@ def _follows_shapes(value: ir.Value) -> bool:
     return False
 
 
-def _fixed(sizes: Sequence[int], before: Sequence[int], after: Sequence[int]) -> list[int]:
+def _replace_sizes(sizes: Sequence[int], before: Sequence[int], after: Sequence[int]) -> list[int]:
     """Sizes in which those that said what there was before say what there is."""
     if not len(sizes) == len(before) == len(after):
         return list(sizes)

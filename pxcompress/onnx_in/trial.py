@@ -66,7 +66,7 @@ class Trial:
         if node.op_type == "If":
             self._take_branch(node)
             return
-        made = self._computed(node)
+        made = self._compute(node)
         results = made if isinstance(made, tuple | list) else (made,)
         of_constants = all(value is None or value in self.known for value in node.inputs)
         static = of_constants or node.op_type in ("Shape", "Size")
@@ -76,7 +76,7 @@ class Trial:
             if static and result.numel() < LARGEST_KNOWN:
                 self.known[value] = result
 
-    def _computed(self, node: ir.Node) -> Any:
+    def _compute(self, node: ir.Node) -> Any:
         missing = [value.name for value in node.inputs if value is not None and value not in self._values]
         if missing:
             raise ModelError(f"{node.op_type} {node.name!r} reads {missing[0]!r}, which nothing in the file makes")
@@ -130,7 +130,7 @@ class Trials:
         return self.runs[0].inputs
 
     def again(self) -> Trials:
-        """The same runs of what the graph is now."""
+        """The two runs done again on the graph as it is now."""
         return Trials(self.model, *(Trial(self.model, run.inputs) for run in self.runs))
 
     def shape(self, value: ir.Value, run: int = 0) -> tuple[int, ...]:
@@ -169,24 +169,24 @@ def _second_trial(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> Trial
     places = [
         (value.name or "", axis)
         for value in model.graph.inputs
-        for axis, size in enumerate(_open_sizes(value))
+        for axis, size in enumerate(list_open_sizes(value))
         if size is None
     ]
     try:
-        return Trial(model, draw_inputs(model, _enlarged(shapes, places), 1))
+        return Trial(model, draw_inputs(model, _enlarge(shapes, places), 1))
     except Refused:
         pass
-    last, enlarged = None, _enlarged(shapes, [])
+    last, enlarged = None, _enlarge(shapes, [])
     for place in places:
         try:
-            last = Trial(model, draw_inputs(model, _enlarged(enlarged, [place]), 1))
-            enlarged = _enlarged(enlarged, [place])
+            last = Trial(model, draw_inputs(model, _enlarge(enlarged, [place]), 1))
+            enlarged = _enlarge(enlarged, [place])
         except Refused:
             continue
     return last or Trial(model, draw_inputs(model, shapes, 1))
 
 
-def _enlarged(shapes: Mapping[str, Sequence[int]], places: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
+def _enlarge(shapes: Mapping[str, Sequence[int]], places: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
     """Shapes with one sample more, or 32 pixels, at the places that are named."""
     larger = {name: list(shape) for name, shape in shapes.items()}
     for name, axis in places:
@@ -211,18 +211,18 @@ def draw_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]], seed: int)
     return inputs
 
 
-def _open_sizes(value: ir.Value) -> list[int | None]:
+def list_open_sizes(value: ir.Value) -> list[int | None]:
     """Sizes of an input; None where the file leaves them open."""
     return [size if isinstance(size, int) and size > 0 else None for size in (value.shape or ())]
 
 
 def _shape(value: ir.Value, sizes: Mapping[str, Sequence[int]]) -> list[int]:
     """A shape for an input: the file's own sizes, else what is given, else some that most networks take."""
-    given = sizes.get(value.name or "")
+    sizes_of_sample = sizes.get(value.name or "")
     shape = []
-    for axis, size in enumerate(_open_sizes(value)):
-        asked = given[axis - 1] if given is not None and 0 < axis <= len(given) else None
-        shape.append(size or (2 if axis == 0 else asked or OPEN_SIDE + 32 * axis))
+    for axis, size in enumerate(list_open_sizes(value)):
+        chosen_size = sizes_of_sample[axis - 1] if sizes_of_sample and 0 < axis <= len(sizes_of_sample) else None
+        shape.append(size or (2 if axis == 0 else chosen_size or OPEN_SIDE + 32 * axis))
     if prod(shape) > LARGEST_INPUT:
         raise ModelError(f"input {value.name!r} takes samples of {' x '.join(map(str, shape[1:]))}: too many numbers")
     return shape
@@ -231,10 +231,10 @@ def _shape(value: ir.Value, sizes: Mapping[str, Sequence[int]]) -> list[int]:
 def _size_hint(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> str:
     """What to do where the file leaves sizes open."""
     for value in model.graph.inputs:
-        sizes = _open_sizes(value)
+        sizes = list_open_sizes(value)
         if None in sizes[1:]:
-            tried = " x ".join(map(str, shapes[value.name or ""][1:]))
-            hint = f"input {value.name!r} leaves its size open, and {tried} was tried: give --input-size"
+            shape = " x ".join(map(str, shapes[value.name or ""][1:]))
+            hint = f"input {value.name!r} leaves its size open, and {shape} was tried: give --input-size"
             is_unclear = len(sizes) == 4 and sizes[1] is None and sizes[3] is None
             return hint + (", or --layout nhwc where its channels are last; " if is_unclear else "; ")
     return ""

@@ -16,13 +16,13 @@ def restore_views_(model: ir.Model, trials: Trials) -> bool:
     """Read what was flattened in place of such lookups, in place; returns whether there were any."""
     lookups = [node for node in model.graph if node.op_type == "Gather" and _is_view(node, trials)]
     for node in lookups:
-        if (before := _flattened(node)) is not None:
+        if (before := _find_flattened(node)) is not None:
             node.outputs[0].replace_all_uses_with(before, replace_graph_outputs=True)
             model.graph.remove(node, safe=True)
     return bool(lookups)
 
 
-def _flattened(node: ir.Node) -> ir.Value | None:
+def _find_flattened(node: ir.Node) -> ir.Value | None:
     """What the numbers that a node looks up were flattened from."""
     flat = node.inputs[0].producer() if node.inputs[0] is not None else None
     return flat.inputs[0] if flat is not None and flat.op_type in ("Reshape", "Flatten") else None
@@ -30,7 +30,7 @@ def _flattened(node: ir.Node) -> ir.Value | None:
 
 def _is_view(node: ir.Node, trials: Trials) -> bool:
     """Whether a node looks up all numbers in their order, in the shape that they had before they were flattened."""
-    before, (x, index) = _flattened(node), node.inputs
+    before, (x, index) = _find_flattened(node), node.inputs
     if before is None or x is None or index is None or node.outputs[0].is_graph_output():
         return False
     for run in trials.runs:

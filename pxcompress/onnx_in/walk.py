@@ -63,7 +63,7 @@ class Walk:
             for name in filter(None, step.inputs):
                 self.readers.setdefault(name, []).append(step)
 
-    def moved(self, step: Step) -> str | None:
+    def find_moved(self, step: Step) -> str | None:
         """The input of a step that only rearranges or rescales it; None for other steps."""
         if step.operator not in MOVES:
             return None
@@ -79,7 +79,7 @@ class Walk:
         while name is not None and (step := self.maker.get(name)) is not None:
             if step.operator == "Linear":
                 return Path(step, between[::-1])
-            name = self.moved(step)
+            name = self.find_moved(step)
             between.append(step)
         return None
 
@@ -102,7 +102,7 @@ class Walk:
             step = readers[0]
             if step.operator == kind:
                 return Path(step, between)
-            if self.moved(step) is None:
+            if self.find_moved(step) is None:
                 return None
             between.append(step)
             name = step.outputs[0]
@@ -116,11 +116,11 @@ class Walk:
                 made: Any = next(values[name] for name in step.inputs if name in values)
             else:
                 assert not isinstance(step.run, str)
-                made = step.run(*[self._sent(name, values) for name in step.inputs])
+                made = step.run(*[self._send_through(name, values) for name in step.inputs])
             values.update(zip(step.outputs, made if isinstance(made, tuple | list) else (made,), strict=False))
         return values
 
-    def _sent(self, name: str | None, values: dict[str, Tensor]) -> Tensor | None:
+    def _send_through(self, name: str | None, values: dict[str, Tensor]) -> Tensor | None:
         if name is None or name in values:
             return None if name is None else values[name]
         return self.module.held(name)

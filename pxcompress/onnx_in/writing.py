@@ -52,11 +52,11 @@ def write_back(module: OnnxModule, path: Path, metadata: Mapping[str, str], batc
     resize_(model, module)
     common.RemoveUnusedNodesPass()(model)
     narrow_(model, source.types)
-    given = read_proto(source.path)
+    proto = read_proto(source.path)
     own_metadata = {} if OWN_KEY in model.metadata_props else dict(model.metadata_props)
     model.metadata_props.update({**metadata, **own_metadata})
     _set_batch(model, batch, source.path)
-    _save(model, path, given)
+    _save(model, path, proto)
 
 
 def copy_file(source: Path, path: Path, metadata: Mapping[str, str]) -> None:
@@ -253,14 +253,14 @@ def _set_batch(model: ir.Model, batch: int | None, path: Path) -> None:
             value.shape = ir.Shape([batch, *list(value.shape)[1:]])
 
 
-def _save(model: ir.Model, path: Path, given: onnx.ModelProto) -> None:
+def _save(model: ir.Model, path: Path, proto: onnx.ModelProto) -> None:
     """Write the file, its weights beside it where they were beside the user's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     initializers = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in given.graph.initializer)
+    external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer)
     external |= sum(tensor.nbytes for tensor in initializers) > LARGEST_INLINE
-    inputs = {value.name for value in given.graph.input}
-    if inputs & {tensor.name for tensor in given.graph.initializer}:  # as files before IR version 4 had to
+    inputs = {value.name for value in proto.graph.input}
+    if inputs & {tensor.name for tensor in proto.graph.initializer}:  # as files before IR version 4 had to
         listed = {value.name for value in model.graph.inputs}
         model.graph.inputs.extend(value for name, value in model.graph.initializers.items() if name not in listed)
     try:

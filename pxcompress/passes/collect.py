@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from pxcompress.errors import InputError
-from pxcompress.layout.padding import counted_positions
+from pxcompress.layout.padding import find_counted_positions
 from pxcompress.layout.rows import rows_first, unit_view
 from pxcompress.passes.parts import SplitBatches
 from pxcompress.processes import sum_over_processes
@@ -99,23 +99,23 @@ class _Reader:
                 units = unit_view(value.detach(), module, member.index)
                 return units if origin is None else units - origin.to(units).unsqueeze(1)
 
-            counted = counted_positions(value)
+            counted = find_counted_positions(value)
             if not value.requires_grad:
-                cut.add(_of_counted(self.statistic, activation(value), None, counted), self.weights)
+                cut.add(_apply_to_counted(self.statistic, activation(value), None, counted), self.weights)
                 return
             node: Any = _SavedTensor.apply(value).grad_fn
 
             def use(gradient: Tensor) -> None:
                 (saved_value,) = node.saved_tensors
                 multiplier = unit_view(gradient, module, member.index)
-                cut.add(_of_counted(self.statistic, activation(saved_value), multiplier, counted), self.weights)
+                cut.add(_apply_to_counted(self.statistic, activation(saved_value), multiplier, counted), self.weights)
 
             value.register_hook(use)
 
         return read
 
 
-def _of_counted(statistic: Statistic, value: Tensor, multiplier: Tensor | None, counted: Tensor | None) -> Tensor:
+def _apply_to_counted(statistic: Statistic, value: Tensor, multiplier: Tensor | None, counted: Tensor | None) -> Tensor:
     """The statistic of every sample over the positions that count, (n, units)."""
     if counted is None:
         return statistic(value, torch.empty(0) if multiplier is None else multiplier)

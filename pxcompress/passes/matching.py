@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pxcompress.layout.padding import counted_columns, counted_positions
+from pxcompress.layout.padding import find_counted_positions, select_counted_columns
 from pxcompress.layout.rows import rows_first
 from pxcompress.passes.moments import RowSums
 from pxcompress.state import device_of, evaluating
@@ -97,8 +97,8 @@ def _hook(
 
 def _sum_rows(value: Tensor, module: nn.Module, rows: Tensor | None = None) -> RowSums:
     sums = RowSums()
-    values, counted = rows_first(value, module), counted_positions(value)
-    values = values if counted is None else counted_columns(values, counted)[None]
+    values, counted = rows_first(value, module), find_counted_positions(value)
+    values = values if counted is None else select_counted_columns(values, counted)[None]
     sums.add(values if rows is None else values[:, rows.to(values.device)])
     return sums
 

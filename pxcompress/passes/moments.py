@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from pxcompress.layout.padding import counted_columns, counted_positions
+from pxcompress.layout.padding import find_counted_positions, select_counted_columns
 from pxcompress.layout.rows import unit_view
 from pxcompress.passes.parts import RUN_LENGTH, SplitBatches
 from pxcompress.processes import processes, rank, sum_over_processes
@@ -109,7 +109,7 @@ def collect_moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Ba
     def hook(name: str, index: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             number = rank() + processes() * turn  # the batch's number in one process
-            counted = counted_positions(args[0])
+            counted = find_counted_positions(args[0])
             features = unit_view(args[0].detach(), module, index)
             features = draw_positions(features, number) if counted is None else features
             first = in_first_half(batch_size * number, len(features))
@@ -117,7 +117,9 @@ def collect_moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Ba
                 sums[name] = _Sums(len(index), features.device), _Sums(len(index), features.device)
             for part, half in zip(sums[name], (first, ~first), strict=True):
                 part.add(
-                    counted_columns(features[half.to(features.device)], None if counted is None else counted[half])
+                    select_counted_columns(
+                        features[half.to(features.device)], None if counted is None else counted[half]
+                    )
                 )
 
         return add

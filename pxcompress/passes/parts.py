@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pxcompress.notes import LIVE, Note
+from pxcompress.notes import Message, Note
 from pxcompress.types import Batch, Batches
 
 NUMBERS_AT_ONCE = 1_500_000
@@ -69,7 +69,7 @@ def spread_samples(batches: Batches, count: int) -> list[Batch]:
 
 @dataclass(frozen=True, eq=False)
 class WatchedBatches:
-    """Batches that report how far a pass over them is, at most once a second, in messages that begin with `LIVE`."""
+    """Batches that say how far a pass over them is, at most once a second."""
 
     batches: Sequence[Batch]
     say: Note
@@ -78,14 +78,12 @@ class WatchedBatches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        begin = last_message = time.perf_counter()
+        last_message = time.perf_counter()
         for batches_done, batch in enumerate(self.batches, 1):
             yield batch
-            seconds, batches_left = time.perf_counter(), len(self) - batches_done
-            if batches_left > 0 and seconds - last_message >= 1:
+            if batches_done < len(self) and (seconds := time.perf_counter()) - last_message >= 1:
                 last_message = seconds
-                seconds_left = (seconds - begin) / batches_done * batches_left
-                self.say(f"{LIVE}{batches_done} of {len(self)} batches, {seconds_left:.0f} s left in this pass")
+                self.say(Message(f"{batches_done} of {len(self)} batches", "count", batches_done, len(self)))
 
 
 def watch_batches(parts: Mapping[str, Batches], say: Note) -> dict[str, Batches]:

@@ -27,19 +27,19 @@ class ShuffledBatches:
         """The batches that follow the first `batches_drawn`."""
         first_epoch, place = divmod(batches_drawn, self._samples // self._size)
         for epoch in count(first_epoch):
-            yield from islice(self._epoch(epoch), place if epoch == first_epoch else 0, None)
+            yield from islice(self._iterate_epoch(epoch), place if epoch == first_epoch else 0, None)
 
-    def _epoch(self, epoch: int) -> Iterator[Batch]:
+    def _iterate_epoch(self, epoch: int) -> Iterator[Batch]:
         """All samples but the last few that fill no batch, shuffled within the pool."""
         draw = torch.Generator().manual_seed(mix_seed(self._seed, 0, epoch))
         pool: list[Batch] = []
         for inputs, labels in self._batches:
             pool += zip(inputs, labels, strict=True)
             if len(pool) >= max(SHUFFLE_POOL, self._size):
-                yield from self._drawn(pool, draw)
-        yield from self._drawn(pool, draw)
+                yield from self._draw_batches(pool, draw)
+        yield from self._draw_batches(pool, draw)
 
-    def _drawn(self, pool: list[Batch], draw: torch.Generator) -> Iterator[Batch]:
+    def _draw_batches(self, pool: list[Batch], draw: torch.Generator) -> Iterator[Batch]:
         """Batches out of `pool` until fewer samples than one are left in it."""
         pool[:] = [pool[place] for place in torch.randperm(len(pool), generator=draw).tolist()]
         while len(pool) >= self._size:

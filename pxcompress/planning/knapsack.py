@@ -41,7 +41,7 @@ def least_saliency(choices: Sequence[Choice], meter: Meter, limit: float) -> Wid
     best_widths, least_harm = {choice.name: choice.widths[0] for choice in choices}, np.inf
     for _ in range(SWEEPS):
         costs = [np.array([meter({**current, of.name: width}) for width in of.widths]) for of in choices]
-        widths = _fill_limit(choices, costs, meter, limit, _at_price(choices, costs, meter, limit))
+        widths = _fill_limit(choices, costs, meter, limit, _choose_at_price(choices, costs, meter, limit))
         harm = sum(float(choice.saliency[choice.widths.index(widths[choice.name])]) for choice in choices)
         if harm < least_harm:
             best_widths, least_harm = widths, harm
@@ -51,7 +51,7 @@ def least_saliency(choices: Sequence[Choice], meter: Meter, limit: float) -> Wid
     return best_widths
 
 
-def _at_price(choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, limit: float) -> Widths:
+def _choose_at_price(choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, limit: float) -> Widths:
     """The widths at the lowest price of cost at which the whole fits."""
 
     def at(price: float) -> Widths:

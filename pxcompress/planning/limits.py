@@ -55,11 +55,6 @@ def align_width(group: Group, width: int, limits: Limits) -> int:
     return min(group.units, max(rounded, -(-(floor + beside) // step) * step) - beside)
 
 
-def least_width(group: Group, limits: Limits) -> int:
-    """The smallest aligned width that a plan may leave of a group."""
-    return align_width(group, 0, limits)
-
-
 def narrowest(group: Group, width: int, limits: Limits) -> int:
     """The least aligned width, above zero, that has room for `width` units."""
     if group.kind == "head" or group.units < 2 * limits.round_to:

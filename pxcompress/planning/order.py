@@ -21,7 +21,7 @@ def _rank(scores: Tensor, prices: Tensor) -> Tensor:
     return ranks
 
 
-def _over(scale: Callable[[Tensor], Tensor]) -> Normalisation:
+def _divide_by(scale: Callable[[Tensor], Tensor]) -> Normalisation:
     """Divide scores by a scale; a group whose scale is zero stays as it is."""
 
     def normalise(scores: Tensor, prices: Tensor) -> Tensor:
@@ -33,10 +33,10 @@ def _over(scale: Callable[[Tensor], Tensor]) -> Normalisation:
 
 NORMALISATIONS: Mapping[str, Normalisation] = {
     "none": lambda scores, prices: scores,
-    "mean": _over(torch.mean),
-    "max": _over(torch.max),
-    "sum": _over(torch.sum),
-    "norm": _over(torch.linalg.vector_norm),
+    "mean": _divide_by(torch.mean),
+    "max": _divide_by(torch.max),
+    "sum": _divide_by(torch.sum),
+    "norm": _divide_by(torch.linalg.vector_norm),
     "cost": lambda scores, prices: scores / prices.clamp_min(1e-12),
     "uniform": _rank,
     "isomorphic": _rank,
@@ -65,7 +65,7 @@ def order_units(groups: Sequence[Group], scores: Scores, meter: Meter, normalise
     """The order of every group, its scores made comparable by one of `NORMALISATIONS`."""
     families: dict[object, list[Group]] = {}
     for group in groups:
-        families.setdefault(_form(group) if normalise == "isomorphic" else group.name, []).append(group)
+        families.setdefault(_describe_form(group) if normalise == "isomorphic" else group.name, []).append(group)
     dense = meter({})
     orders = {}
     for family in families.values():
@@ -85,7 +85,7 @@ def _check_scores(group: Group, scores: Tensor) -> Tensor:
     return scores.double().cpu()
 
 
-def _form(group: Group) -> object:
+def _describe_form(group: Group) -> object:
     """What two groups share when they play the same part in their blocks: kind, and rows of a unit in every member."""
     return group.kind, tuple((member.axis, member.index.shape[1]) for member in group.members)
 
@@ -93,7 +93,7 @@ def _form(group: Group) -> object:
 def find_lowest(groups: Sequence[Group], scores: Scores, rate: float, normalise: str) -> Plan:
     """The lowest `rate` of all units, ranked globally, without a floor for any group: PXP's order of pruning.
 
-    Meant for `graph.masked`; prices do not count, so that normalise=cost leaves scores as they are.
+    Meant for `graph.mask_units`; prices do not count, so that normalise=cost leaves scores as they are.
     """
     ways = NORMALISATIONS[normalise]
     values = torch.cat([ways(scores[group.name].double(), torch.ones(group.units).double()) for group in groups])

@@ -39,13 +39,14 @@ def check_reachable(groups: Sequence[Group], price: Price, ratio: float, limits:
         )  # never up: it can be asked for
         unprunable_cost = price({group.name: 0 for group in groups})
         raise BudgetError(
-            f"{problem}: the largest reachable ratio is {reachable}, which leaves {_amount(least_cost)} of "
-            f"{_amount(dense)} {price.unit} (round-to {limits.round_to}, at least {limits.min_keep:.0%} of every group "
-            f"stays; layers that cannot be pruned, or are not to be, take {_amount(unprunable_cost)} alone)"
+            f"{problem}: the largest reachable ratio is {reachable}, which leaves {_format_amount(least_cost)} of "
+            f"{_format_amount(dense)} {price.unit} (round-to {limits.round_to}, at least {limits.min_keep:.0%} of "
+            "every group stays; layers that cannot be pruned, or are not to be, take "
+            f"{_format_amount(unprunable_cost)} alone)"
         )
 
 
-def _amount(cost: float) -> str:
+def _format_amount(cost: float) -> str:
     return f"{cost:,.0f}" if cost >= 100 else f"{cost:.4g}"
 
 
@@ -59,7 +60,7 @@ def make_plan(groups: Sequence[Group], scores: Scores, price: Price, ratio: floa
     orders = order_units(groups, scores, price, limits.normalise)
     dense = price({})
     target = (1 - ratio) * dense
-    solve = _knapsack if limits.normalise == KNAPSACK else _cut_ranking
+    solve = _solve_knapsack if limits.normalise == KNAPSACK else _cut_ranking
     widths = solve(groups, orders, price, target * (1 + ROUNDING), limits)
     removed_units = {
         group.name: tuple(sorted(orders[group.name][1][: group.units - widths[group.name]].tolist()))
@@ -72,7 +73,7 @@ def _cut_ranking(
     groups: Sequence[Group], orders: Orders, meter: Meter, limit: float, limits: Limits
 ) -> Mapping[str, int]:
     """Widths after the shortest beginning of one ranking of all units that costs at most `limit`."""
-    ranking = _ranking(groups, orders)
+    ranking = _rank_units(groups, orders)
 
     def widths(length: int) -> dict[str, int]:
         removed_counts = {group.name: 0 for group in groups}
@@ -87,14 +88,16 @@ def _cut_ranking(
     return widths(low)
 
 
-def _ranking(groups: Sequence[Group], orders: Orders) -> list[str]:
+def _rank_units(groups: Sequence[Group], orders: Orders) -> list[str]:
     """Group names, one entry for each removable unit, lowest score first."""
     values = torch.cat([orders[group.name][0].sort(stable=True).values for group in groups])
     names = [group.name for group in groups for _ in range(group.units)]
     return [names[place] for place in torch.argsort(values, stable=True).tolist()]
 
 
-def _knapsack(groups: Sequence[Group], orders: Orders, meter: Meter, limit: float, limits: Limits) -> Mapping[str, int]:
+def _solve_knapsack(
+    groups: Sequence[Group], orders: Orders, meter: Meter, limit: float, limits: Limits
+) -> Mapping[str, int]:
     """Widths that cost at most `limit` and lose the least score in all."""
     choices = []
     for group in groups:
@@ -104,7 +107,7 @@ def _knapsack(groups: Sequence[Group], orders: Orders, meter: Meter, limit: floa
         widths = sorted(width for width in aligned_widths if width <= group.units - removed_count) or [
             group.units - removed_count
         ]
-        widths = [widths[place] for place in sorted({round(step) for step in _steps(len(widths))})]
+        widths = [widths[place] for place in sorted({round(step) for step in _choose_steps(len(widths))})]
         cumulative_saliency = torch.cat([torch.zeros(1, dtype=values.dtype), values[order][removed_count:].cumsum(0)])
         choices.append(
             Choice(
@@ -116,7 +119,7 @@ def _knapsack(groups: Sequence[Group], orders: Orders, meter: Meter, limit: floa
     return least_saliency(choices, meter, limit)
 
 
-def _steps(count: int) -> list[float]:
+def _choose_steps(count: int) -> list[float]:
     """At most `MOST_CHOICES` places among `count`, the first and the last with them."""
     step_count = min(count, MOST_CHOICES)
     return [place * (count - 1) / max(step_count - 1, 1) for place in range(step_count)]

@@ -16,14 +16,14 @@ def plan_to_json(plan: Plan, groups: Sequence[Group]) -> str:
     return json.dumps({**asdict(plan), "groups": sizes}, indent=1)
 
 
-def planned_streams(text: str) -> list[str]:
+def read_planned_streams(text: str) -> list[str]:
     """Groups of directions that a plan.json was made for, by name."""
     groups = json.loads(text)["groups"]
     return [name for name, group in groups.items() if group["kind"] == "direction"]
 
 
-def planned_groups(text: str, groups: Sequence[Group]) -> list[Group]:
-    """Those of `groups` that a plan.json was made for."""
+def read_planned_groups(text: str, groups: Sequence[Group]) -> list[Group]:
+    """The `groups` that a plan.json was made for."""
     try:
         names = json.loads(text)["groups"]
         return [group for group in groups if group.name in names]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from pxcompress.errors import BudgetError
-from pxcompress.planning.limits import ROUNDING, Limits, least_width, narrowest
+from pxcompress.planning.limits import ROUNDING, Limits, align_width, narrowest
 from pxcompress.types import Group, Plan, Price, Scores
 
 
@@ -27,7 +27,7 @@ def plan_by_share(groups: Sequence[Group], scores: Scores, price: Price, share: 
         order = torch.argsort(values, stable=True)
         cumulative_scores = values[order].abs().cumsum(0)
         units_above_share = int((cumulative_scores > share * cumulative_scores[-1] * (1 + ROUNDING)).sum())
-        width = max(narrowest(group, units_above_share, limits), least_width(group, limits))
+        width = max(narrowest(group, units_above_share, limits), align_width(group, 0, limits))
         removed_units[group.name] = tuple(sorted(order[: group.units - width].tolist()))
     if not any(removed_units.values()):
         raise BudgetError(

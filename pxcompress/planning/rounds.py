@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pxcompress.graph import prune
-from pxcompress.layout.rows import members_by_module, removed_rows
+from pxcompress.layout.rows import list_removed_rows, members_by_module
 from pxcompress.planning.order import REMOVED_SCORE
 from pxcompress.types import Axis, Group, Member, Plan, Pruned, Scores
 
@@ -30,9 +30,9 @@ def groups_left(pruned: Pruned) -> tuple[Group, ...]:
     rows: dict[tuple[str, Axis], Tensor] = {}
     for axis in AXES:
         for module, owners in members_by_module(pruned.groups, axis).items():
-            rows[module, axis] = removed_rows(owners, pruned.plan)
+            rows[module, axis] = list_removed_rows(owners, pruned.plan)
 
-    def moved(member: Member, kept_units: list[int]) -> Member:
+    def move(member: Member, kept_units: list[int]) -> Member:
         index = member.index[kept_units]
         return replace(member, index=index - torch.searchsorted(rows[member.module, member.axis], index))
 
@@ -40,7 +40,7 @@ def groups_left(pruned: Pruned) -> tuple[Group, ...]:
     for group in pruned.groups:
         kept_units = pruned.plan.kept(group)
         remaining_groups.append(
-            replace(group, units=len(kept_units), members=tuple(moved(member, kept_units) for member in group.members))
+            replace(group, units=len(kept_units), members=tuple(move(member, kept_units) for member in group.members))
         )
     return tuple(remaining_groups)
 

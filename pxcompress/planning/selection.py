@@ -10,7 +10,7 @@ from itertools import groupby
 from torch import nn
 
 from pxcompress.choices import SCOPES
-from pxcompress.errors import InputError, unknown
+from pxcompress.errors import InputError, list_some, unknown
 from pxcompress.graph import is_depthwise
 from pxcompress.graph.dependencies import PRODUCERS
 from pxcompress.types import Fixed, Group, Structure
@@ -37,7 +37,7 @@ class Selection:
     @property
     def least(self) -> Mapping[str, float]:
         """Least share of units that stays, by the glob of group names."""
-        return dict(_floor(text) for text in self.floors)
+        return dict(_parse_floor(text) for text in self.floors)
 
     def of(self, structure: Structure, model: nn.Module) -> Structure:
         """`structure` with the groups that must stay whole made fixed; `InputError` for a glob that fits no group."""
@@ -46,9 +46,9 @@ class Selection:
             for glob in globs:
                 if not any(fnmatchcase(name, glob) for name in names):
                     raise InputError(
-                        f"{option} {glob!r} fits no group; `pxcompress inspect` lists them: {_some(names)}"
+                        f"{option} {glob!r} fits no group; `pxcompress inspect` lists them: {list_some(names, 5)}"
                     )
-        reasons = {group.name: self._reason(group, model) for group in structure.groups}
+        reasons = {group.name: self._explain_whole(group, model) for group in structure.groups}
         prunable_groups = tuple(group for group in structure.groups if not reasons[group.name])
         if structure.groups and not prunable_groups:
             reason_counts = ", ".join(
@@ -64,18 +64,18 @@ class Selection:
         ]
         return Structure(prunable_groups, (*structure.fixed, *kept_groups))
 
-    def _reason(self, group: Group, model: nn.Module) -> str:
+    def _explain_whole(self, group: Group, model: nn.Module) -> str:
         """Why `group` stays whole; empty where it need not."""
         if self.only and not any(fnmatchcase(group.name, glob) for glob in self.only):
             return "not among --only"
         if any(fnmatchcase(group.name, glob) for glob in self.keep):
             return "among --keep"
-        if self.scope == "inner" and len(set(_writers(group, model))) > 1:
+        if self.scope == "inner" and len(set(_list_writers(group, model))) > 1:
             return "a residual stream, outside --scope inner"
         return ""
 
 
-def _writers(group: Group, model: nn.Module) -> Iterator[str]:
+def _list_writers(group: Group, model: nn.Module) -> Iterator[str]:
     """The parents of the layers that write a group's units."""
     for member in group.members:
         module = dict(model.named_modules()).get(member.module)
@@ -83,7 +83,7 @@ def _writers(group: Group, model: nn.Module) -> Iterator[str]:
             yield member.module.rpartition(".")[0]
 
 
-def _floor(text: str) -> tuple[str, float]:
+def _parse_floor(text: str) -> tuple[str, float]:
     glob, _, share = text.partition("=")
     try:
         value = float(share)
@@ -92,7 +92,3 @@ def _floor(text: str) -> tuple[str, float]:
     if not 0 <= value <= 1:
         raise InputError(f"floors has {text!r}; expected GLOB=SHARE with a share from 0 to 1, such as layer1.*=0.5")
     return glob.strip(), value
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -19,7 +19,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     ".yaml": yaml.safe_load,
     ".yml": yaml.safe_load,
 }
-"""Of recipe files; all others are JSON."""
+"""Readers of recipe files by suffix; all other files are JSON."""
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_BUDGET = "macs"
 MEASURED = 0
-"""As `round_to`: the step of widths that measures best on the machine at hand."""
+"""Value of `round_to` that stands for the step of widths that measures best on the machine at hand."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,12 @@ class Goal:
 
     @property
     def way(self) -> str:
-        """Which of `GOALS` is given."""
+        """Name of the goal that is given, one of `GOALS`."""
         return next(name for name in GOALS if getattr(self, name) is not None)
 
     @property
     def limits(self) -> Limits:
-        """What a plan may do to a group."""
+        """Limits on what a plan may do to a group."""
         from pxcompress.planning.limits import Limits
 
         return Limits(self.normalise, self.round_to or 1, self.min_keep, self.selection.least)
@@ -142,14 +142,14 @@ class Goal:
 
         Raises `InputError` where the dense model is small or fast enough already.
         """
-        wanted = {
+        share_by_way = {
             "ratio": lambda value: value,
             "speedup": lambda value: 1 - 1 / value,
             "latency_ms": lambda value: 1 - value / cost,
             "max_bytes": lambda value: 1 - value / cost,
         }
         value = getattr(self, self.way)
-        share = wanted[self.way](value)
+        share = share_by_way[self.way](value)
         if share <= 0:
             raise InputError(f"{self.way.replace('_', '-')} is {value:g}; the dense model takes {cost:.4g} already")
         return float(share)

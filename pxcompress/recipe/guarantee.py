@@ -62,7 +62,7 @@ class Guarantee:
 
     @property
     def limit(self) -> RiskLimit:
-        """The same as `certify` takes it."""
+        """The risk and its limits as `pxcompress.certify` takes them."""
         from pxcompress.certify.path import RiskLimit
 
         return RiskLimit(self.risk, alpha=self.max_drop, delta=round(1 - self.confidence, 12))

@@ -40,7 +40,7 @@ class Pruning(Export, Repairing, Scoring, Goal):
             raise InputError(f"rounds is {self.rounds}; --relevance-share is met in one, leave --rounds out")
 
     def _shorten_budget(self) -> str:
-        """As for a goal; a budget that reads a clock reads it as the bench does, where its text says nothing else."""
+        """The budget's text in short form; one in milliseconds has the bench's conditions unless it says others."""
         from pxcompress.budgets import BUDGETS
 
         budget = BUDGETS.build(self.budget)

@@ -43,7 +43,7 @@ class Repairing:
         check_types(self, Repairing)
         if self.rounds < 1:
             raise InputError(f"rounds is {self.rounds}; expected 1 or more")
-        texts = [text for given in self.repair for text in NAMED.get(given, (given,))]
+        texts = [text for text in self.repair for text in NAMED.get(text, (text,))]
         _check_one_each(texts)
         repairs = [REPAIRS.build(text) for text in texts]
         object.__setattr__(self, "repair", tuple(REPAIRS.text(repair) for repair in repairs))

@@ -16,7 +16,7 @@ AUTO_SCORERS = ("lrp-residual", "lrp-residual:metric=weights")
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """By what units are scored: `scorer` is a text like "lrp:centre=true", checked and put in short form.
+    """How units are scored: `scorer` is a text like "lrp:centre=true", checked and put in short form.
 
     "auto" stands for that one of `AUTO_SCORERS` which held-out samples choose. Raises `InputError` for what is unknown.
     """

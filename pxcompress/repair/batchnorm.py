@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pxcompress.layout.rows import complement, members_by_module, removed_rows
+from pxcompress.layout.rows import complement, list_removed_rows, members_by_module
 from pxcompress.passes.matching import Change, moment_changes
 from pxcompress.repair import REPAIRS
 from pxcompress.types import Batches, Phase, Pruned, Repair
@@ -52,7 +52,7 @@ def _find_rows_left(pruned: Pruned) -> dict[str, Tensor]:
     """The dense rows that every BatchNorm layer still has."""
     owners = members_by_module(pruned.groups, "out")
     return {
-        name: complement(norm.num_features, removed_rows(owners.get(name, ()), pruned.plan))
+        name: complement(norm.num_features, list_removed_rows(owners.get(name, ()), pruned.plan))
         for name, norm in _find_norms(pruned.dense).items()
     }
 

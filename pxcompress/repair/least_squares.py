@@ -24,8 +24,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from pxcompress.attribution.relevance import make_start
 from pxcompress.layout.consumers import add_, find_consumers
-from pxcompress.layout.padding import counted_positions
-from pxcompress.layout.rows import complement, members_by_module, removed_rows
+from pxcompress.layout.padding import find_counted_positions
+from pxcompress.layout.rows import complement, list_removed_rows, members_by_module
 from pxcompress.models.adapter import Adapter
 from pxcompress.passes.parts import SplitBatches
 from pxcompress.processes import processes, rank, sum_over_processes
@@ -117,7 +117,7 @@ class LeastSquares(Repair):
                 turn = rank() + processes() * len(rows_by_layer[layer])  # the batch's number in one process
                 if turn >= parts_by_layer[layer]:
                     return
-                values, counted = _channels_first(output.detach(), module), counted_positions(output)
+                values, counted = _channels_first(output.detach(), module), find_counted_positions(output)
                 rows = _draw_rows(layer, values, counted, turn, parts_by_layer[layer])
                 rows_by_layer[layer].append(rows)
                 if output.requires_grad:
@@ -356,7 +356,7 @@ def _find_layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
         assert isinstance(slim_weight, Tensor)
         inputs = slim_weight.shape[1:].numel()
         if len(positions[name]) == 1 and type(slim).forward in PLAIN and inputs <= WIDEST:
-            outputs = complement(len(weight), removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
+            outputs = complement(len(weight), list_removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
             layers.append(_Layer(name, slim, outputs, max(rows, ROWS_PER_INPUT * inputs), positions[name][0]))
     return layers
 

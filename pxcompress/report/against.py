@@ -20,12 +20,12 @@ def describe_choice(report: Report) -> str:
     """What to ship for the asked milliseconds, in one sentence with intervals; empty without rivals."""
     if not report.contenders:
         return ""
-    limit, words = _limit(report)
+    limit, words = _find_limit(report)
     metric = report.metric
     fits = [each for each in report.contenders if each.latency_ms.p50 <= limit * (1 + NEAR)]
     if not fits:
         fastest = min(report.contenders, key=lambda each: each.latency_ms.p50)
-        return f"Nothing takes at most {words}; the fastest is {fastest.name} ({_figures(fastest, report)})"
+        return f"Nothing takes at most {words}; the fastest is {fastest.name} ({_format_figures(fastest, report)})"
     best = max(fits, key=lambda each: (metric.gain(each.quality.value), -each.latency_ms.p50))
     others = [each for each in fits if each is not best]
     if best.kind in _OURS:
@@ -33,11 +33,12 @@ def describe_choice(report: Report) -> str:
         ending = "; nothing else that was measured is as fast"
         if rivals:
             second = max(rivals, key=lambda each: metric.gain(each.quality.value))
-            ending = f"; the best other one is {second.name} ({_figures(second, report)}{_difference(second, report)})"
-        return f"For at most {words} ship {best.name} ({_figures(best, report)}){ending}"
+            figures = f"{_format_figures(second, report)}{_describe_difference(second, report)}"
+            ending = f"; the best other one is {second.name} ({figures})"
+        return f"For at most {words} ship {best.name} ({_format_figures(best, report)}){ending}"
     return (
-        f"For at most {words} ship {best.name}, NOT THE PRUNED MODEL ({_figures(best, report)}"
-        f"{_difference(best, report)})"
+        f"For at most {words} ship {best.name}, NOT THE PRUNED MODEL ({_format_figures(best, report)}"
+        f"{_describe_difference(best, report)})"
     )
 
 
@@ -78,7 +79,7 @@ def is_best_at_its_speed(one: Contender, report: Report) -> bool:
     )
 
 
-def _limit(report: Report) -> tuple[float, str]:
+def _find_limit(report: Report) -> tuple[float, str]:
     """The milliseconds that a call may take, and whence they are, in words."""
     dense, pruned = report.contenders[:2]
     if report.recipe.latency_ms is not None:
@@ -90,13 +91,13 @@ def _limit(report: Report) -> tuple[float, str]:
     return limit, f"{format_milliseconds(limit)} a call (what the pruned model takes)"
 
 
-def _figures(of: Contender, report: Report) -> str:
+def _format_figures(of: Contender, report: Report) -> str:
     metric = report.metric
     interval = format_span(of.quality.low, of.quality.high, metric)
     return f"{metric.name} {metric.format(of.quality.value)}, {interval}; {format_milliseconds(of.latency_ms.p50)}"
 
 
-def _difference(of: Contender, report: Report) -> str:
+def _describe_difference(of: Contender, report: Report) -> str:
     """How a model compares with the pruned one on the same samples."""
     metric, change = report.metric, of.beside_pruned
     text = f"{metric.format_change(change.value)} ({format_change_span(change, metric)}) {metric.change_unit}".rstrip()

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from pxcompress.checks import not_as_written, read_record
+from pxcompress.checks import not_as_written, read_record, read_text
 from pxcompress.errors import InputError
 from pxcompress.report.record import Report
 
@@ -23,7 +23,7 @@ def from_json(text: str) -> Report:
     """The report that `to_json` wrote. `InputError` names the key that is unknown, missing or of the wrong type."""
     report = read_record(Report, text, "report.json")
     if report.metric.unit == "share":
-        for name, quality in _qualities(report).items():
+        for name, quality in _list_qualities(report).items():
             if not 0 <= quality <= 1:
                 raise not_as_written(
                     "report.json", f"{name}.quality.value: expected a share from 0 to 1, not {quality}"
@@ -31,7 +31,7 @@ def from_json(text: str) -> Report:
     return report
 
 
-def _qualities(report: Report) -> dict[str, float]:
+def _list_qualities(report: Report) -> dict[str, float]:
     """The quality of every model, by where it stands in the file."""
     qualities = {"dense": report.dense.quality, "pruned": report.pruned.quality}
     qualities |= {f"targets.{place}": of.quality for place, of in enumerate(report.targets)}
@@ -40,12 +40,7 @@ def _qualities(report: Report) -> dict[str, float]:
 
 def read_report(folder: Path) -> Report:
     """The report of a run folder. Raises as `from_json` does, and where there is none."""
-    try:
-        return from_json((folder / "report.json").read_text())
-    except OSError as error:
-        raise InputError(f"{str(folder)!r} is not a run folder ({error.strerror}: report.json); give one") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"report.json of {str(folder)!r} is no text ({error.reason}); run again") from error
+    return from_json(read_text(folder / "report.json", "give a run folder"))
 
 
 def check_files(folder: Path, sha256: Mapping[str, str]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from pxcompress.errors import list_some
 from pxcompress.report.certificates import make_badge
 from pxcompress.report.classes import describe_class_changes
 from pxcompress.report.record import Report
 from pxcompress.report.similarity import describe_similarity
 from pxcompress.report.summary import (
+    capitalise,
     compare_figures,
     describe_conditions,
     format_change_span,
@@ -28,36 +30,40 @@ _CLASSES = 20
 
 def to_card(report: Report) -> str:
     """The card as Markdown; what the user named (classes, folder, notes) cannot become markup."""
-    model, images = _text(report.recipe.model), takes_images(report)
+    model, images = _escape_text(report.recipe.model), takes_images(report)
+    classes = list_some([f"`{_escape_code(name)}`" for name in report.data.classes], _CLASSES)
     parts = (
         f"# {model}, compressed",
-        f"{_text(write_headline(report)).capitalize()}. Made from `{_code(model)}` on `{_code(report.data.name)}` by "
-        f"pxcompress {report.environment.pxcompress}: units whose part in the model's decisions the "
-        f"others can take over were removed for good{_repaired(report)}.",
+        f"{_escape_text(write_headline(report)).capitalize()}. Made from `{_escape_code(model)}` on "
+        f"`{_escape_code(report.data.name)}` by pxcompress {report.environment.pxcompress}: units whose part "
+        "in the model's decisions the "
+        f"others can take over were removed for good{_describe_repair(report)}.",
         "## Figures",
-        _table(("", "dense", "this model", "change"), _figures(report)),
-        f"Measured on the exported file: {_text(describe_conditions(report))}.",
-        *_precisions(report),
-        *_certified(report),
-        *_explained(report),
+        _format_table(("", "dense", "this model", "change"), _list_figures(report)),
+        f"Measured on the exported file: {_escape_text(describe_conditions(report))}.",
+        *_show_precisions(report),
+        *_describe_guarantee(report),
+        *_describe_explanations(report),
         "## Use",
         *(("    pip install onnxruntime numpy pillow\n    python predict.py image.jpg",) if images else ()),
-        f"{_inputs(report)}; {_outputs(report)}. Task: "
-        f"`{_code(report.task)}`. Preprocessing and class names stand in the file's "
+        f"{_describe_inputs(report)}; {_describe_outputs(report)}. Task: "
+        f"`{_escape_code(report.task)}`. Preprocessing and class names stand in the file's "
         f"`metadata_props`{'; `predict.py` reads them' if images else ''}. In PyTorch: `pxcompress.load(folder)`.",
-        *((f"Classes: {_classes(report.data.classes)}.",) if report.data.classes else ()),
+        *((f"Classes: {classes}.",) if report.data.classes else ()),
         "## Limits",
-        "\n".join(f"- {_text(note)}" for note in _limits(report)),
+        "\n".join(f"- {_escape_text(note)}" for note in _list_limits(report)),
         "## Provenance",
         f"    {format_command(report.recipe)}",
-        _table(("file", "sha256"), [(f"`{_code(name)}`", f"`{digest}`") for name, digest in report.sha256.items()]),
+        _format_table(
+            ("file", "sha256"), [(f"`{_escape_code(name)}`", f"`{digest}`") for name, digest in report.sha256.items()]
+        ),
         f"Parity with PyTorch on {report.parity.samples} samples: largest difference {report.parity.max_abs:.1e}, "
         f"{format_percent(report.parity.agreement)} agreement of the decisions.",
     )
     return "\n\n".join(parts) + "\n"
 
 
-def _repaired(report: Report) -> str:
+def _describe_repair(report: Report) -> str:
     """What became of the units that stay; nothing where there was no repair."""
     repairs = report.recipe.repair
     if not repairs:
@@ -66,7 +72,7 @@ def _repaired(report: Report) -> str:
     return ", and those repaired" + (" and trained towards the dense model's outputs" if trained else " in closed form")
 
 
-def _figures(report: Report) -> list[tuple[str, ...]]:
+def _list_figures(report: Report) -> list[tuple[str, ...]]:
     metric = report.metric
     unit = f" {metric.change_unit}" if metric.change_unit else ""
     change = f"{metric.format_change(report.change.value)}{unit} ({format_change_span(report.change, metric)})"
@@ -76,44 +82,39 @@ def _figures(report: Report) -> list[tuple[str, ...]]:
     return [accuracy, *((row.label, row.dense_text, row.pruned_text, row.change) for row in compare_figures(report))]
 
 
-def _precisions(report: Report) -> Sequence[str]:
-    return ("## Precisions", _table(list_columns(report), list_targets(report))) if report.targets else ()
+def _show_precisions(report: Report) -> Sequence[str]:
+    return ("## Precisions", _format_table(list_columns(report), list_targets(report))) if report.targets else ()
 
 
-def _certified(report: Report) -> Sequence[str]:
+def _describe_guarantee(report: Report) -> Sequence[str]:
     if report.certificate is None:
         return ()
     outcome = make_badge(report.certificate)
-    return ("## Guarantee", f"**{outcome.title}:** {_text(outcome.text)}")
+    return ("## Guarantee", f"**{outcome.title}:** {_escape_text(outcome.text)}")
 
 
-def _explained(report: Report) -> Sequence[str]:
+def _describe_explanations(report: Report) -> Sequence[str]:
     line = describe_similarity(report)
-    return (f"{_text(line[0].upper() + line[1:])}.",) if line else ()
+    return (f"{_escape_text(capitalise(line))}.",) if line else ()
 
 
-def _inputs(report: Report) -> str:
+def _describe_inputs(report: Report) -> str:
     """What the file takes."""
     if report.inputs:
-        shapes = [(_code(each.name), ", ".join(map(str, ("batch", *each.shape)))) for each in report.inputs]
+        shapes = [(_escape_code(each.name), ", ".join(map(str, ("batch", *each.shape)))) for each in report.inputs]
         listed = ", ".join(f"`{name}`, ({shape})" for name, shape in shapes)
         return f"Inputs: {listed}"
     return f"Input: `input`, float32, (batch, {', '.join(map(str, report.input_shape))})"
 
 
-def _outputs(report: Report) -> str:
+def _describe_outputs(report: Report) -> str:
     """What the file returns."""
     if is_classifier(report):
         return f"output: `logits`, (batch, {len(report.data.classes)})"
     return "outputs: those of the dense model, by name"
 
 
-def _classes(names: Sequence[str]) -> str:
-    remainder = f" and {len(names) - _CLASSES} more" if len(names) > _CLASSES else ""
-    return ", ".join(f"`{_code(name)}`" for name in names[:_CLASSES]) + remainder
-
-
-def _limits(report: Report) -> Sequence[str]:
+def _list_limits(report: Report) -> Sequence[str]:
     """What the run told, and what holds for every one."""
     data = report.data
     return (
@@ -123,17 +124,21 @@ def _limits(report: Report) -> Sequence[str]:
     )
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([_text(cell) if "`" not in cell else cell for cell in row] for row in body)]
+def _format_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [
+        head,
+        ["---"] * len(head),
+        *([_escape_text(cell) if "`" not in cell else cell for cell in row] for row in body),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _text(text: str) -> str:
+def _escape_text(text: str) -> str:
     """Words that are not markup, on one line."""
     harmless = html.escape(" ".join(text.split()), quote=False)
     return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in harmless)
 
 
-def _code(text: str) -> str:
+def _escape_code(text: str) -> str:
     """Words for inside backticks."""
     return " ".join(text.replace("`", "'").replace("|", "/").split())

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pxcompress.deploy.intervals import newcombe_interval
+from pxcompress.errors import list_some
 from pxcompress.proof import ClassChange
 from pxcompress.report.pages import Bar, Bars, Row, Stacked
 from pxcompress.report.record import Report
-from pxcompress.report.summary import format_change_interval, format_percent, format_points
+from pxcompress.report.summary import capitalise, format_percent, format_points
 
 _MOST = 20
 """Classes that the page shows; report.json has all."""
@@ -17,7 +18,7 @@ _MOST = 20
 
 def describe_class_changes(report: Report) -> str:
     """How many classes lost and gained answers, and the one that lost most; empty where samples have no class."""
-    changes = _most_lost_first(report)
+    changes = _sort_by_loss(report)
     if not changes:
         return ""
     losers, winners = (sum(sign * (of.dense - of.pruned) > 0 for of in changes) for sign in (1, -1))
@@ -30,7 +31,7 @@ def describe_class_changes(report: Report) -> str:
 
 def describe_class_relevance(report: Report) -> str:
     """The class that lost most and the mean over classes, in one line; empty where no class scores were asked for."""
-    worst = _worst_first(report)
+    worst = _sort_by_removed(report)
     if not worst:
         return ""
     mean = sum(share for _, share, _ in worst) / len(worst)
@@ -45,43 +46,40 @@ def describe_class_relevance(report: Report) -> str:
 
 def view_classes(report: Report) -> Mapping[str, Any]:
     """What the page shows of classes, the largest losses first."""
-    changes, worst = _most_lost_first(report), _worst_first(report)
+    changes, worst = _sort_by_loss(report), _sort_by_removed(report)
     line, relevance = describe_class_changes(report), describe_class_relevance(report)
     names_without_samples = [row.name for row in report.class_shares if row.removed is None]
     return {
-        "changes_line": line[:1].upper() + line[1:],
-        "changes": [_changed(of) for of in changes[:_MOST]],
+        "changes_line": capitalise(line),
+        "changes": [_view_change(of) for of in changes[:_MOST]],
         "more_changes": max(0, len(changes) - _MOST),
-        "class_line": relevance[:1].upper() + relevance[1:],
-        "class_shares": [_carried(*of) for of in worst[:_MOST]],
+        "class_line": capitalise(relevance),
+        "class_shares": [_view_share(*of) for of in worst[:_MOST]],
         "more_class_shares": max(0, len(worst) - _MOST),
-        "classes_without_samples": ", ".join(names_without_samples[:_MOST])
-        + (f" and {len(names_without_samples) - _MOST} more" if len(names_without_samples) > _MOST else ""),
+        "classes_without_samples": list_some(names_without_samples, _MOST),
     }
 
 
-def _most_lost_first(report: Report) -> list[ClassChange]:
+def _sort_by_loss(report: Report) -> list[ClassChange]:
     """Classes by the share of their test samples that was lost."""
     return sorted(report.class_changes, key=lambda of: (of.pruned - of.dense) / of.samples)
 
 
-def _changed(of: ClassChange) -> Row:
+def _view_change(of: ClassChange) -> Row:
     dense, pruned = of.dense / of.samples, of.pruned / of.samples
     words = f"{of.name}: dense {format_percent(dense)}, pruned {format_percent(pruned)}"
-    change = Stacked(
-        format_points(pruned - dense),
-        format_change_interval(newcombe_interval(of.dense, of.pruned, of.both, of.samples)),
-    )
+    loss = newcombe_interval(of.dense, of.pruned, of.both, of.samples)
+    change = Stacked(format_points(pruned - dense), f"{format_points(-loss.high)} to {format_points(-loss.low)}")
     drawing = Bars(words, (Bar(dense, "dense"), Bar(pruned, "pruned")))
     return Stacked(of.name, f"{of.samples} samples"), drawing, format_percent(dense), format_percent(pruned), change
 
 
-def _worst_first(report: Report) -> list[tuple[str, float, int]]:
+def _sort_by_removed(report: Report) -> list[tuple[str, float, int]]:
     """Name, removed share and samples of every class that was scored, the largest share first."""
     shares = [(row.name, row.removed, row.samples) for row in report.class_shares if row.removed is not None]
     return sorted(shares, key=lambda row: -row[1])
 
 
-def _carried(name: str, share: float, samples: int) -> Row:
+def _view_share(name: str, share: float, samples: int) -> Row:
     drawing = Bars(f"{name}: {format_percent(share)} removed", (Bar(share, "pruned"),), "thin")
     return name, drawing, format_percent(share), str(samples)

@@ -73,9 +73,9 @@ def list_rows(reports: Named) -> list[Row]:
     identities: set[tuple[object, ...]] = set()
     for name, report in reports.items():
         dense = report.dense
-        if _identity(report) not in identities:
+        if _identify(report) not in identities:
             rows.append(Row(name, "dense", dense, dense, report.metric))
-            identities.add(_identity(report))
+            identities.add(_identify(report))
         rows.append(
             Row(name, report.pruned.precision, report.pruned, dense, report.metric, report.speedup, report.change)
         )
@@ -93,7 +93,7 @@ def list_rows(reports: Named) -> list[Row]:
     return rows
 
 
-def _identity(report: Report) -> tuple[object, ...]:
+def _identify(report: Report) -> tuple[object, ...]:
     """What makes two dense models the same; their files differ in what they say about the run."""
     recipe = report.recipe
     origin = (recipe.model, recipe.checkpoint, recipe.seed, report.weights)
@@ -102,7 +102,7 @@ def _identity(report: Report) -> tuple[object, ...]:
 
 def describe_runs(reports: Named) -> tuple[str, dict[str, str]]:
     """Settings of runs: those that all have in common, in one line, and by the name of a run those that differ."""
-    parts = {name: list(_asked(report)) for name, report in reports.items()}
+    parts = {name: list(_list_settings(report)) for name, report in reports.items()}
     first_parts, *other_parts = parts.values()
     common = [part for part in first_parts if all(part in parts_of_run for parts_of_run in other_parts)]
     differing = {
@@ -111,7 +111,7 @@ def describe_runs(reports: Named) -> tuple[str, dict[str, str]]:
     return ", ".join(common) if other_parts else "", differing
 
 
-def _asked(report: Report) -> Iterator[str]:
+def _list_settings(report: Report) -> Iterator[str]:
     """Model, how small, scores, repairs, and what is certified."""
     recipe = report.recipe
     yield recipe.model
@@ -124,14 +124,14 @@ def _asked(report: Report) -> Iterator[str]:
 
 def list_differences(reports: Named) -> tuple[str, ...]:
     """Why figures of these runs cannot be set side by side; nothing where they can."""
-    settings = {_setting(report) for report in reports.values()}
+    settings = {_describe_setting(report) for report in reports.values()}
     data = {(report.data.name, report.data.test, len(report.data.classes)) for report in reports.values()}
     datasets = [f"{name}, {test} samples of {classes} classes" for name, test, classes in sorted(data)]
     values = {"LATENCIES": sorted(settings), "ACCURACIES": datasets}
     return tuple(f"{quantity} CANNOT BE COMPARED: {'; '.join(of)}" for quantity, of in values.items() if len(of) > 1)
 
 
-def _setting(report: Report) -> str:
+def _describe_setting(report: Report) -> str:
     """What latency depends on beside the model."""
     threads, batch = report.environment.threads, report.pruned.batch_size
     return f"{describe_hardware(report)}, {report.provider.got}, {threads} CPU threads, batch {batch}"
@@ -150,7 +150,7 @@ def list_notes(reports: Named) -> tuple[str, ...]:
 def to_comparison_table(reports: Named) -> str:
     """Several runs as a table for the terminal: under each run its files, 80 columns wide. No newline at the end."""
     rows = list_rows(reports)
-    quality, change = _titles(rows)
+    quality, change = _choose_titles(rows)
     cells = [_narrow(row, with_metric=quality == _MIXED) for row in rows]
     head, *lines = align([("", quality, f"{change} (95 %)", "size", "p50", "faster"), *cells])
     common, asked_for = describe_runs(reports)
@@ -168,7 +168,7 @@ _MIXED = "quality"
 """Title of the values of several metrics; each has the name of its own."""
 
 
-def _titles(rows: Sequence[Row]) -> tuple[str, str]:
+def _choose_titles(rows: Sequence[Row]) -> tuple[str, str]:
     """Titles of the values and of their changes: name and unit of the metric where all rows have the same."""
     metric, *other_metrics = {row.metric for row in rows}
     return (_MIXED, "change") if other_metrics else (metric.name, metric.change_unit or "change")
@@ -188,14 +188,14 @@ def _narrow(row: Row, *, with_metric: bool) -> tuple[str, ...]:
     )
 
 
-def _wide(row: Row, report: Report, asked_for: str) -> Sequence[Cell]:
+def _make_wide(row: Row, report: Report, asked_for: str) -> Sequence[Cell]:
     """A row of the page: intervals stand under what they are of, and under a run how it was asked for."""
     of, metric = row.of, row.metric
-    name = _stacked(row.run, asked_for) if of is report.pruned else f"{row.run}, {row.precision}"
+    name = _stack(row.run, asked_for) if of is report.pruned else f"{row.run}, {row.precision}"
     return (
         f"{report.recipe.model}, dense" if row.is_dense else name,
         Stacked(row.quality, format_span(of.quality.low, of.quality.high, metric)),
-        _stacked(row.difference, row.interval),
+        _stack(row.difference, row.interval),
         format_count(of.macs),
         format_count(of.params),
         format_bytes(of.onnx_bytes),
@@ -204,7 +204,7 @@ def _wide(row: Row, report: Report, asked_for: str) -> Sequence[Cell]:
     )
 
 
-def _stacked(text: str, under: str) -> Cell:
+def _stack(text: str, under: str) -> Cell:
     return Stacked(text, under) if under else text
 
 
@@ -217,7 +217,7 @@ def to_comparison(reports: Named) -> str:
         images=True,
         notes=list_notes(reports),
         head=HEAD,
-        rows=[_wide(row, reports[row.run], asked_for[row.run]) for row in list_rows(reports)],
+        rows=[_make_wide(row, reports[row.run], asked_for[row.run]) for row in list_rows(reports)],
         common=common,
         pictures=[
             Picture.of(render_figure(figure, "svg"), "svg+xml", f"Accuracy against {cost_name}")

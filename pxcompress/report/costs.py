@@ -20,33 +20,33 @@ _LEAST = 0.01
 def view_latency(report: Report) -> Mapping[str, Any]:
     """How the calls of both models are distributed, on one scale."""
     models = {"dense": report.dense.latency_ms, "pruned": report.pruned.latency_ms}
-    end = max(_percentile(of, 95) for of in models.values())
+    end = max(_get_percentile(of, 95) for of in models.values())
     strips = [(name, _strip(name, of, end), format_milliseconds(of.p50), str(of.runs)) for name, of in models.items()]
     return {"latency_end": format_milliseconds(end), "latency_strips": strips}
 
 
 def _strip(name: str, of: Latency, end: float) -> Strip:
-    low, first, middle, third, high = (_percentile(of, share) for share in (5, 25, 50, 75, 95))
+    low, first, middle, third, high = (_get_percentile(of, share) for share in (5, 25, 50, 75, 95))
     words = ", ".join(
-        f"{share} % within {format_milliseconds(_percentile(of, share))}" for share in (5, 25, 50, 75, 95)
+        f"{share} % within {format_milliseconds(_get_percentile(of, share))}" for share in (5, 25, 50, 75, 95)
     )
     return Strip(f"{name}: {words}", (low / end, first / end, middle / end, third / end, high / end), name)
 
 
-def _percentile(of: Latency, share: int) -> float:
+def _get_percentile(of: Latency, share: int) -> float:
     return of.quantiles[share // 5]
 
 
 def list_blocks(report: Report) -> Sequence[Row]:
     """Multiply-accumulates by block."""
-    costs = _by_block(report)
+    costs = _sum_by_block(report)
     largest = max((dense for _, dense, _ in costs), default=0)
     if not largest:
         return []
-    return [_row(name, (dense, pruned), largest, format_count, "fewer") for name, dense, pruned in costs]
+    return [_make_row(name, (dense, pruned), largest, format_count, "fewer") for name, dense, pruned in costs]
 
 
-def _by_block(report: Report) -> list[tuple[str, int, int]]:
+def _sum_by_block(report: Report) -> list[tuple[str, int, int]]:
     """Name, dense and pruned MACs of the layers that share the first parts of their names."""
     costs: dict[str, tuple[int, int]] = {}
     for depth in (4, 3, 2, 1):
@@ -68,13 +68,13 @@ def list_operators(report: Report) -> Sequence[Row]:
     if not largest:
         return []
     return [
-        _row(name, (dense_ms, pruned_ms), largest, format_milliseconds, "less")
+        _make_row(name, (dense_ms, pruned_ms), largest, format_milliseconds, "less")
         for name, dense_ms, pruned_ms in times
         if max(dense_ms, pruned_ms) >= _LEAST * max(dense, pruned)
     ]
 
 
-def _row(name: str, pair: tuple[float, float], largest: float, text: Callable[[float], str], less: str) -> Row:
+def _make_row(name: str, pair: tuple[float, float], largest: float, text: Callable[[float], str], less: str) -> Row:
     """A name with bars and texts of what the dense and the pruned model cost, and how that changed."""
     dense, pruned = pair
     bars = Bars(f"{name}: pruned against dense", (Bar(dense / largest, "dense"), Bar(pruned / largest, "pruned")))

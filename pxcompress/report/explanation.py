@@ -193,7 +193,7 @@ def _to_plain(record: Any) -> Any:
 
 
 def format_explanation(explanation: Explanation) -> str:
-    """For a terminal, 80 columns. No newline at the end."""
+    """An explanation as text for a terminal, 80 columns wide. No newline at the end."""
     rows: list[tuple[str, ...]] = [
         ("inputs", "n", "cosine", "rank corr.", "top 10 %", "own class", "Gini dense", "pruned")
     ]
@@ -234,7 +234,7 @@ _CLASS = (
 
 
 def describe_method(explanation: Explanation) -> str:
-    """In one sentence how the maps were made."""
+    """How the maps were made, in one sentence."""
     pruning_note = f", {explanation.share:.0%} of the mass pruned in each layer" if explanation.share else ""
     subject = f"{explanation.subject}, in both models" if explanation.subject else _CLASS
     return (

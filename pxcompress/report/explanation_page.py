@@ -16,7 +16,7 @@ from pxcompress.report.explanation import (
 )
 from pxcompress.report.heatmap_figures import encode_png, list_panels
 from pxcompress.report.pages import Bar, Bars, Picture, Row, render
-from pxcompress.report.summary import format_percent
+from pxcompress.report.summary import capitalise, format_percent
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,13 @@ def render_explanation(explanation: Explanation) -> str:
 def view_explanation(explanation: Explanation) -> ExplanationView:
     """An explanation as the values that the page's templates show."""
     return ExplanationView(
-        method=_sentence(describe_method(explanation)),
+        method=capitalise(describe_method(explanation)),
         similarity=[_view_similarity(row) for row in explanation.similarity],
-        lines=[_sentence(line) for line in (*describe_findings(explanation), *explanation.notes)],
+        lines=[capitalise(line) for line in (*describe_findings(explanation), *explanation.notes)],
         has_lines=any(case.pictures.is_line for case in explanation.cases),
-        cases=[_case(case) for case in explanation.cases],
-        layers=[_layer(row) for row in explanation.layers],
+        cases=[_view_case(case) for case in explanation.cases],
+        layers=[_view_layer(row) for row in explanation.layers],
     )
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _view_similarity(row: KindSimilarity) -> Row:
@@ -76,7 +72,7 @@ def _view_similarity(row: KindSimilarity) -> Row:
     return row.kind, bar, str(row.samples), *format_means(row)
 
 
-def _case(case: Case) -> CaseView:
+def _view_case(case: Case) -> CaseView:
     agreement = "" if case.dense.probability is not None else f" They agree by {case.agreement:.2f}."
     label = "" if case.label is None else f" By the data: {case.label}."
     description = (
@@ -85,7 +81,7 @@ def _case(case: Case) -> CaseView:
         f"{case.similarity['rank_correlation']:.2f}, top 10 % in common {case.similarity['top_overlap']:.0%}."
     )
     return CaseView(
-        heading=f"{_sentence(case.kind)}: {case.sample}",
+        heading=f"{capitalise(case.kind)}: {case.sample}",
         description=description,
         is_line=case.pictures.is_line,
         pictures=[
@@ -98,7 +94,7 @@ def _case(case: Case) -> CaseView:
     )
 
 
-def _layer(row: LayerRelevance) -> Row:
+def _view_layer(row: LayerRelevance) -> Row:
     words = f"{row.name}: removed units carried {format_percent(row.removed)}"
     units = f"{row.units} \N{RIGHTWARDS ARROW} {row.kept}"
     return row.name, Bars(words, (Bar(row.removed, "pruned"),), "thin"), units, format_percent(row.removed)

@@ -36,15 +36,15 @@ Named = Mapping[str, Report]
 @mpl.rc_context(_STYLE)
 def draw_tradeoffs(reports: Named) -> Mapping[str, Figure]:
     """Quality with its 95 % interval against each cost, by the cost's name: dense, pruned, and other precisions."""
-    return {cost_name: _tradeoff(reports, label, value) for cost_name, label, value in _COSTS}
+    return {cost_name: _draw_tradeoff(reports, label, value) for cost_name, label, value in _COSTS}
 
 
-def _tradeoff(reports: Named, label: str, value: Callable[[float, int], float]) -> Figure:
+def _draw_tradeoff(reports: Named, label: str, value: Callable[[float, int], float]) -> Figure:
     figure = Figure(figsize=(4.4, 4), layout="constrained")  # read at 360 pixels, too
     axes = figure.subplots()
     for place, (name, report) in enumerate(reports.items()):
-        _points(axes, report, value, (_plain(name), f"C{place % 10}"))
-    axes.set(xlabel=label, ylabel=_axis_label(next(iter(reports.values()))))
+        _draw_points(axes, report, value, (_escape(name), f"C{place % 10}"))
+    axes.set(xlabel=label, ylabel=_label_axis(next(iter(reports.values()))))
     low, high = axes.dataLim.intervalx
     if high > _DECADE * low:
         axes.set_xscale("log")
@@ -58,7 +58,7 @@ def _tradeoff(reports: Named, label: str, value: Callable[[float, int], float]) 
     return figure
 
 
-def _points(axes: Axes, report: Report, value: Callable[[float, int], float], style: tuple[str, str]) -> None:
+def _draw_points(axes: Axes, report: Report, value: Callable[[float, int], float], style: tuple[str, str]) -> None:
     """The models of one run from dense to smallest, joined."""
     scale = _scale(report)
     models = [("fp32", of.quality, of.latency_ms.p50, of.onnx_bytes) for of in (report.dense, report.pruned)]
@@ -91,7 +91,7 @@ def draw_contenders(report: Report) -> Figure:
         colour = _PRUNED if each.kind in ("pruned", "pruned-int8") else _DENSE if each.kind != "given" else "C1"
         axes.errorbar(each.latency_ms.p50, value, yerr=bars, fmt="o", color=colour, capsize=3)
         axes.annotate(
-            _plain(each.name),
+            _escape(each.name),
             (each.latency_ms.p50, value),
             xytext=(6, 4 if place % 2 else -11),
             textcoords="offset points",
@@ -106,7 +106,7 @@ def draw_contenders(report: Report) -> Figure:
         alpha=0.4,
         linewidth=1,
     )
-    axes.set(xlabel="latency p50, ms", ylabel=_axis_label(report))
+    axes.set(xlabel="latency p50, ms", ylabel=_label_axis(report))
     axes.set_xlim(0, 1.25 * ordered[-1].latency_ms.p50)
     axes.grid(alpha=0.25)
     return figure
@@ -125,7 +125,7 @@ def draw_widths(report: Report) -> Figure:
     groups = report.groups[::-1]
     figure = Figure(figsize=(7, max(2.0, 0.8 + _LAYER_INCHES * len(groups))), layout="constrained")
     axes = figure.subplots()
-    names = [_plain(group.name) for group in groups]
+    names = [_escape(group.name) for group in groups]
     axes.barh(names, [group.units for group in groups], color=_DENSE, alpha=0.35, label="dense")
     axes.barh(names, [group.kept for group in groups], color=_PRUNED, label="pruned")
     axes.tick_params(axis="y", labelsize=7)
@@ -139,12 +139,12 @@ def draw_stages(report: Report) -> Figure:
     """Quality on the select split after every stage that changed the model."""
     scale = _scale(report)
     qualities = [
-        (_plain(stage.name), scale * stage.quality_after) for stage in report.stages if stage.quality_after is not None
+        (_escape(stage.name), scale * stage.quality_after) for stage in report.stages if stage.quality_after is not None
     ]
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     axes.plot([name for name, _ in qualities], [value for _, value in qualities], marker="o", color=_PRUNED)
-    axes.set_ylabel(f"{_axis_label(report)} of {report.data.select}")
+    axes.set_ylabel(f"{_label_axis(report)} of {report.data.select}")
     axes.tick_params(axis="x", labelsize=7, rotation=20)
     axes.grid(alpha=0.25)
     return figure
@@ -179,10 +179,10 @@ def _scale(report: Report) -> float:
     return 100.0 if report.metric.unit == "share" else 1.0
 
 
-def _axis_label(report: Report) -> str:
+def _label_axis(report: Report) -> str:
     return f"{report.metric.name}, %" if report.metric.unit == "share" else report.metric.name
 
 
-def _plain(text: str) -> str:
+def _escape(text: str) -> str:
     """`text` without what matplotlib would take for mathematics."""
     return text.replace("$", r"\$")

@@ -75,7 +75,7 @@ def draw_marks(image: NDArray[np.uint8], marks: Marks) -> NDArray[np.uint8]:
     picture = Image.fromarray(image.repeat(scale, 0).repeat(scale, 1))
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_LETTER)
     if marks.regions is not None:
-        return _outline(np.asarray(picture), marks.regions.repeat(scale, 0).repeat(scale, 1))
+        return _draw_outlines(np.asarray(picture), marks.regions.repeat(scale, 0).repeat(scale, 1))
     for box, number, name in zip(marks.boxes, marks.classes, marks.names, strict=True):
         ink = MARKS[number % len(MARKS)]
         left, top, right, bottom = (scale * value for value in box)
@@ -86,7 +86,7 @@ def draw_marks(image: NDArray[np.uint8], marks: Marks) -> NDArray[np.uint8]:
     return np.asarray(picture)
 
 
-def _outline(image: NDArray[np.uint8], regions: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _draw_outlines(image: NDArray[np.uint8], regions: NDArray[np.int64]) -> NDArray[np.uint8]:
     """An image with a line in the colour of each region at its edges, two pixels wide."""
     edges = np.zeros(regions.shape, dtype=bool)
     for step in (1, 2):

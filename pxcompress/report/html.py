@@ -24,6 +24,7 @@ from pxcompress.report.similarity import describe_heatmap_samples, list_similari
 from pxcompress.report.summary import (
     Figure,
     Interval,
+    capitalise,
     compare_figures,
     describe_accuracy_briefly,
     describe_agreement,
@@ -81,36 +82,31 @@ def to_html(report: Report, explanation: Explanation | None = None) -> str:
         images=explanation is not None or bool(report.contenders),
         report=report,
         explanation=explanation and view_explanation(explanation),
-        **_top(report),
-        **_measured(report),
+        **_view_top(report),
+        **_view_measurements(report),
         **view_classes(report),
-        **_certified(report),
-        **_widths(report.groups),
-        **_provenance(report),
+        **_view_certificate(report),
+        **_view_widths(report.groups),
+        **_view_provenance(report),
     )
 
 
-def _top(report: Report) -> Mapping[str, Any]:
+def _view_top(report: Report) -> Mapping[str, Any]:
     """What was asked, the headline, the verdict, four figures."""
     result = f"{describe_speed_briefly(report)}, {describe_size_change(report)}, {describe_accuracy_briefly(report)}"
     goal = describe_share(report) or describe_goal(report.recipe, report.plan.unit)
     return {
         "lead": f"{report.recipe.model} on {report.data.name}: {goal}",
         "headline": typeset_factors(capitalise(result)).replace("top-1", f"top{_HYPHEN}1"),
-        "intervals": _intervals(report),
+        "intervals": _describe_intervals(report),
         "badge": report.certificate and make_badge(report.certificate),
         "faster": is_faster(report),
         "verdict": report.verdict.replace(" -> ", _ARROW),
-        "tiles": _tiles(report),
+        "tiles": _view_tiles(report),
     }
 
 
-def capitalise(text: str) -> str:
-    """`text` with a capital at its beginning."""
-    return text[:1].upper() + text[1:]
-
-
-def _tiles(report: Report) -> Sequence[Tile]:
+def _view_tiles(report: Report) -> Sequence[Tile]:
     by_label = {figure.label: figure for figure in compare_figures(report)}
     latency = by_label["latency p50"]
     metric = report.metric
@@ -118,8 +114,8 @@ def _tiles(report: Report) -> Sequence[Tile]:
     qualities = f"{values}, {report.pruned.samples} samples"
     speed = "good" if is_faster(report) else "bad"
     return (
-        Tile(latency.label, typeset_factors(describe_speed_briefly(report)), _before_after(latency), speed),
-        *(_tile(by_label[label]) for label in ("file size", "MACs")),
+        Tile(latency.label, typeset_factors(describe_speed_briefly(report)), _format_before_after(latency), speed),
+        *(_view_tile(by_label[label]) for label in ("file size", "MACs")),
         Tile(
             metric.name,
             describe_accuracy_briefly(report, with_metric=False),
@@ -129,16 +125,16 @@ def _tiles(report: Report) -> Sequence[Tile]:
     )
 
 
-def _tile(figure: Figure) -> Tile:
+def _view_tile(figure: Figure) -> Tile:
     colour = "" if figure.change == "same" else "good" if figure.ratio < 1 else "bad"
-    return Tile(figure.label, typeset_factors(figure.change), _before_after(figure), colour)
+    return Tile(figure.label, typeset_factors(figure.change), _format_before_after(figure), colour)
 
 
-def _before_after(figure: Figure) -> str:
+def _format_before_after(figure: Figure) -> str:
     return f"{figure.dense_text}{_ARROW}{figure.pruned_text}"
 
 
-def _intervals(report: Report) -> str:
+def _describe_intervals(report: Report) -> str:
     """What stands behind the headline: speed-up and change of the quality, with their 95 % intervals."""
     metric, speedup = report.metric, report.speedup
     value, span = metric.format_change(report.change.value), format_change_span(report.change, metric)
@@ -148,13 +144,14 @@ def _intervals(report: Report) -> str:
     return f"{faster}, {change}; 95\N{NO-BREAK SPACE}% intervals"
 
 
-def _measured(report: Report) -> Mapping[str, Any]:
+def _view_measurements(report: Report) -> Mapping[str, Any]:
     """Bars of both models for every figure, latency in full, and where the work went."""
     latencies = {"dense": report.dense.latency_ms, "pruned": report.pruned.latency_ms}
+    front = f"{report.metric.name} against latency"
     return {
         "conditions": describe_conditions(report),
         "agreement": capitalise(describe_agreement(report)),
-        "figures": [_accuracy_row(report), *map(_figure_row, compare_figures(report))],
+        "figures": [_view_accuracy(report), *map(_view_figure, compare_figures(report))],
         **view_latency(report),
         "latencies": [
             (name, *(format_milliseconds(value) for value in (of.mean, of.p50, of.p90, of.p99)), str(of.runs))
@@ -165,29 +162,22 @@ def _measured(report: Report) -> Mapping[str, Any]:
         "choice": describe_choice(report),
         "contenders_head": COLUMNS,
         "contenders": list_contenders(report),
-        "front": _front(report),
+        "front": report.contenders and Picture.of(render_figure(draw_contenders(report), "svg"), "svg+xml", front),
         "blocks": list_blocks(report),
         "operators": list_operators(report),
-        "stage_accuracies": _stage_accuracies(report),
+        "stage_accuracies": _view_stage_accuracies(report),
         "calibration": list_calibration(report),
         "similarity": list_similarities(report),
         "similarity_of": describe_heatmap_samples(report),
     }
 
 
-def _front(report: Report) -> Picture | None:
-    """Quality against latency of everything that could be shipped; none without rivals."""
-    if not report.contenders:
-        return None
-    return Picture.of(render_figure(draw_contenders(report), "svg"), "svg+xml", f"{report.metric.name} against latency")
-
-
-def _accuracy_row(report: Report) -> Row:
+def _view_accuracy(report: Report) -> Row:
     metric, qualities = report.metric, (report.dense.quality, report.pruned.quality)
     texts = [metric.format(of.value) for of in qualities]
     drawing = Bars(
         f"{metric.name}: dense {texts[0]}, pruned {texts[1]}",
-        tuple(_quality_bar(of, name, report) for of, name in zip(qualities, ("dense", "pruned"), strict=True)),
+        tuple(_make_quality_bar(of, name, report) for of, name in zip(qualities, ("dense", "pruned"), strict=True)),
     )
     cells = [
         Stacked(text, format_span(of.low, of.high, metric).replace("%", ""))
@@ -197,7 +187,7 @@ def _accuracy_row(report: Report) -> Row:
     return metric.name, drawing, *cells, Stacked(describe_accuracy_briefly(report, with_metric=False), span)
 
 
-def _quality_bar(of: Estimate, name: str, report: Report) -> Bar:
+def _make_quality_bar(of: Estimate, name: str, report: Report) -> Bar:
     """A bar from 0: shares as they are, numbers as shares of the largest that the page shows."""
     largest = 1.0
     if report.metric.unit == "number":
@@ -205,7 +195,7 @@ def _quality_bar(of: Estimate, name: str, report: Report) -> Bar:
     return Bar(of.value / largest, name, Interval(of.low / largest, of.high / largest))
 
 
-def _figure_row(figure: Figure) -> Row:
+def _view_figure(figure: Figure) -> Row:
     largest = max(figure.dense, figure.pruned) or 1
     drawing = Bars(
         f"{figure.label}: dense {figure.dense_text}, pruned {figure.pruned_text}",
@@ -214,20 +204,20 @@ def _figure_row(figure: Figure) -> Row:
     return figure.label, drawing, figure.dense_text, figure.pruned_text, typeset_factors(figure.change)
 
 
-def _stage_accuracies(report: Report) -> Sequence[Row]:
+def _view_stage_accuracies(report: Report) -> Sequence[Row]:
     """How accuracy fell with the removal and came back with the repairs."""
     metric = report.metric
     rows: list[Row] = []
     for stage in report.stages:
         if (value := stage.quality_after) is not None:
             interval = wilson_interval(value, report.data.select) if metric.binary else Interval(value, value)
-            bar = _quality_bar(Estimate(value, interval.low, interval.high), "pruned" if rows else "dense", report)
+            bar = _make_quality_bar(Estimate(value, interval.low, interval.high), "pruned" if rows else "dense", report)
             title = f"{metric.name} after {stage.name}: {metric.format(value)}"
             rows.append((stage.name, Bars(title, (bar,)), metric.format(value)))
     return rows
 
 
-def _certified(report: Report) -> Mapping[str, Any]:
+def _view_certificate(report: Report) -> Mapping[str, Any]:
     """The path that a certificate was tested on, and the samples that count."""
     record = report.certificate
     if record is None:
@@ -239,7 +229,7 @@ def _certified(report: Report) -> Mapping[str, Any]:
     }
 
 
-def _widths(groups: Sequence[GroupWidth]) -> Mapping[str, Any]:
+def _view_widths(groups: Sequence[GroupWidth]) -> Mapping[str, Any]:
     """One bar a group: the share of its units that stayed."""
     totals = []
     for kind in dict.fromkeys(group.kind for group in groups):
@@ -258,7 +248,7 @@ def _widths(groups: Sequence[GroupWidth]) -> Mapping[str, Any]:
     return {"widths_line": "; ".join(totals) or "none", "widths": list(zip(groups, bars, strict=True))}
 
 
-def _provenance(report: Report) -> Mapping[str, Any]:
+def _view_provenance(report: Report) -> Mapping[str, Any]:
     """What is needed to check the result and to make it again."""
     parity, provider = report.parity, report.provider
     return {
@@ -279,7 +269,7 @@ def _provenance(report: Report) -> Mapping[str, Any]:
             "why not the asked one": provider.fallback_reason or "not needed",
         },
         "total_seconds": format_seconds(sum(stage.seconds for stage in report.stages)),
-        "stage_costs": _stage_costs(report),
+        "stage_costs": _view_stage_costs(report),
         "splits": [(role, str(getattr(report.data, role)), text) for role, text in _ROLES.items()],
         "record_sha256": hashlib.sha256(to_json(report).encode()).hexdigest(),
         "recipe": asdict(report.recipe),
@@ -289,7 +279,7 @@ def _provenance(report: Report) -> Mapping[str, Any]:
     }
 
 
-def _stage_costs(report: Report) -> Sequence[Row]:
+def _view_stage_costs(report: Report) -> Sequence[Row]:
     longest = max((stage.seconds for stage in report.stages), default=0) or 1
     return [
         (

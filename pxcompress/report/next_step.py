@@ -24,48 +24,40 @@ def next_step(report: Report) -> str:
     return "" if report.missed else next(say(report) for holds, say in _RULES if holds(report))
 
 
-def _uncertified(report: Report) -> bool:
-    return report.certificate is not None and not report.certificate.chosen
-
-
-def _lossy(report: Report) -> bool:
+def _is_lossy(report: Report) -> bool:
     """Whether a loss is shown that is more than small."""
     return loss_is_shown(report) and loss_share(report, report.change.value) > LARGE_LOSS
 
 
-def _busy(report: Report) -> bool:
-    return any(note.code == "busy" for note in report.notes)
-
-
-def _repair(report: Report) -> str:
+def _advise_repair(report: Report) -> str:
     repairs = report.recipe.repair
     if not repairs:
         return "to win accuracy back: leave out --repair none; or a smaller --ratio"
     if any(each.startswith("finetune") for each in repairs):
         longer = "--repair closed-form --repair finetune:steps=3000"
-        return f"to lose less: a smaller --ratio, more {_samples(report)}, or more steps, {longer}"
+        return f"to lose less: a smaller --ratio, more {_name_samples(report)}, or more steps, {longer}"
     words = " ".join(f"--repair {shlex.quote(each)}" for each in (*repairs, "finetune"))
     return f"to win accuracy back: {words}; or a smaller --ratio"
 
 
-def _faster(report: Report) -> str:
+def _advise_speed(report: Report) -> str:
     advice = f"a larger --batch-size (here {report.pruned.batch_size}) or --ratio"
     if report.recipe.budget.partition(":")[0] == "latency":
         return f"to be faster: {advice}"
     return f"to be faster: --speedup 2x, which plans by milliseconds measured here; or {advice}"
 
 
-def _samples(report: Report) -> str:
+def _name_samples(report: Report) -> str:
     return "images" if takes_images(report) else "samples"
 
 
-def _own(report: Report) -> str:
+def _advise_own_data(report: Report) -> str:
     if not takes_images(report):
         return "the same for your own net and its inputs: pxcompress.compress_module in Python, see README"
     return f"the same on your own images: {format_command(report.recipe.but(data='path/to/images'))}"
 
 
-def _shipped(report: Report) -> Iterator[str]:
+def _advise_shipping(report: Report) -> Iterator[str]:
     """The file that is fastest by its whole interval and loses little against model.onnx, which alone is certified."""
     file_name = "model.onnx"
     if report.certificate is None:
@@ -82,7 +74,10 @@ def _shipped(report: Report) -> Iterator[str]:
 
 
 _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
-    (_uncertified, lambda report: f"a smaller --ratio, more {_samples(report)}, or a larger --max-drop"),
+    (
+        lambda report: report.certificate is not None and not report.certificate.chosen,
+        lambda report: f"a smaller --ratio, more {_name_samples(report)}, or a larger --max-drop",
+    ),
     (
         is_dense_at_chance,
         lambda report: (
@@ -90,10 +85,13 @@ _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
             + (", or the image size that they know (--input-size)" if report.data.images else "")
         ),
     ),
-    (_lossy, _repair),
-    (_busy, lambda report: f"time it on a quiet machine: pxcompress bench {shlex.quote(report.folder)}"),
-    (lambda report: not is_faster(report), _faster),
-    (lambda report: report.weights == "trained-here", _own),
-    (lambda report: True, lambda report: " ".join(_shipped(report))),
+    (_is_lossy, _advise_repair),
+    (
+        lambda report: any(note.code == "busy" for note in report.notes),
+        lambda report: f"time it on a quiet machine: pxcompress bench {shlex.quote(report.folder)}",
+    ),
+    (lambda report: not is_faster(report), _advise_speed),
+    (lambda report: report.weights == "trained-here", _advise_own_data),
+    (lambda report: True, lambda report: " ".join(_advise_shipping(report))),
 )
 """Situations after a run, the most pressing first, each with the advice that helps."""

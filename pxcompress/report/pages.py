@@ -77,23 +77,23 @@ def render(template: str, **view: object) -> str:
     return text.encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
-def _across(share: float) -> str:
+def _format_share(share: float) -> str:
     """A share of a drawing's width of 100."""
     return f"{100 * min(max(share, 0.0), 1.0):.2f}"
 
 
-def _flat(facts: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(facts: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Names and values for a table; mappings inside become "outer.inner"."""
     for key, value in facts.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         elif isinstance(value, list | tuple):
             yield f"{prefix}{key}", ", ".join(map(str, value)) or "none"
         else:
             yield f"{prefix}{key}", "none" if value is None else str(value)
 
 
-def _breakable(name: str) -> Markup:
+def _make_breakable(name: str) -> Markup:
     """A dotted name that may be broken after its dots, and still copies as it is."""
     return Markup(".<wbr>").join(name.split("."))
 
@@ -101,5 +101,5 @@ def _breakable(name: str) -> Markup:
 _TEMPLATES = Environment(
     loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
-_TEMPLATES.filters.update(across=_across, flat=_flat, breakable=_breakable)
+_TEMPLATES.filters.update(across=_format_share, flat=_flatten, breakable=_make_breakable)
 _TEMPLATES.globals["css"] = Markup((TEMPLATES / "style.css").read_text())

@@ -28,7 +28,7 @@ def describe_calibration(report: Report) -> str:
 
 
 def list_calibration(report: Report) -> Sequence[Row]:
-    """The same as rows of a table, each with its 95 % interval; nothing where outputs are no probabilities."""
+    """Calibration errors and conformal sets as rows of a table, with 95 % intervals; none without probabilities."""
     record = report.calibration
     if record is None:
         return []
@@ -36,22 +36,22 @@ def list_calibration(report: Report) -> Sequence[Row]:
     return [
         (
             "expected calibration error",
-            *(_with_interval(each.error, format_percent) for each in (dense, pruned)),
-            _with_interval(record.error_change, format_points),
+            *(_stack_interval(each.error, format_percent) for each in (dense, pruned)),
+            _stack_interval(record.error_change, format_points),
         ),
         (
             "classes in a conformal set",
-            *(_with_interval(each.set_size, "{:.2f}".format) for each in (dense, pruned)),
-            _with_interval(record.set_size_change, "{:+.2f}".format),
+            *(_stack_interval(each.set_size, "{:.2f}".format) for each in (dense, pruned)),
+            _stack_interval(record.set_size_change, "{:+.2f}".format),
         ),
         (
             "sets with the true class",
-            *(_with_interval(each.covered, format_percent) for each in (dense, pruned)),
+            *(_stack_interval(each.covered, format_percent) for each in (dense, pruned)),
             "",
         ),
     ]
 
 
-def _with_interval(estimate: Estimate, text: Callable[[float], str]) -> Stacked:
+def _stack_interval(estimate: Estimate, text: Callable[[float], str]) -> Stacked:
     value, low, high = (text(each).replace("-", _MINUS) for each in (estimate.value, estimate.low, estimate.high))
     return Stacked(value, f"{low} to {high}")

@@ -19,24 +19,26 @@ def describe_similarity(report: Report) -> str:
     return (
         f"explanations, dense and pruned: cosine {similarity.cosine:.2f}, "
         f"rank correlation {similarity.rank_correlation:.2f}, "
-        f"top 10 % in common {similarity.top_overlap:.0%} ({_of(similarity)})"
+        f"top 10 % in common {similarity.top_overlap:.0%} ({_describe_samples(similarity)})"
     )
 
 
 def list_similarities(report: Report) -> Sequence[Row]:
     """Similarities of the heatmaps as bars; nothing where they were not compared."""
     similarity = report.explanations
-    return [] if similarity is None else [_row(text, getattr(similarity, name)) for name, text in _MEASURES.items()]
+    return (
+        [] if similarity is None else [_make_row(text, getattr(similarity, name)) for name, text in _MEASURES.items()]
+    )
 
 
-def _row(text: str, value: float) -> Row:
+def _make_row(text: str, value: float) -> Row:
     return text, Bars(f"{text}: {value:.2f}", (Bar(value, "pruned"),), "thin"), f"{value:.2f}"
 
 
 def describe_heatmap_samples(report: Report) -> str:
-    """With which rules and on how many samples heatmaps were compared; empty where they were not."""
-    return "" if report.explanations is None else _of(report.explanations)
+    """The rules and the number of samples by which heatmaps were compared; empty where they were not."""
+    return "" if report.explanations is None else _describe_samples(report.explanations)
 
 
-def _of(similarity: ExplanationSimilarity) -> str:
+def _describe_samples(similarity: ExplanationSimilarity) -> str:
     return f"LRP with rules {similarity.composite}, {similarity.samples} samples of the select split"

@@ -85,10 +85,10 @@ def format_change_span(change: Estimate, metric: Metric) -> str:
 
 def compare_figures(report: Report) -> tuple[Figure, ...]:
     """Cost and speed of both models, one figure a row; quality is apart, as it has an interval."""
-    return tuple(_figure(report, *figure) for figure in _FIGURES)
+    return tuple(_make_figure(report, *figure) for figure in _FIGURES)
 
 
-def _figure(
+def _make_figure(
     report: Report,
     label: str,
     value: Callable[[Measurement], float],
@@ -109,17 +109,17 @@ def describe_change(dense: float, pruned: float, less_word: str, more_word: str)
 
 def format_count(value: float) -> str:
     """A count with three digits: "23.5 M"."""
-    return _scaled(value, ("", "k", "M", "G", "T", "P"))
+    return _scale(value, ("", "k", "M", "G", "T", "P"))
 
 
 def format_bytes(value: float) -> str:
     """Bytes with three digits, in powers of 1000: "94.1 MB"."""
-    return _scaled(value, ("B", "kB", "MB", "GB", "TB", "PB"))
+    return _scale(value, ("B", "kB", "MB", "GB", "TB", "PB"))
 
 
 def format_milliseconds(value: float) -> str:
     """Milliseconds with three digits."""
-    return f"{_digits(value)} ms"
+    return f"{_format_digits(value)} ms"
 
 
 def format_seconds(value: float) -> str:
@@ -158,19 +158,24 @@ def format_points(share: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text
 
 
+def capitalise(text: str) -> str:
+    """`text` with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
 def typeset_factors(text: str) -> str:
     """Factors with a real multiplication sign."""
     return re.sub(r"(?<=\d)x\b", "\N{MULTIPLICATION SIGN}", text)
 
 
-def _scaled(value: float, units: tuple[str, ...]) -> str:
+def _scale(value: float, units: tuple[str, ...]) -> str:
     step = 0
     while abs(value) >= 999.5 and step < len(units) - 1:
         value, step = value / 1000, step + 1
-    return f"{_digits(value)} {units[step]}".rstrip()
+    return f"{_format_digits(value)} {units[step]}".rstrip()
 
 
-def _digits(value: float) -> str:
+def _format_digits(value: float) -> str:
     """Three significant digits without an exponent; whole numbers as they are."""
     if value == int(value):
         return str(int(value))
@@ -247,11 +252,6 @@ def describe_accuracy_briefly(report: Report, with_metric: bool = True) -> str:
     return f"{amount}{unit}{metric_text} {'gained' if change.value > 0 else 'lost'}"
 
 
-def format_change_interval(loss: Interval) -> str:
-    """The interval of a loss as that of the change, with signs reversed, in percentage points: "-4.1 to -1.3"."""
-    return f"{format_points(-loss.high)} to {format_points(-loss.low)}"
-
-
 def describe_hardware(report: Report) -> str:
     """The processor on which latency was measured."""
     return report.environment.cpu_name if runs_on_cpu(report.provider) else report.environment.device_name
@@ -291,7 +291,7 @@ def describe_inputs(report: Report) -> str:
 
 
 def describe_conditions(report: Report) -> str:
-    """Under which conditions the figures hold, in one line."""
+    """The conditions under which the figures hold, in one line."""
     threads = report.environment.threads
     parts = (
         describe_hardware(report),
@@ -359,7 +359,7 @@ def describe_removal(report: Report) -> str:
 
 def format_command(recipe: Recipe) -> str:
     """The `pxcompress run` line, or the call in Python, that a recipe stands for; without what is at its default."""
-    defaults = _defaults(recipe)
+    defaults = _list_defaults(recipe)
     if recipe.data == IN_PYTHON:
         values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Pruning)}
         defaults |= {"bench": Bench()}
@@ -370,11 +370,11 @@ def format_command(recipe: Recipe) -> str:
         for name in (field.name for field in dataclasses.fields(part)) if part else ():
             value = getattr(part, name)
             if name not in ("bench", "guarantee") and (name not in defaults or value != defaults[name]):
-                words += _option(_OPTIONS.get(name, name.replace("_", "-")), value)
+                words += _format_option(_OPTIONS.get(name, name.replace("_", "-")), value)
     return shlex.join(words)
 
 
-def _defaults(recipe: Recipe) -> dict[str, Any]:
+def _list_defaults(recipe: Recipe) -> dict[str, Any]:
     """Default of every option; what "auto" stands for depends on the budget."""
     fields = [field for cls in (Recipe, Bench, Guarantee) for field in dataclasses.fields(cls)]
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
@@ -384,7 +384,7 @@ def _defaults(recipe: Recipe) -> dict[str, Any]:
     return {**defaults, "repair": DEFAULT_REPAIR}
 
 
-def _option(name: str, value: Any) -> list[str]:
+def _format_option(name: str, value: Any) -> list[str]:
     if name in _WITH_COMMAS:
         return [f"--{name}", ",".join(value)]
     if isinstance(value, tuple):

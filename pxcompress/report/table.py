@@ -32,7 +32,7 @@ from pxcompress.report.summary import (
     format_rate,
     format_span,
 )
-from pxcompress.report.targets import AGREE, describe_placement, list_columns, list_targets
+from pxcompress.report.targets import AGREE, list_columns, list_targets
 
 if TYPE_CHECKING:
     from pxcompress.deploy.bench import BenchRow
@@ -44,7 +44,7 @@ _Line = tuple[str, ...]
 def to_table(report: Report) -> str:
     """What `pxcompress run` prints: figures of both models, conditions, notes, verdict, next step. No newline."""
     lines: list[_Line] = [("", "dense", "pruned", "ratio")]
-    lines += _accuracy(report)
+    lines += _list_accuracy(report)
     lines += [
         (row.label, row.dense_text, row.pruned_text, f"{row.ratio:.3f} ({row.change})")
         for row in compare_figures(report)
@@ -56,7 +56,7 @@ def to_table(report: Report) -> str:
             "",
             *align([row[:-1] for row in (list_columns(report), *list_targets(report))]),
             AGREE,
-            describe_placement(report),
+            f"nodes: {'; '.join(f'{of.file} {describe_nodes(of.provider)}' for of in report.targets)}",
         ]
     if report.contenders:
         rows = [(row[0], *row[2:4], row[5]) for row in (COLUMNS, *list_contenders(report))]
@@ -103,7 +103,7 @@ def format_certificate(record: CertificateRecord) -> str:
     return "\n".join([*align(lines), *notes, f"{outcome.title}: {outcome.text}"])
 
 
-def _accuracy(report: Report) -> list[_Line]:
+def _list_accuracy(report: Report) -> list[_Line]:
     """Quality, and under it the 95 % intervals of both values and of their difference."""
     metric, change = report.metric, report.change
     unit = f" {metric.change_unit}" if metric.change_unit else ""
@@ -124,7 +124,7 @@ def _accuracy(report: Report) -> list[_Line]:
 
 
 def format_bench(rows: Sequence[BenchRow]) -> str:
-    """What `pxcompress bench` prints; `speed` is against the first line at the same batch. No newline at the end."""
+    """What `pxcompress bench` prints; speed is against the first line at the same batch. No newline at the end."""
     names = _name_rows(rows)
     calls: list[_Line] = [("file", "batch", "mean", "p50", "p90", "p99", "throughput")]
     files: list[_Line] = [("file", "batch", "size", "cold", "speed")]
@@ -140,18 +140,25 @@ def format_bench(rows: Sequence[BenchRow]) -> str:
         )
         change = describe_speedup(row.speedup) if row.speedup else "reference"
         files.append((*name, format_bytes(row.onnx_bytes), format_milliseconds(row.cold_start_ms), change))
-        placements.append(
-            f"{name[0]}: {row.precision}, {describe_nodes(row.placement)}{_on_device(row)}{_several_inputs(row)}"
-        )
+        placements.append(f"{name[0]}: {row.precision}, {describe_nodes(row.placement)}{_describe_needs(row)}")
     reasons = dict.fromkeys(row.placement.fallback_reason for row in rows if row.placement.fallback_reason)
     broken_files = dict.fromkeys(name[0] for name, row in zip(names, rows, strict=True) if not row.finite)
-    reasons |= dict.fromkeys(_disagreements(names, rows))
+    reasons |= dict.fromkeys(_list_disagreements(names, rows))
     reasons |= {
         f"{name} RETURNS NaN OR INFINITY for random inputs: time a file that works": None for name in broken_files
     }
     notes = (f"note: {reason}" for reason in reasons)
     return "\n".join(
-        [*align(calls), "", *align(files), "", *dict.fromkeys(placements), "", *_bench_conditions(rows), *notes]
+        [
+            *align(calls),
+            "",
+            *align(files),
+            "",
+            *dict.fromkeys(placements),
+            "",
+            *_describe_bench_conditions(rows),
+            *notes,
+        ]
     )
 
 
@@ -182,7 +189,7 @@ def _name_rows(rows: Sequence[BenchRow]) -> list[tuple[str, str]]:
     return [(name, str(row.batch_size)) for name, row in zip(names, rows, strict=True)]
 
 
-def _disagreements(names: Sequence[tuple[str, str]], rows: Sequence[BenchRow]) -> Iterator[str]:
+def _list_disagreements(names: Sequence[tuple[str, str]], rows: Sequence[BenchRow]) -> Iterator[str]:
     """Files of which p50 and the mean say the opposite."""
     reference_of_batch: dict[int, BenchRow] = {}
     for (name, batch), row in zip(names, rows, strict=True):
@@ -195,17 +202,14 @@ def _disagreements(names: Sequence[tuple[str, str]], rows: Sequence[BenchRow]) -
             )
 
 
-def _on_device(row: BenchRow) -> str:
-    return f", {format_bytes(row.device_bytes)} of GPU memory" if row.device_bytes else ""
-
-
-def _several_inputs(row: BenchRow) -> str:
-    """Names and shapes of inputs, where a file has more than one."""
+def _describe_needs(row: BenchRow) -> str:
+    """The memory that a file takes on the GPU, and names and shapes of its inputs where it has more than one."""
+    memory = f", {format_bytes(row.device_bytes)} of GPU memory" if row.device_bytes else ""
     shapes = [f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in row.inputs.items()]
-    return f", inputs {', '.join(shapes)}" if len(shapes) > 1 else ""
+    return f"{memory}, inputs {', '.join(shapes)}" if len(shapes) > 1 else memory
 
 
-def _bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
+def _describe_bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
     """How it was measured, and how steady the machine was."""
     runs, threads, affinity = (
         ", ".join(sorted({str(value) for value in values}))

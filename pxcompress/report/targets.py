@@ -35,8 +35,3 @@ def describe_speed(change: Speedup) -> str:
     """ "2.00x (1.90 to 2.10)", or "not shown (0.97 to 1.02)"."""
     text = "not shown" if change.low <= 1 <= change.high else f"{change.ratio:.2f}x"
     return f"{text} ({change.interval})"
-
-
-def describe_placement(report: Report) -> str:
-    """Which provider runs how many nodes of every file, in one line."""
-    return f"nodes: {'; '.join(f'{of.file} {describe_nodes(of.provider)}' for of in report.targets)}"

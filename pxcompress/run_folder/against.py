@@ -106,13 +106,13 @@ def _entries(
         except ModelError as error:
             yield Warning("against", f"{name} could not be made int8: {error}")
     _, *sides = workload.loaded.preprocessing.input_size
-    for sizes in dict.fromkeys(tuple(_scaled(side, scale) for side in sides) for scale in SCALES):
+    for sizes in dict.fromkeys(tuple(_scale_side(side, scale) for side in sides) for scale in SCALES):
         if list(sizes) != sides:
             yield _at_size(sizes, workload, run.recipe, place)
     file_names = [Path(text).name for text in run.recipe.against]
     for text, file_name in zip(run.recipe.against, file_names, strict=True):
         try:
-            entry = _given(text, workload, run, place)
+            entry = _load_rival(text, workload, run, place)
             yield replace(entry, name=file_name) if is_onnx(text) and file_names.count(file_name) == 1 else entry
         except PxError as error:
             yield Warning("against", f"{text} was not measured: {error}")
@@ -127,7 +127,7 @@ def _at_size(sizes: tuple[int, ...], workload: Workload, recipe: Recipe, place: 
         return Warning("against", f"the dense model was not tried at {words}: its inputs or targets cannot be resized")
     smaller = replace(preprocessing, input_size=(preprocessing.input_size[0], *sizes))
     try:
-        resized = _resized(model, sizes)
+        resized = _resize_model(model, sizes)
         splits = load_splits(workload.source, smaller, seed=recipe.seed)
         other = replace(workload, loaded=replace(workload.loaded, model=resized, preprocessing=smaller), splits=splits)
         path = place / f"dense-{'x'.join(map(str, sizes))}.onnx"
@@ -138,13 +138,13 @@ def _at_size(sizes: tuple[int, ...], workload: Workload, recipe: Recipe, place: 
     return _Entry(f"dense at {words}", "smaller-images", path, splits.test, *costs)
 
 
-def _scaled(side: int, scale: float) -> int:
+def _scale_side(side: int, scale: float) -> int:
     """A side near `scale` of it that strides and patches still divide: a multiple of 16, of 4 for small images."""
     step = 16 if side >= 128 else 4
     return max(step, int(side * scale / step + 0.5) * step)
 
 
-def _resized(model: nn.Module, sizes: Sequence[int]) -> nn.Module:
+def _resize_model(model: nn.Module, sizes: Sequence[int]) -> nn.Module:
     """A copy of `model` for images of other sides; timm's transformers resample their position embeddings."""
     resized = copy.deepcopy(model)
     if callable(set_size := getattr(resized, "set_input_size", None)):
@@ -152,7 +152,7 @@ def _resized(model: nn.Module, sizes: Sequence[int]) -> nn.Module:
     return resized
 
 
-def _given(text: str, workload: Workload, run: Run, place: Path) -> _Entry:
+def _load_rival(text: str, workload: Workload, run: Run, place: Path) -> _Entry:
     """A model that the user names, exported; an ONNX file as it is. Raises `InputError` where classes differ."""
     recipe, (name, _, checkpoint) = run.recipe, text.partition("=")
     if is_onnx(name):
@@ -165,8 +165,8 @@ def _given(text: str, workload: Workload, run: Run, place: Path) -> _Entry:
         splits = load_splits(workload.source, replace(preprocessing, input_size=shape), seed=recipe.seed)
         return _Entry(text, "given", Path(name), splits.test)
     keys = ("data", "classes", "task", "skip_corrupt", "seed")
-    given = ModelAndData(name, checkpoint=checkpoint or None, **{key: getattr(recipe, key) for key in keys})
-    rival = with_baseline(load_workload(given), recipe.seed, run.clock.say)
+    request = ModelAndData(name, checkpoint=checkpoint or None, **{key: getattr(recipe, key) for key in keys})
+    rival = with_baseline(load_workload(request), recipe.seed, run.clock.say)
     if rival.source.classes != workload.source.classes:
         raise InputError(f"--against {text!r} has other classes than the dense model; give models of one task")
     path = place / f"{make_file_name(text)}.onnx"

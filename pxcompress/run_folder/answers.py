@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from pxcompress.certify.few_labels import NEITHER
+from pxcompress.checks import read_text
 from pxcompress.errors import InputError, short, unknown
 
 NO_ANSWER_RIGHT = "-"
@@ -80,10 +81,7 @@ def _class(label: str, classes: Sequence[str], line: str) -> int:
 
 def _rows(path: Path) -> list[Mapping[str, str]]:
     """The table's lines. Spreadsheets may have put a mark at its beginning, and semicolons between its columns."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error}); give the filled to_label.csv, as UTF-8") from error
+    text = read_text(path, "give the filled to_label.csv, as UTF-8")
     header = text.partition("\n")[0]
     table = csv.DictReader(io.StringIO(text), delimiter=";" if ";" in header and "," not in header else ",")
     if tuple(table.fieldnames or ()) != HEADER:

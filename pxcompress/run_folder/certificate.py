@@ -80,8 +80,8 @@ class ReservedSamples:
     group: str = ""
     words: tuple[str, ...] = ()
 
-    def given(self, hashes: Mapping[str, str]) -> Samples:
-        """Them as a test takes them."""
+    def as_samples(self, hashes: Mapping[str, str]) -> Samples:
+        """The reserved samples as a test takes them."""
         return Samples(self.data, hashes["split"], self.contents, hashes)
 
     def masks(self, part: Part, labels: Array) -> Mapping[str, Array]:
@@ -103,7 +103,7 @@ class ReservedSamples:
 
     @classmethod
     def of(cls, data: str, source: Source, splits: Splits, task: Task, group: str = "") -> ReservedSamples:
-        """Those of `source`, which `data` names; no image is read."""
+        """The reserved samples of `source`, which `data` names; no image is read."""
         ids = splits.ids["certify"]
         counts = {"": len(ids)}
         if isinstance(task, Classification):
@@ -192,7 +192,7 @@ def find_smallest_certified(
     files = write_beside_onnx(folder, recipe, workload, slim, (artifacts[0], small))
     hashes = hash_files(folder, samples)
     record = make_record(certificate, part, samples, hashes, slim.pruned.plan.unit)
-    record = count_use(record, samples.given(hashes))
+    record = count_use(record, samples.as_samples(hashes))
     (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
     if record.spent:
         clock.say(record.spent)
@@ -237,7 +237,7 @@ def _judge_losses(path: Sequence[tuple[str, float, Path]], samples: ReservedSamp
 
 
 def choose_provider(provider: str) -> str:
-    """Where a certificate is tested: a runtime for the CPU that was asked for by name, else ONNX Runtime there."""
+    """The provider on which a certificate is tested: a runtime for the CPU that was asked for by name, else "cpu"."""
     named = provider != runtime.AUTO and runtime.get_device(provider) == "cpu"
     return provider if named else "cpu"
 

@@ -30,12 +30,12 @@ from pxcompress.certify.parts import Part, check_groups
 from pxcompress.certify.path import RISKS, Candidate, RiskLimit, certify
 from pxcompress.certify.record import CertificateRecord, LabelCount
 from pxcompress.certify.used import hash_of
-from pxcompress.checks import read_record
+from pxcompress.checks import read_record_file
 from pxcompress.data import open_images, open_source
 from pxcompress.data.folder import Files
 from pxcompress.deploy.measure import file_bytes
 from pxcompress.errors import DataError, InputError
-from pxcompress.notes import Note, silent
+from pxcompress.notes import Note, begin, silent
 from pxcompress.recipe import Guarantee
 from pxcompress.report.labelling_page import LabelCase, to_labelling_page
 from pxcompress.report.pages import Picture
@@ -82,7 +82,7 @@ class LabelRequest:
 
     @property
     def limit(self) -> RiskLimit:
-        """What is to be certified."""
+        """The risk to certify, its limit and its error probability."""
         return RiskLimit(self.risk, self.alpha, self.delta, anytime=self.budget is not None)
 
 
@@ -108,7 +108,7 @@ def request_labels(
     check_descending([(name, float(file_bytes(file)), file) for name, file in file_by_name.items()])
     observed = observe(file_by_name, unlabelled, group, note)
     image_folder = str(Path(unlabelled).expanduser().resolve())
-    turn = ledger.find_turn(observed.given(image_folder), limit, procedure)
+    turn = ledger.find_turn(observed.as_samples(image_folder), limit, procedure)
     limit = limit if turn is None else replace(limit, delta=turn.budget.stake)
     observed = with_questions(observed, limit, turn)
     if procedure.earlier is None:
@@ -121,14 +121,14 @@ def request_labels(
         delta=limit.delta,
         hashes=observed.hashes,
         images=len(observed.samples),
-        to_label=len(observed.asked),
+        to_label=len(observed.to_label),
         budget=turn.budget if turn else None,
         group=group,
         earlier=procedure.earlier,
     )
     pages = {QUESTIONS: questions_csv(observed.questions)}
     if request.to_label:
-        note(f"drawing the page of {request.to_label} images ...")
+        note(begin(f"drawing the page of {request.to_label} images"))
         pages[PAGE] = _page(observed, folder)
     request = replace(request, pages={name: hash_of(text) for name, text in pages.items()})
     _write_texts(folder, {**pages, REQUEST: json.dumps(asdict(request), indent=1)})
@@ -160,7 +160,7 @@ def certify_answers(answers: Path, folder: Path, note: Note = silent) -> Certifi
         raise InputError(f"{problems[0]}; ask for labels anew, with another --out")
     record = _certificate(folder, request, observed, answers)
     # More answers to the same request are no new use: limit and path were chosen before the first of them.
-    record = ledger.count_use(record, observed.given(request.unlabelled), (folder / REQUEST).read_text())
+    record = ledger.count_use(record, observed.as_samples(request.unlabelled), (folder / REQUEST).read_text())
     (folder / ANSWERS).write_bytes(answers.read_bytes())
     (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
     return record
@@ -181,7 +181,7 @@ def _turn(request: LabelRequest, observed: ModelAnswers) -> ledger.Turn | None:
     """What the test of a request may look at; None for one of fixed size."""
     if request.budget is None:
         return None
-    return ledger.same_turn(observed.given(request.unlabelled), request.budget, request.earlier)
+    return ledger.same_turn(observed.as_samples(request.unlabelled), request.budget, request.earlier)
 
 
 def next_command(folder: Path) -> str:
@@ -191,14 +191,8 @@ def next_command(folder: Path) -> str:
 
 def read_request(folder: Path) -> LabelRequest:
     """What a folder asks for; `InputError` where it is no folder of labels."""
-    try:
-        text = (folder / REQUEST).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{str(folder / REQUEST)!r} cannot be read ({error}); with --out give the folder that certify --unlabelled "
-            "wrote"
-        ) from error
-    return read_record(LabelRequest, text, repr(str(folder / REQUEST)))
+    advice = "with --out give the folder that certify --unlabelled wrote"
+    return read_record_file(LabelRequest, folder / REQUEST, advice)
 
 
 def _name_files(files: Sequence[Path], unlabelled: str) -> dict[str, Path]:
@@ -241,12 +235,12 @@ def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, an
     label_by_position = read_answers(answers, observed.questions, observed.classes)
     limit, dense, turn = request.limit, observed.predicted[0], _turn(request, observed)
     labels = completed_labels(
-        dense, {place: label_by_position.get(observed.samples.ids[place], MISSING) for place in observed.asked}
+        dense, {place: label_by_position.get(observed.samples.ids[place], MISSING) for place in observed.to_label}
     )
     missing = (labels == MISSING)[observed.order]
     if limit.bound == "betting" and missing.any():
         raise InputError(
-            f"{missing.sum()} of {len(observed.asked)} images have no label in {str(answers)!r}; {limit.risk} needs "
+            f"{missing.sum()} of {len(observed.to_label)} images have no label in {str(answers)!r}; {limit.risk} needs "
             "all of them: fill them in, or ask with --anytime"
         )
     counted_positions = observed.order[: missing.argmax()] if limit.anytime and missing.any() else observed.order
@@ -266,7 +260,7 @@ def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, an
     else:
         before = request.earlier.rows if request.earlier else ()
         certificate, budget = certify_anytime(candidates, limit, turn.budget, masks, before)
-        seen = ledger.looked_at(observed.given(request.unlabelled), turn, budget)
+        seen = ledger.list_looked_at(observed.as_samples(request.unlabelled), turn, budget)
     own_files = {"answers": answers, "request": folder / REQUEST}
     hashes = {
         **observed.hashes,
@@ -275,7 +269,7 @@ def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, an
     where = request.unlabelled
     part = Part("classes" if masks else "all")
     record = CertificateRecord.of(certificate, part, reserved=request.images, hashes=hashes, unit="bytes", data=where)
-    count = LabelCount(len(observed.asked), len(label_by_position)) if RISKS[limit.risk].needs_labels else None
+    count = LabelCount(len(observed.to_label), len(label_by_position)) if RISKS[limit.risk].needs_labels else None
     return replace(record, labels=count, budget=budget, looked_at=seen).in_groups(request.group)
 
 
@@ -299,7 +293,7 @@ def _page(observed: ModelAnswers, folder: Path) -> str:
             tuple(sorted({observed.classes[answer] for answer in observed.predicted[:, place]})),
             _picture(observed.samples.load(int(place)), question.image),
         )
-        for place, question in zip(observed.asked, observed.questions, strict=True)
+        for place, question in zip(observed.to_label, observed.questions, strict=True)
     ]
     return to_labelling_page(cases, len(observed.samples), next_command(folder))
 

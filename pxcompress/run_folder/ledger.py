@@ -18,7 +18,7 @@ from pxcompress.certify.parts import Part, check_groups
 from pxcompress.certify.path import Candidate, Certificate, RiskLimit
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import Use, add_use, count_seen_elsewhere, hash_of, short_hash, uses_of
-from pxcompress.checks import read_record
+from pxcompress.checks import read_record_file
 from pxcompress.errors import InputError
 
 
@@ -38,13 +38,13 @@ class Procedure:
 
     @classmethod
     def of(cls, record: CertificateRecord) -> Procedure:
-        """That of a certificate, to compute it again."""
+        """The procedure of a certificate, to compute it again."""
         earlier = record.origin.earlier if record.origin else None
         return cls(record.anytime, record.group, earlier, record.provider, record.budget)
 
     @property
     def limit(self) -> RiskLimit | None:
-        """That of the earlier certificate; None where there is none."""
+        """The limit of the risk in the earlier certificate; None where there is none."""
         return self.earlier.certificate.limit if self.earlier else None
 
     @property
@@ -90,12 +90,7 @@ class Turn:
 def read_earlier(path: Path) -> CertificateRecord:
     """The anytime certificate at `path`, or in the folder `path`; `InputError` where there is none to go on from."""
     file = path / "certificate.json" if path.is_dir() else path
-    try:
-        record = read_record(CertificateRecord, file.read_text(), repr(str(file)))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{str(file)!r} cannot be read ({error}); give the certificate.json of a test with --anytime"
-        ) from error
+    record = read_record_file(CertificateRecord, file, "give the certificate.json of a test with --anytime")
     if record.budget is None or not record.looked_at:
         raise InputError(f"{str(file)!r} is of a test of fixed size; only one with --anytime can go on")
     return record
@@ -125,7 +120,7 @@ def next_turn(samples: Samples, total: float, earlier: CertificateRecord | None 
             raise InputError(
                 f"the earlier test looked at all {len(samples.keys)} samples; give more, to go on with them"
             )
-        budget = replace(earlier.budget, begins=count, ends=count, are=count + len(order), resumed=True)
+        budget = replace(earlier.budget, begins=count, ends=count, samples=count + len(order), resumed=True)
         return Turn(order, budget, earlier)
     if count := count_seen_elsewhere(samples.data, samples.split, samples.keys):
         raise InputError(
@@ -140,7 +135,7 @@ def next_turn(samples: Samples, total: float, earlier: CertificateRecord | None 
 def same_turn(samples: Samples, budget: Budget, earlier: CertificateRecord | None = None) -> Turn:
     """What a test looked at, by the `budget` that its certificate or its request holds."""
     order = samples.order[budget.begins :] if earlier is None else _unseen(samples, earlier)
-    return Turn(order, replace(budget, ends=budget.begins, are=budget.begins + len(order), lost=False), earlier)
+    return Turn(order, replace(budget, ends=budget.begins, samples=budget.begins + len(order), lost=False), earlier)
 
 
 def _unseen(samples: Samples, earlier: CertificateRecord) -> Array:
@@ -149,7 +144,7 @@ def _unseen(samples: Samples, earlier: CertificateRecord) -> Array:
     return np.array([place for place in samples.order if samples.keys[place] not in seen], dtype=np.int64)
 
 
-def looked_at(samples: Samples, turn: Turn, budget: Budget) -> tuple[str, ...]:
+def list_looked_at(samples: Samples, turn: Turn, budget: Budget) -> tuple[str, ...]:
     """Short hashes of all samples that a test, and those that it goes on from, have looked at.
 
     `budget` is that of the turn, with what was used of it.
@@ -172,7 +167,7 @@ def certify_turn(
     rows = [each._replace(losses=np.asarray(each.losses)[turn.order]) for each in candidates]
     before = turn.earlier.rows if turn.earlier else ()
     certificate, budget = certify_anytime(rows, limit, turn.budget, masks, before)
-    return certificate, budget, looked_at(samples, turn, budget)
+    return certificate, budget, list_looked_at(samples, turn, budget)
 
 
 def count_use(record: CertificateRecord, samples: Samples, request: str = "") -> CertificateRecord:

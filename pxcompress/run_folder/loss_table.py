@@ -43,7 +43,7 @@ def _judge(path: Path, limit: RiskLimit, procedure: Procedure) -> tuple[Certific
     names, table, groups = read_losses(path, procedure.group)
     source = str(path.resolve())
     split = hashlib.sha256(path.read_bytes()).hexdigest()
-    samples = Samples(source, split, _chained_lines(path), dict.fromkeys(names, ""))
+    samples = Samples(source, split, _chain_lines(path), dict.fromkeys(names, ""))
     masks = {name: groups == name for name in np.unique(groups).tolist()} if procedure.group else {}
     rows = path_losses(limit.risk, table)
     candidates = [Candidate(name, -place, rows[place]) for place, name in enumerate(names)]
@@ -62,7 +62,7 @@ def _judge(path: Path, limit: RiskLimit, procedure: Procedure) -> tuple[Certific
     return record, samples
 
 
-def _chained_lines(path: Path) -> list[str]:
+def _chain_lines(path: Path) -> list[str]:
     """A text for every line below the first, of it and of all before it: equal lines are no equal samples."""
     chain, texts = "", []
     with path.open(encoding="utf-8-sig", newline="") as file:

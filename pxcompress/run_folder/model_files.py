@@ -92,7 +92,7 @@ def _judge(
     check_descending(path)
     split = split_hash(reserved.ids)
     hashes = {**{name: artifact_of(file).sha256 for name, _, file in path}, "split": split}
-    samples = reserved.given(hashes)
+    samples = reserved.as_samples(hashes)
     turn = find_turn(samples, limit, procedure)
     part = choose_threshold(part, files[0], reserved)
     candidates, labels = judge_candidates(path, reserved, limit.risk, part)

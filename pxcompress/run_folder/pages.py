@@ -15,10 +15,10 @@ from pxcompress.run_folder.sums import write_sums
 RECORD, PAGE = "report.json", "report.html"
 
 PREDICT = Path(__file__).parents[1] / "deploy" / "predict.py"
-"""Needs onnxruntime, numpy and pillow only; it is copied as it is."""
+"""Script that runs the model without pxcompress, copied as it is; it needs onnxruntime, numpy and pillow only."""
 
 PREDICT_TEXT = PREDICT.with_name("predict_text.py")
-"""The same for texts, with tokenizers in the place of pillow."""
+"""The script for texts; it needs tokenizers in the place of pillow."""
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -26,12 +26,7 @@ def write_report(folder: Path, report: Report) -> None:
     the digests of all files.
     """
     if takes_images(report) or (folder / TOKENIZER).is_file():
-        shutil.copyfile(_script_for(report), folder / PREDICT.name)
+        shutil.copyfile(PREDICT if takes_images(report) else PREDICT_TEXT, folder / PREDICT.name)
     (folder / RECORD).write_text(to_json(report))
     (folder / PAGE).write_text(to_html(report))
     write_sums(folder)
-
-
-def _script_for(report: Report) -> Path:
-    """The script that runs the model on what it takes."""
-    return PREDICT if takes_images(report) else PREDICT_TEXT

@@ -17,6 +17,7 @@ from pxcompress.deploy.int8 import Judge
 from pxcompress.deploy.intervals import NOISE_LIMIT, is_chance_level
 from pxcompress.deploy.measure import FileTiming, try_files
 from pxcompress.deploy.predictions import Predictions
+from pxcompress.errors import list_some
 from pxcompress.proof import (
     ClassShare,
     Contender,
@@ -170,7 +171,7 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMe
 
 
 def _summarise_data(workload: Workload) -> DataSummary:
-    """Where samples came from, and how many every stage had."""
+    """The data's name and classes, and how many samples every stage had."""
     source, counts = workload.source, {role: len(ids) for role, ids in workload.splits.ids.items()}
     images, skipped = workload.loaded.preprocessing.is_image, workload.splits.skipped
     return DataSummary(source.name, source.classes, skipped=skipped, layout=source.layout, images=images, **counts)
@@ -244,8 +245,8 @@ def _list_notes(place: Path, workload: Workload, files: Files, comparison: Compa
     if files.certificate and files.certificate.spent:
         yield Warning("spent", files.certificate.spent)
     if workload.splits.skipped:
-        some = ", ".join(workload.splits.skipped[:3]) + (", ..." if len(workload.splits.skipped) > 3 else "")
-        yield Warning("skipped", f"{len(workload.splits.skipped)} images could not be read and were left out: {some}")
+        count, names = len(workload.splits.skipped), list_some(workload.splits.skipped, 3)
+        yield Warning("skipped", f"{count} images could not be read and were left out: {names}")
 
 
 def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning]:

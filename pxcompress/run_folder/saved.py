@@ -11,18 +11,19 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from pxcompress.checks import read_text
 from pxcompress.deploy.parity import verify_parity
-from pxcompress.errors import InputError, ParityError, short
+from pxcompress.errors import InputError, ParityError, describe
 from pxcompress.graph import find_groups, make_rotatable, prune, settle_streams
 from pxcompress.models.adapter import release_
 from pxcompress.models.checkpoint import load_state
 from pxcompress.models.inputs import blank_inputs
-from pxcompress.models.loading import Architecture, classifier_names, made_plain
+from pxcompress.models.loading import Architecture, classifier_names, make_plain
 from pxcompress.models.rebuilding import restore_outside_
 from pxcompress.models.signature import inputs_from_json
 from pxcompress.models.task import slice_classes
 from pxcompress.models.tokens import IDS, Tokenizer
-from pxcompress.planning.plan_file import plan_from_json, planned_groups, planned_streams
+from pxcompress.planning.plan_file import plan_from_json, read_planned_groups, read_planned_streams
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, TOKENIZER, WEIGHTS
@@ -57,22 +58,14 @@ def preprocessing_of(facts: Mapping[str, str], folder: Path) -> Preprocessing:
 
 def _tokenizer(inputs: Sequence[Input], longest: int, folder: Path) -> Tokenizer:
     """What makes inputs of texts. Raises `InputError` where it is gone."""
-    try:
-        content = (folder / TOKENIZER).read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise InputError(f"no {TOKENIZER} in {str(folder)!r} ({error}); put it beside the ONNX file") from error
+    content = read_text(folder / TOKENIZER, "put it beside the ONNX file")
     names = tuple(str(each.name) for each in inputs)
     return Tokenizer(content, names, longest, int(inputs[names.index(IDS)].high) + 1)
 
 
 def read_run(folder: Path, data: str = "") -> Recipe:
     """The recipe of a run folder, with other `data` where given; `InputError` where the folder is no run folder."""
-    try:
-        recipe = Recipe.from_json((folder / RECIPE).read_text())
-    except OSError as error:
-        raise InputError(f"{str(folder)!r} is not a run folder ({error.strerror}: {RECIPE}); give one") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{RECIPE} of {str(folder)!r} is no text ({error.reason}); run again") from error
+    recipe = Recipe.from_json(read_text(folder / RECIPE, "give a run folder"))
     return recipe.but(data=data) if data else recipe
 
 
@@ -117,31 +110,31 @@ def load_pruned(folder: Path, model: nn.Module | None = None) -> Pruned:
     try:
         return _rebuild(facts, plan, state, folder, model)
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what is there does not fit
-        reason = f"{type(error).__name__}: {short(error)}"
+        reason = describe(error)
         raise InputError(f"the model in {str(folder)!r} cannot be built again ({reason}); run again") from error
 
 
 def _rebuild(
-    facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor], folder: Path, given: nn.Module | None = None
+    facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor], folder: Path, own: nn.Module | None = None
 ) -> Pruned:
-    """The architecture of `facts`, or of a module `given`, what `plan` says removed, with the weights `state`."""
+    """The architecture of `facts`, or of the module `own`, what `plan` says removed, with the weights `state`."""
     shape = tuple(json.loads(facts["input_shape"]))
     preprocessing = Preprocessing(shape, inputs=inputs_from_json(facts.get("inputs", "[]")))
     example = blank_inputs(preprocessing)
     architecture = Architecture.from_json(facts["architecture"])
     if architecture.is_file:  # the dense model lies in the folder
         architecture = Architecture(str(folder / DENSE), architecture.kwargs)
-    built = architecture.build() if given is None or architecture.is_file else copy.deepcopy(given).cpu()
+    built = architecture.build() if own is None or architecture.is_file else copy.deepcopy(own).cpu()
     release_(built)
-    dense = made_plain(built, preprocessing)
+    dense = make_plain(built, preprocessing)
     dense.eval()
     if "outputs" in facts and not architecture.is_file:
         dense = slice_classes(dense, example, json.loads(facts["outputs"]))
     task = Agreement() if architecture.in_python else build_task(facts.get("task", "classification"))
     dense = as_judged(dense, example, task)
-    dense = make_rotatable(dense, example, planned_streams(plan))
+    dense = make_rotatable(dense, example, read_planned_streams(plan))
     all_groups = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
-    groups = planned_groups(plan, all_groups)
+    groups = read_planned_groups(plan, all_groups)
     pruned = settle_streams(prune(dense, groups, plan_from_json(plan, groups), example))
     model = pruned.model
     outside = {name: state[name] for name in json.loads(facts.get("outside", "[]"))}

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pxcompress.cache import whole_file
+from pxcompress.checks import read_text
 from pxcompress.errors import InputError
 from pxcompress.report.build import sha256_of
 
@@ -50,10 +51,7 @@ def _write(folder: Path, digests: dict[str, str]) -> None:
 
 
 def _read(folder: Path) -> dict[str, str]:
-    try:
-        text = (folder / SUMS).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{SUMS} of {str(folder)!r} cannot be read ({error}); altered files cannot be told") from error
+    text = read_text(folder / SUMS, "altered files cannot be told")
     lines = [line.partition("  ") for line in text.removesuffix("\n").split("\n")]
     if not text.endswith("\n") or not all(len(digest) == 64 and name for digest, _, name in lines):
         raise InputError(f"{SUMS} of {str(folder)!r} is not as pxcompress writes it; altered files cannot be told")

@@ -18,7 +18,7 @@ from pxcompress.data.samples import Samples
 from pxcompress.data.tables import read_words
 from pxcompress.deploy.export import artifact_of
 from pxcompress.errors import DataError, InputError
-from pxcompress.notes import Note
+from pxcompress.notes import Note, begin
 from pxcompress.run_folder import ledger
 from pxcompress.run_folder.answers import Question
 from pxcompress.run_folder.certificate import predict_samples, read_shared_metadata
@@ -30,7 +30,7 @@ BY_ANSWER = "the dense model's answer"
 
 @dataclass(frozen=True, eq=False)
 class ModelAnswers:
-    """What the models of a path answer on images: `predicted` classes (models, n), of which `asked` need a label.
+    """What the models of a path answer on images: `predicted` classes (models, n); those at `to_label` need a label.
 
     `order` is that of the test, in positions; images that others have looked at are not in it. `contents` are texts by
     which images are known again, `masks` (name -> (n,)) the groups in each of which the risk is held.
@@ -39,13 +39,13 @@ class ModelAnswers:
     samples: Samples
     classes: tuple[str, ...]
     predicted: Array
-    asked: Array
+    to_label: Array
     order: Array
     hashes: Mapping[str, str]
     contents: tuple[str, ...]
     masks: Mapping[str, Array]
 
-    def given(self, data: str) -> ledger.Samples:
+    def as_samples(self, data: str) -> ledger.Samples:
         """The images of `data` as a test takes them."""
         return ledger.Samples(data, self.hashes["split"], self.contents, self.hashes)
 
@@ -54,14 +54,14 @@ class ModelAnswers:
         """The images to label, in order."""
         return [
             Question.of(self.samples.ids[place], [self.classes[answer] for answer in self.predicted[:, place]])
-            for place in self.asked
+            for place in self.to_label
         ]
 
 
 def observe(files: Mapping[str, Path], unlabelled: str, group: str, note: Note) -> ModelAnswers:
     """What `files` answer on the images of `unlabelled`, in its groups; nothing is asked for yet."""
     preprocessing, classes = read_shared_metadata(list(files.values()))
-    note("reading the images ...")
+    note(begin("reading the images"))
     reading = read_images(open_images(unlabelled), preprocessing, skip_corrupt=False)
     first = np.sort(np.unique(np.array(reading.digests), return_index=True)[1])  # copies are no independent samples
     has_served = read_served(list(files.values()), note)
@@ -71,7 +71,7 @@ def observe(files: Mapping[str, Path], unlabelled: str, group: str, note: Note) 
     if len(fresh) < len(first):
         note(f"{len(first) - len(fresh)} {LEFT_OUT}")
     store = reading.store.take(fresh)
-    note(f"{len(files)} models answer on {len(store)} images ...")
+    note(begin(f"{len(files)} models answer on {len(store)} images"))
     batches = ImageBatches(store, 64)
     logits = [predict_samples(file, batches)[0] for file in files.values()]
     if any(each.ndim != 2 for each in logits):
@@ -101,7 +101,7 @@ def _groups(
 
 
 def with_questions(observed: ModelAnswers, limit: RiskLimit, turn: ledger.Turn | None) -> ModelAnswers:
-    """The same, with the images that need a label for `limit`, among those that an anytime test may look at."""
+    """`observed` with the images that need a label for `limit`, among those that an anytime test may look at."""
     order = observed.order if turn is None else turn.order
-    asked = samples_to_label(limit.risk, observed.predicted, order, anytime=limit.anytime)
-    return replace(observed, asked=asked, order=order)
+    places = samples_to_label(limit.risk, observed.predicted, order, anytime=limit.anytime)
+    return replace(observed, to_label=places, order=order)

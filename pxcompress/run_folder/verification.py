@@ -13,9 +13,9 @@ from pathlib import Path
 
 from pxcompress.certify.path import sentence
 from pxcompress.certify.record import CertificateRecord
-from pxcompress.checks import read_record
+from pxcompress.checks import read_record, read_text
 from pxcompress.errors import InputError, PxError, ResultError
-from pxcompress.notes import Note, silent
+from pxcompress.notes import Note, begin, silent
 from pxcompress.report.build import sha256_of
 from pxcompress.run_folder.certificate import (
     FILE,
@@ -66,12 +66,10 @@ def verify(folder: Path, data: str = "", note: Note = silent) -> Verification:
 
 def _read_certificate(folder: Path, maker: str) -> CertificateRecord:
     """The certificate of a folder; `maker` makes one. Raises as `verify` does."""
-    file = folder / FILE
+    text = read_text(folder / FILE, f"{maker} makes one")
     try:
-        record = read_record(CertificateRecord, file.read_text(), repr(str(file)))
+        record = read_record(CertificateRecord, text, repr(str(folder / FILE)))
         _ = record.certificate, record.counted
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{str(file)!r} cannot be read ({error}); {maker} makes one") from error
     except InputError as error:
         raise ResultError(str(error)) from error
     return record
@@ -91,12 +89,12 @@ def _verify_run(folder: Path, data: str, note: Note) -> Verification:
         if SUMS not in altered and (missing := find_missing_files(folder)):
             note(f"not there any more, and so not checked: {', '.join(missing)}")
         record = _read_certificate(folder, "run with --max-drop")
-        note("reading the data ...")
+        note(begin("reading the data"))
         files = [folder / DENSE, folder / SLIM]
         samples = reserve_samples(files, Draw(recipe.data, recipe.seed, recipe.skip_corrupt, record.group), note)
         samples = replace(samples, provider=record.provider)
         hashes = hash_files(folder, samples)
-        note(f"testing {len(files)} files on {len(samples.ids)} samples ...")
+        note(begin(f"testing {len(files)} files on {len(samples.ids)} samples"))
         certificate, part = record.certificate, record.counted
         own_part = choose_threshold(replace(part, threshold=None), files[0], samples)
         rows = (certificate.rows[0], certificate.rows[certificate.chosen or 0])
@@ -143,14 +141,14 @@ def _verify_files(folder: Path, data: str, note: Note) -> Verification:
             f"{str(folder / FILE)!r} does not say which files it was made of; verify its run folder, or make it anew "
             "with certify --out"
         )
-    note("reading the data, and testing on it ...")
+    note(begin("reading the data, and testing on it"))
     place = data or record.data
     again = recompute_files(record, place, note) if record.origin.files else recompute_losses(record, place)
     again = replace(again, data=record.data).used(record.uses_before)
-    return _compared(record, again)
+    return _compare(record, again)
 
 
-def _compared(record: CertificateRecord, again: CertificateRecord) -> Verification:
+def _compare(record: CertificateRecord, again: CertificateRecord) -> Verification:
     """A certificate beside what is computed again."""
     names, names_again = ([row.name for row in each.rows] for each in (record, again))
     differences = find_differences(record.rows, again.rows) if names == names_again else []
@@ -181,7 +179,7 @@ def _verify_answers(folder: Path, data: str, note: Note) -> Verification:
     if not (folder / ANSWERS).exists():
         changes.append(f"{ANSWERS} is missing, without which errors cannot be counted again: put it back")
         return Verification(record, tuple(changes))
-    verification = _compared(record, recompute_answers(folder, request, observed).used(record.uses_before))
+    verification = _compare(record, recompute_answers(folder, request, observed).used(record.uses_before))
     return replace(verification, problems=(*verification.problems, *changes))
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from pxcompress import __version__
 from pxcompress.certify.path import are_probabilities
 from pxcompress.certify.record import CertificateRecord
-from pxcompress.deploy.export import artifact_of, check_outputs, on_cpu, packing_of
+from pxcompress.deploy.export import artifact_of, check_outputs, describe_packing, on_cpu
 from pxcompress.deploy.parity import resize_doubled, verify_other_sizes, verify_parity
 from pxcompress.deploy.runtime import find_backend
 from pxcompress.errors import InputError, ModelError, ParityError
@@ -66,7 +66,7 @@ def export_dense(path: Path, recipe: Recipe, workload: Workload) -> Artifact:
     facts = {**_facts(recipe, workload), "pruned": "no"}
     model = workload.loaded.model
     if isinstance(model, OnnxModule) and workload.whole is None and recipe.open_axes.batch is None:
-        copy_file(model.source.path, path, {**facts, **packing_of(model)})
+        copy_file(model.source.path, path, {**facts, **describe_packing(model)})
         return artifact_of(path)
     return _export(workload.loaded.model, path, facts, recipe, workload)
 

@@ -30,10 +30,12 @@ class Activation(Scorer):
             return unit_means(model, groups, batches, lambda a, m: a.abs().mean(2))
         means = collect(model, groups, batches, lambda a, m: a.mean(2))
         spread = collect(model, groups, batches, lambda a, m: a.square().mean(2), origin=means)
-        return {group.name: (spread[group.name].mean(0) * _readers(model, group)).float() for group in groups}
+        return {
+            group.name: (spread[group.name].mean(0) * _sum_reader_weights(model, group)).float() for group in groups
+        }
 
 
-def _readers(model: nn.Module, group: Group) -> Tensor:
+def _sum_reader_weights(model: nn.Module, group: Group) -> Tensor:
     """Sum of squared weights of every unit's consumers, (units,)."""
     weights = [unit_weights(model, member) for member in group.consumers]
     return torch.stack([weight.square().sum(1).double().cpu() for weight in weights if weight is not None]).sum(0)

@@ -21,14 +21,16 @@ class BatchNormScale(Scorer):
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """Reads weights only; the batches are not read."""
-        instead = Magnitude()(model, [group for group in groups if not _scales(model, group)], batches)
+        instead = Magnitude()(model, [group for group in groups if not _find_scales(model, group)], batches)
         return {
-            group.name: torch.stack(scales).mean(0).cpu() if (scales := _scales(model, group)) else instead[group.name]
+            group.name: torch.stack(scales).mean(0).cpu()
+            if (scales := _find_scales(model, group))
+            else instead[group.name]
             for group in groups
         }
 
 
-def _scales(model: nn.Module, group: Group) -> list[Tensor]:
+def _find_scales(model: nn.Module, group: Group) -> list[Tensor]:
     """|gamma| of every unit, (units,), for each BatchNorm among the group's members."""
     modules = dict(model.named_modules())
     return [

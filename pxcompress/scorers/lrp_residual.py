@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pxcompress.attribution import attributed
 from pxcompress.attribution.composites import parse_composite
 from pxcompress.attribution.relevance import STARTS, make_start
-from pxcompress.elimination import ConsumerStatistics, eliminate, regularised_inverse
+from pxcompress.elimination import ConsumerStatistics, eliminate, invert_regularised
 from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.collect import power
 from pxcompress.passes.moments import InputMoments, collect_moments
@@ -27,7 +27,7 @@ METRICS: Mapping[str, tuple[Axis, bool]] = {
     "inputs": ("in", True),
     "none": ("in", False),
 }
-"""On which side of a consumer an error is measured, and whether relevance says what it weighs there."""
+"""Name of a metric -> the side of a consumer where an error is measured, and whether relevance weighs it there."""
 
 CHUNK = 2**23
 """Weights that are multiplied at a time: what bounds the memory that wide layers need."""
@@ -86,16 +86,18 @@ class LRPResidual(Scorer):
         with attributed(model, parse_composite(self.composite), inputs[:1]) as twin:
             layouts = input_layouts(model, groups)
             inputs_of = collect_moments(model, layouts, batches)
-            prices = self._prices(twin.model, layouts, batches)
+            prices = self._compute_prices(twin.model, layouts, batches)
 
             def readers(member: Member) -> Iterator[ConsumerStatistics]:
                 module = twin.model.get_submodule(member.module)
-                return self._readers(module, member, inputs_of[member.module], prices[member.module])
+                return self._read_consumer(module, member, inputs_of[member.module], prices[member.module])
 
             for group in groups:
                 yield group, [view for member in group.consumers for view in readers(member)]
 
-    def _prices(self, model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -> Mapping[str, Tensor]:
+    def _compute_prices(
+        self, model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches
+    ) -> Mapping[str, Tensor]:
         """What an error weighs in every output row, or in every input row, of the modules in `layouts`."""
         side, relevant = METRICS[self.metric]
         if relevant:
@@ -105,18 +107,18 @@ class LRPResidual(Scorer):
             rows = {name: len(model.get_submodule(name).weight) for name in layouts}  # type: ignore[arg-type]
         return {name: torch.ones(count, dtype=torch.float64) for name, count in rows.items()}
 
-    def _readers(
+    def _read_consumer(
         self, module: nn.Module, member: Member, input_moments: InputMoments, prices: Tensor
     ) -> Iterator[ConsumerStatistics]:
         """Readers for every group of a grouped convolution, each with errors on the half that it is not fitted to."""
-        for features, price, width in self._views(module, member, len(input_moments.whole.mean), prices):
-            solutions = _solved(input_moments, features, self.ridge)
+        for features, price, width in self._list_views(module, member, len(input_moments.whole.mean), prices):
+            solutions = _solve(input_moments, features, self.ridge)
             for inverse, error in solutions:
                 yield ConsumerStatistics(
                     inverse.clone(), price.clone(), width, self.follow, error.clone(), 1 / len(solutions)
                 )
 
-    def _views(
+    def _list_views(
         self, module: nn.Module, member: Member, size: int, prices: Tensor
     ) -> Iterator[tuple[Tensor, Tensor, int]]:
         """Features (f,), their price (f, f), and features a unit, for every group of a grouped convolution.
@@ -134,15 +136,15 @@ class LRPResidual(Scorer):
                 price = torch.diag(prices[rows].sum(1) if is_flattened else prices[features])
             else:
                 columns = part[:, rows.flatten() % span].reshape(len(part), len(features), -1)
-                price = _gram(columns, prices.chunk(conv_groups)[place])
+                price = _compute_gram(columns, prices.chunk(conv_groups)[place])
             yield features, price, 1 if is_flattened else rows.shape[1]
 
 
-def _part(matrix: Tensor, features: Tensor) -> Tensor:
+def _take_part(matrix: Tensor, features: Tensor) -> Tensor:
     return matrix[features][:, features]
 
 
-def _solved(input_moments: InputMoments, features: Tensor, ridge: float) -> list[tuple[Tensor, Tensor]]:
+def _solve(input_moments: InputMoments, features: Tensor, ridge: float) -> list[tuple[Tensor, Tensor]]:
     """A = (Sigma + lambda I)^-1 of `features` on one half, A Sigma' A on the other, both ways; kept with the moments.
 
     With ridge 0 it is the one by which all other features predict each best, as a share of its variance.
@@ -150,11 +152,11 @@ def _solved(input_moments: InputMoments, features: Tensor, ridge: float) -> list
     key = features.numpy().tobytes(), ridge
     if key not in input_moments.solutions:
         pairs = [
-            (_part(fit.covariance, features), _part(check.around(fit.mean), features))
+            (_take_part(fit.covariance, features), _take_part(check.around(fit.mean), features))
             for fit, check in input_moments.folds or ((input_moments.whole, input_moments.whole),)
         ]
-        best = ridge or choose_ridge(partial(_error_of_each, pairs[0][0], pairs[0][1]))
-        inverses = [regularised_inverse(covariance, best) for covariance, _ in pairs]
+        best = ridge or choose_ridge(partial(_sum_errors, pairs[0][0], pairs[0][1]))
+        inverses = [invert_regularised(covariance, best) for covariance, _ in pairs]
         input_moments.solutions[key] = [
             (inverse, inverse @ other_covariance @ inverse)
             for inverse, (_, other_covariance) in zip(inverses, pairs, strict=True)
@@ -162,16 +164,16 @@ def _solved(input_moments: InputMoments, features: Tensor, ridge: float) -> list
     return input_moments.solutions[key]
 
 
-def _error_of_each(covariance: Tensor, other_covariance: Tensor, ridge: float) -> float:
+def _sum_errors(covariance: Tensor, other_covariance: Tensor, ridge: float) -> float:
     """Sum over features of [A Sigma' A]_cc / (A_cc^2 Sigma'_cc): what all others leave of each, as a share of it."""
-    inverse = regularised_inverse(covariance, ridge)
+    inverse = invert_regularised(covariance, ridge)
     errors = ((inverse @ other_covariance) * inverse).sum(1) / inverse.diagonal().square()
     return float(
         (errors / other_covariance.diagonal().clamp_min(1e-12 * float(other_covariance.diagonal().max()) + 1e-30)).sum()
     )
 
 
-def _gram(columns: Tensor, prices: Tensor) -> Tensor:
+def _compute_gram(columns: Tensor, prices: Tensor) -> Tensor:
     """sum_ot w_o c_oit c_ojt of columns (outputs, features, taps) and w (outputs,): (features, features) float64."""
     total = torch.zeros(columns.shape[1], columns.shape[1], dtype=torch.float64, device=columns.device)
     outputs = max(1, CHUNK // columns[0].numel())

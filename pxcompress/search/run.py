@@ -48,7 +48,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What search.json holds. `default` is the recipe's own choice, None where it was not measured."""
+    """Content of search.json. `default` is the recipe's own choice, None where it was not measured."""
 
     best: Choice
     default: Choice | None

@@ -21,7 +21,7 @@ DEPTHS = PARTS[1:]
 """Parts of a network, by depth, that have a rule in every composite."""
 
 SMALLEST = 1e-6
-"""Where a logarithmic range whose lower end is 0 starts, as a share of its upper end."""
+"""Lower end of a logarithmic range that an option lets begin at 0, as a share of its upper end."""
 
 PXP_AGGREGATES = ("abs", "signed")
 
@@ -38,7 +38,7 @@ class Parameter:
     log: bool = False
 
 
-def _parameter(name: str, field: Field[Any]) -> Parameter:
+def _make_parameter(name: str, field: Field[Any]) -> Parameter:
     """The parameter of an option."""
     default = cast(Any, field.default)
     if isinstance(default, bool):
@@ -49,8 +49,8 @@ def _parameter(name: str, field: Field[Any]) -> Parameter:
     return Parameter(name, default, (), high * SMALLEST if log and low == 0 else low, high, log)
 
 
-def _options(fields: Sequence[Field[Any]], prefix: str = "") -> Iterator[Parameter]:
-    return (_parameter(prefix + field.name, field) for field in fields if field.metadata.get("searched"))
+def _list_parameters(fields: Sequence[Field[Any]], prefix: str = "") -> Iterator[Parameter]:
+    return (_make_parameter(prefix + field.name, field) for field in fields if field.metadata.get("searched"))
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Space:
         """The recipe that `values`, one for each parameter, stand for."""
         values = {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in values.items()}
         name = str(values.get("scorer", self._scorer))
-        options = self._options_of(name)
+        options = self._list_options(name)
         if _has_rules(name):
-            options |= {**values, "composite": str(_composite(values))}
+            options |= {**values, "composite": str(_build_composite(values))}
         option_names = [field.name for field in SCORERS.options(name)]
         text = ",".join(f"{key}={value}" for key, value in options.items() if key in option_names)
         normalise = str(values.get("normalise", self.recipe.normalise))
@@ -76,7 +76,7 @@ class Space:
     def _scorer(self) -> str:
         return self.recipe.scorer.partition(":")[0]
 
-    def _options_of(self, scorer: str) -> dict[str, Value]:
+    def _list_options(self, scorer: str) -> dict[str, Value]:
         """Options of `scorer` as the recipe has them, at their defaults where it has another one."""
         instance = SCORERS.build(self.recipe.scorer if scorer == self._scorer else scorer)
         options = {field.name: getattr(instance, field.name) for field in SCORERS.options(scorer)}
@@ -85,7 +85,7 @@ class Space:
     @property
     def defaults(self) -> dict[str, Value]:
         """Every parameter as the recipe has it, at its default where the recipe does not say it."""
-        values = {"scorer": self._scorer, "normalise": self.recipe.normalise, **self._options_of(self._scorer)}
+        values = {"scorer": self._scorer, "normalise": self.recipe.normalise, **self._list_options(self._scorer)}
         values |= _parse_words(str(values.get("composite", "epsilon")))
         return {each.name: values.get(each.name, each.default) for each in self.parameters}
 
@@ -107,22 +107,25 @@ def make_space(recipe: Recipe, *, attention: bool) -> Space:
     """Rules (that of softmax for models with `attention`), score, their options, and normalisation, around `recipe`."""
     recipe, scorers = recipe.but(scorer=recipe.scorers[0]), [name for name in SCORERS if _has_rules(name)]
     numbers = [
-        each for part in DEPTHS for word in PXP_RULES for each in _options(list_varied_parameters(word), f"{part}.")
+        each
+        for part in DEPTHS
+        for word in PXP_RULES
+        for each in _list_parameters(list_varied_parameters(word), f"{part}.")
     ]
-    parameters = {each.name: each for scorer in scorers for each in _options(SCORERS.options(scorer))}
+    parameters = {each.name: each for scorer in scorers for each in _list_parameters(SCORERS.options(scorer))}
     ranking = Parameter("normalise", "mean", tuple(NORMALISATIONS))
     own_scorer = recipe.scorer.partition(":")[0]
     scorer = Parameter("scorer", own_scorer, tuple(dict.fromkeys((own_scorer, *scorers))))
-    return Space(recipe, (*_rule_parameters(attention), *numbers, scorer, *parameters.values(), ranking))
+    return Space(recipe, (*_list_rule_parameters(attention), *numbers, scorer, *parameters.values(), ranking))
 
 
 def make_pxp_space(recipe: Recipe, *, attention: bool) -> Space:
     """What PXP searches: a rule for every depth, the softmax rule, and |R| or R."""
     aggregate = Parameter("aggregate", "abs", PXP_AGGREGATES)
-    return Space(recipe.but(scorer="lrp", normalise="none"), (*_rule_parameters(attention), aggregate))
+    return Space(recipe.but(scorer="lrp", normalise="none"), (*_list_rule_parameters(attention), aggregate))
 
 
-def _rule_parameters(attention: bool) -> list[Parameter]:
+def _list_rule_parameters(attention: bool) -> list[Parameter]:
     softmax = [Parameter("softmax", "cp", tuple(SOFTMAX_RULES))] if attention else []
     return [*(Parameter(part, "epsilon", PXP_RULES) for part in DEPTHS), *softmax]
 
@@ -138,7 +141,7 @@ def _parse_words(text: str) -> dict[str, str]:
     return words if composite.first is None and set(words.values()) <= set(PXP_RULES) else {}
 
 
-def _composite(values: Values) -> Composite:
+def _build_composite(values: Values) -> Composite:
     parts: dict[str, Any] = {}
     for part in DEPTHS:
         word = str(values[part])

@@ -50,7 +50,7 @@ class BoxLayout:
 
 
 LAYOUTS: dict[str, BoxLayout] = {}
-"""By name, the most special first; the first that matches is taken."""
+"""Layouts of a detector's outputs by name, the most special first; the first that matches is taken."""
 
 
 def register_layout(layout: BoxLayout) -> None:

@@ -43,7 +43,7 @@ class Boxes:
 
     @property
     def there(self) -> Tensor:
-        """Which of them are boxes, (n, k)."""
+        """Which rows hold a box, (n, k)."""
         return self.classes >= 0
 
     @property
@@ -53,7 +53,7 @@ class Boxes:
         return single if self.joints is None else single & self.joints.marked.any(2)
 
     def surer_than(self, score: float) -> Boxes:
-        """Those with at least this score."""
+        """The boxes with at least this score."""
         return replace(self, classes=torch.where(self.scores >= score, self.classes, -1))
 
 
@@ -68,7 +68,7 @@ def survivors(corners: Tensor, scores: Tensor, classes: Tensor, overlap: float, 
 
 
 def match(boxes: Boxes, truth: Boxes, thresholds: tuple[float, ...] = THRESHOLDS) -> Tensor:
-    """For every box and threshold 1 where it is right, 0 where it is not, -1 where it does not count, (n, k, t).
+    """Whether every box is right at every threshold, (n, k, t): 1 yes, 0 no, -1 where it does not count.
 
     A box is held against the truth of its class that nobody before it was held against and that it overlaps most; in
     a crowd, or where nothing of the truth is marked, it does not count. `boxes` come in descending order of their
@@ -113,27 +113,29 @@ def f1(boxes: Boxes, truth: Boxes, threshold: float = THRESHOLDS[0]) -> Tensor:
     """F1 of the boxes of each image, (n,); 1 where there is none in either."""
     results = torch.where(boxes.there, match(boxes, truth, (threshold,))[..., 0], -1.0)
     right, counted = (results > 0).sum(1).double(), (results >= 0).sum(1)
-    wanted = truth.counted.sum(1)
-    return torch.where(counted + wanted > 0, 2 * right / (counted + wanted).clamp_min(1), 1.0)
+    truth_counts = truth.counted.sum(1)
+    return torch.where(counted + truth_counts > 0, 2 * right / (counted + truth_counts).clamp_min(1), 1.0)
 
 
-def average_precision(classes: Tensor, scores: Tensor, results: Tensor, wanted: Tensor) -> Tensor:
+def average_precision(classes: Tensor, scores: Tensor, results: Tensor, truth_counts: Tensor) -> Tensor:
     """AP (classes with truth, t), the mean precision at 101 recalls, of boxes (b,) with results (b, t) as of `match`.
 
-    `wanted` (classes,) counts the truth of every class.
+    `truth_counts` (classes,) counts the truth of every class.
     """
     order = scores.argsort(descending=True, stable=True)
     classes, results = classes[order], results[order]
-    values = [_precision_curve(results[classes == k], wanted[k]).mean(0) for k in wanted.nonzero()[:, 0].tolist()]
+    values = [
+        _precision_curve(results[classes == k], truth_counts[k]).mean(0) for k in truth_counts.nonzero()[:, 0].tolist()
+    ]
     return torch.stack(values) if values else torch.zeros(0, results.shape[1], dtype=torch.float64)
 
 
-def _precision_curve(results: Tensor, wanted: Tensor) -> Tensor:
+def _precision_curve(results: Tensor, truth_counts: Tensor) -> Tensor:
     """Precision at each of 101 recalls, (101, t): the best that any recall from there on has."""
     right, wrong = (results > 0).double().cumsum(0).T.contiguous(), (results == 0).double().cumsum(0).T
     if not right.shape[1]:
         return torch.zeros(len(_RECALLS), len(right), dtype=torch.float64)
     precision = right / (right + wrong).clamp_min(1e-12)
     envelope = precision.flip(1).cummax(1).values.flip(1)
-    place = torch.searchsorted(right / wanted, _RECALLS.expand(len(right), -1).contiguous())
+    place = torch.searchsorted(right / truth_counts, _RECALLS.expand(len(right), -1).contiguous())
     return torch.where(place < right.shape[1], envelope.gather(1, place.clamp_max(right.shape[1] - 1)), 0.0).T

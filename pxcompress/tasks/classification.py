@@ -29,7 +29,7 @@ class Classification(Task):
         return _logits(outputs)
 
     def class_outputs(self, outputs: Outputs) -> Tensor:
-        """The same: probabilities are made of them."""
+        """The logits of all classes, of which probabilities are made, (n, classes)."""
         return _logits(outputs)
 
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:

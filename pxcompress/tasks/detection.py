@@ -56,12 +56,12 @@ class Detection(Task):
     """Largest number of boxes of an image that count."""
 
     def logits(self, outputs: Outputs) -> Tensor:
-        """For every predicted box, its class's logit, its corners by its size, and its joints' scores, summed, (n,).
+        """Sum over predicted boxes of the class's logit, the corners by the box's size, and the joints' scores, (n,).
 
         Corners have signs in turns over the locations, so that no move and no change of size cancels out.
         """
         candidates = self._candidates(outputs)
-        counts = self._predicted(candidates)
+        counts = self._find_predicted(candidates)
         corners = candidates.corners / _sizes(candidates.corners.detach())
         signs = SIGNS[torch.arange(corners.shape[1]) % len(SIGNS)].to(corners)
         decisions = candidates.logits.amax(2) + self.box_weight * (corners * signs).sum(2)
@@ -77,17 +77,17 @@ class Detection(Task):
         candidates = self._candidates(outputs)
         boxes, truth = self._found(outputs), self._wanted(targets, relative=candidates.relative)
         classes = candidates.logits.shape[2]
-        wanted = torch.stack([(truth.counted & (truth.classes == k)).sum(1) for k in range(classes)], 1)
+        truth_counts = torch.stack([(truth.counted & (truth.classes == k)).sum(1) for k in range(classes)], 1)
         scores = f1(boxes.surer_than(self.score), truth)
         ranked = torch.cat([boxes.classes[..., None], boxes.scores[..., None], match(boxes, truth)], 2)
         counts = torch.full_like(scores, classes)
-        return torch.cat([scores[:, None], counts[:, None], wanted.double(), ranked.flatten(1)], 1)
+        return torch.cat([scores[:, None], counts[:, None], truth_counts.double(), ranked.flatten(1)], 1)
 
     def complete(self, statistics: Tensor) -> Tensor:
-        """Without the columns that hold no box of any sample."""
-        wanted, ranked = _parts(statistics)
+        """Statistics without the columns that hold no box of any sample."""
+        truth_counts, ranked = _parts(statistics)
         most = int((ranked[..., 0] >= 0).sum(1).max())
-        return statistics[:, : 2 + wanted.shape[1] + most * ranked.shape[2]]
+        return statistics[:, : 2 + truth_counts.shape[1] + most * ranked.shape[2]]
 
     def quality(self, statistics: Tensor) -> float:
         """mAP50-95: the mean over the classes that occur, and over ten thresholds of IoU, of average precision."""
@@ -96,9 +96,9 @@ class Detection(Task):
 
     def precisions(self, statistics: Tensor) -> Tensor:
         """Average precision of every class that occurs at every threshold, (classes, 10)."""
-        wanted, ranked = _parts(statistics)
+        truth_counts, ranked = _parts(statistics)
         ranked = ranked[ranked[..., 0] >= 0]
-        return average_precision(ranked[:, 0], ranked[:, 1], ranked[:, 2:], wanted.sum(0))
+        return average_precision(ranked[:, 0], ranked[:, 1], ranked[:, 2:], truth_counts.sum(0))
 
     def agreement(self, outputs: Outputs, dense: Outputs) -> Tensor:
         """F1 of the boxes scored above the threshold against those of the dense model, at an IoU of 0.5."""
@@ -108,7 +108,7 @@ class Detection(Task):
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
         """KL divergence of the classes of all candidates plus 1 - IoU of the dense model's boxes, per such box."""
         one, reference = self._candidates(outputs), self._candidates(dense)
-        predicted = self._predicted(reference)
+        predicted = self._find_predicted(reference)
         classes = _bernoulli_divergence(one.logits.double(), reference.logits.double()).sum((1, 2))
         boxes = torch.where(predicted, 1 - _aligned_iou(one.corners, reference.corners), 0).sum(1)
         return (classes + boxes) / predicted.sum(1)
@@ -119,11 +119,11 @@ class Detection(Task):
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:
         """Refuse data with more classes than the model has."""
-        given, returned = int(targets[:, -1, 5].max()), self._candidates(outputs).logits.shape[2]
-        if given > returned:
+        classes_in_data, returned = int(targets[:, -1, 5].max()), self._candidates(outputs).logits.shape[2]
+        if classes_in_data > returned:
             raise InputError(
-                f"the data have {given} classes of boxes, the model has {returned}; give data of its classes, or a "
-                "model that has them all"
+                f"the data have {classes_in_data} classes of boxes, the model has {returned}; give data of its "
+                "classes, or a model that has them all"
             )
 
     def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
@@ -139,7 +139,7 @@ class Detection(Task):
         return Answer(words, boxes=boxes.corners[0, there] * scale, classes=numbers, names=names)
 
     def describe_target(self, target: Tensor, classes: Sequence[str]) -> str:
-        """The classes of the boxes; "" for a sample without a table of them."""
+        """The classes of the true boxes, in words; "" where the target is no table of boxes."""
         if target.dim() != 2:
             return ""
         return list_parts((name_class(classes, int(k)) for k in target[:-1, 0].tolist() if k >= 0), "no box")
@@ -174,7 +174,7 @@ class Detection(Task):
         best = survivors(corners[sure], scores[sure], classes[sure], self.overlap if overlap else 1.0, self.most)
         return sure[best]
 
-    def _predicted(self, candidates: Candidates) -> Tensor:
+    def _find_predicted(self, candidates: Candidates) -> Tensor:
         """Which locations hold a predicted box, (n, locations); in an image without any it is the surest one."""
         scores, classes = candidates.logits.detach().sigmoid().max(2)
         counts = torch.zeros_like(scores, dtype=torch.bool)
@@ -195,21 +195,11 @@ class BoxAgreement(Detection):
     layouts = ("unlabelled",)
     reads_dense = True
 
-    def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
-        """The agreement, (n, 1)."""
-        return self.agreement(outputs, dense)[:, None]
-
-    def complete(self, statistics: Tensor) -> Tensor:
-        """The same."""
-        return statistics
-
-    def quality(self, statistics: Tensor) -> float:
-        """Its mean."""
-        return float(statistics.double().mean())
+    statistics, complete, quality = Task.statistics, Task.complete, Task.quality
 
 
 def _parts(statistics: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes wanted of every class (n, classes), and class, score and ten results of those found, (n, k, 12)."""
+    """Number of true boxes of every class (n, classes); class, score and ten results a predicted box, (n, k, 12)."""
     classes = int(statistics[0, 1])
     return statistics[:, 2 : 2 + classes], statistics[:, 2 + classes :].unflatten(1, (-1, 2 + len(THRESHOLDS)))
 

@@ -51,7 +51,7 @@ class Keypoints(Detection):
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
         """That of the boxes, plus how far the joints in the dense model's boxes moved, in sides of these, at most 1."""
         reference = self._candidates(dense)
-        predicted, corners = self._predicted(reference), reference.corners.detach()
+        predicted, corners = self._find_predicted(reference), reference.corners.detach()
         sizes = (corners[..., 2:] - corners[..., :2]).clamp_min(1e-6)[:, :, None]
         moves = (outputs[KEYPOINTS][..., :2] - dense[KEYPOINTS][..., :2]).abs() / sizes
         moved = torch.where(predicted, moves.clamp_max(1).double().mean((2, 3)), 0).sum(1)

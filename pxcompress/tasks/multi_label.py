@@ -65,9 +65,9 @@ class MultiLabel(Task):
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:
         """Refuse data with another number of classes."""
-        given, returned = targets.shape[1], _logits(outputs).shape[1]
-        if given != returned:
-            raise InputError(f"the data have {given} classes, the model has {returned}; give as many")
+        classes_in_data, returned = targets.shape[1], _logits(outputs).shape[1]
+        if classes_in_data != returned:
+            raise InputError(f"the data have {classes_in_data} classes, the model has {returned}; give as many")
 
     def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
         """The labels that are more likely than not, with their probabilities."""

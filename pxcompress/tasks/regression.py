@@ -45,14 +45,16 @@ class Regression(Task):
         return (statistics[:, 0] / (self.largest or max(_largest(statistics), 1e-12))).clamp(0, 1)
 
     def with_scale(self, statistics: Tensor) -> Task:
-        """With the largest target of these samples."""
+        """This task with the largest target of these samples as the scale of losses."""
         return replace(self, largest=self.largest or _largest(statistics))
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:
         """Refuse targets of another number than the model returns."""
-        given, returned = targets.reshape(len(targets), -1).shape[1], self._numbers(outputs).shape[1]
-        if given != returned:
-            raise InputError(f"the data have {given} numbers a sample, the model returns {returned}; give as many")
+        numbers_in_data, returned = targets.reshape(len(targets), -1).shape[1], self._numbers(outputs).shape[1]
+        if numbers_in_data != returned:
+            raise InputError(
+                f"the data have {numbers_in_data} numbers a sample, the model returns {returned}; give as many"
+            )
 
     def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
         """The numbers by their names."""

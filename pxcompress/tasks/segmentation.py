@@ -100,7 +100,7 @@ def _two_classes(logits: Tensor) -> Tensor:
 
 
 def _regions(values: Tensor) -> Tensor:
-    """Where each class is the predicted one, (n, classes, height, width), zeros and ones."""
+    """Mask of every predicted class, (n, classes, height, width), zeros and ones."""
     return one_hot(values.detach().argmax(1), values.shape[1]).movedim(-1, 1).to(values)
 
 

@@ -96,7 +96,7 @@ class Task:
         return (1 - statistics[:, 0]).clamp(0, 1)
 
     def with_scale(self, statistics: Tensor) -> Task:
-        """For a `scaled` task, the same with a scale of losses from completed statistics of other samples.
+        """A `scaled` task with the scale of its losses from completed statistics of other samples; others unchanged.
 
         Losses of samples that share a scale of their own would not be independent, as certificates need them.
         """

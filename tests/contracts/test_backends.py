@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 from pxcompress.deploy import measure, runtime
-from pxcompress.deploy.backends import BACKENDS, CannotOpen, OnnxFiles
+from pxcompress.deploy.backends import BACKENDS, Backend, CannotOpen
 from pxcompress.deploy.bench import BenchConditions, bench
 from pxcompress.deploy.session import Array, Port, Session
 from pxcompress.errors import InputError, OutOfMemoryError
@@ -154,7 +154,7 @@ class NumpySession(Session):
 
 
 @dataclass(frozen=True)
-class NumpyRuntime(OnnxFiles):
+class NumpyRuntime(Backend):
     """Runs ONNX files with NumPy."""
 
     title: ClassVar[str] = "NumPy"

@@ -25,7 +25,7 @@ from pxcompress.deploy.session import Array
 from pxcompress.errors import InputError, ModelError, ParityError
 from pxcompress.models.adapter import adapt_module, called_with
 from pxcompress.models.onnx_file import read_ports
-from pxcompress.models.signature import bounded
+from pxcompress.models.signature import bound_inputs
 
 EXAMPLE = torch.zeros(2, 3, 8, 8)
 
@@ -175,7 +175,7 @@ def test_several_inputs_stay_several(
     """By name, whole numbers as such: of a module in Python, and of one that was read from its file."""
     model, onnx, example = pair
     if is_file:
-        ports = bounded(read_ports(str(onnx)).inputs, {name: [value] for name, value in PAIR.items()})
+        ports = bound_inputs(read_ports(str(onnx)).inputs, {name: [value] for name, value in PAIR.items()})
         model = called_with(read_onnx(onnx, {"image": [3, 8, 8]}), ports, example.shape[1:])
     done = convert_model(model, onnx, example, "copying", tmp_path / "m.copy", output="logits")
     assert done.inputs == {"image": InputKind((2, 3, 8, 8), "float32"), "kind": InputKind((2,), "int64")}

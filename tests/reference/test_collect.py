@@ -12,7 +12,7 @@ from models import CLASSES, Subject, batches_of, plan_of, snapshot
 from models import subject as subject_named
 from torch import Tensor, nn
 
-from pxcompress.layout.rows import complement, members_by_module, removed_rows, rows_first, unit_view, unit_weights
+from pxcompress.layout.rows import complement, list_removed_rows, members_by_module, rows_first, unit_view, unit_weights
 from pxcompress.passes.collect import Start, Statistic, collect
 from pxcompress.passes.moments import collect_moments
 from pxcompress.state import seeded
@@ -425,9 +425,9 @@ def test_members_by_module_and_removed_rows() -> None:
     first, second = readers[name][0], readers[name][1]
     plan = plan_of({first[0].name: (1, 3), second[0].name: (0,)})
     expected = sorted([*first[1].index[[1, 3]].flatten().tolist(), *second[1].index[0].tolist()])
-    assert removed_rows(readers[name], plan).tolist() == expected
-    assert removed_rows((), plan).tolist() == []
-    assert removed_rows(readers[name], plan_of({})).tolist() == []
+    assert list_removed_rows(readers[name], plan).tolist() == expected
+    assert list_removed_rows((), plan).tolist() == []
+    assert list_removed_rows(readers[name], plan_of({})).tolist() == []
 
 
 @pytest.mark.parametrize(("rows", "expected"), [([], [0, 1, 2, 3]), ([0, 2], [1, 3]), ([3, 0, 1, 2], [])])

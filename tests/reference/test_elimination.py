@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pxcompress import elimination
-from pxcompress.elimination import ConsumerStatistics, eliminate, regularised_inverse
+from pxcompress.elimination import ConsumerStatistics, eliminate, invert_regularised
 from pxcompress.state import seeded
 
 RIDGE = 1e-6
@@ -52,7 +52,7 @@ def _slow(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]], units: int,
 def _readers(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]], width: int) -> list[ConsumerStatistics]:
     return [
         ConsumerStatistics(
-            regularised_inverse(torch.from_numpy(sigma), RIDGE),
+            invert_regularised(torch.from_numpy(sigma), RIDGE),
             torch.from_numpy(weights.T @ (power[:, None] * weights)),
             width,
         )
@@ -108,7 +108,7 @@ def test_a_copy_of_a_unit_is_free_once_and_dear_afterwards() -> None:
         samples = torch.randn(100, 4, dtype=torch.float64)
     samples[:, 3] = samples[:, 0]
     sigma = samples.T @ samples / 100
-    reader = ConsumerStatistics(regularised_inverse(sigma, 1e-9), torch.eye(4, dtype=torch.float64))
+    reader = ConsumerStatistics(invert_regularised(sigma, 1e-9), torch.eye(4, dtype=torch.float64))
     scores = eliminate([reader], 4)
     cheap = scores < 1e-6
     assert cheap.sum() == 1

@@ -215,7 +215,7 @@ def test_divergence_is_told_and_nothing_is_kept(digits: tuple[Tensor, Tensor], n
 )
 def test_schedule_depends_on_the_layers(model: str, name: str) -> None:
     with torch.device("meta"):
-        assert baseline._schedule_of(timm.create_model(model)) is baseline.SCHEDULES[name]
+        assert baseline._choose_schedule(timm.create_model(model)) is baseline.SCHEDULES[name]
 
 
 def test_key_follows_everything_that_changes_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:

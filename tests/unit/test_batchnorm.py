@@ -10,7 +10,7 @@ from models import subject as subject_named
 from torch import Tensor, nn
 
 from pxcompress.graph import find_groups, prune
-from pxcompress.layout.rows import complement, members_by_module, removed_rows
+from pxcompress.layout.rows import complement, list_removed_rows, members_by_module
 from pxcompress.passes import matching
 from pxcompress.repair.batchnorm import BatchNormStatistics
 from pxcompress.state import seeded
@@ -60,7 +60,7 @@ def test_moments_are_those_of_the_dense_model(name: str, monkeypatch: pytest.Mon
     dense = _outputs(subject.model, inputs)
     owners = members_by_module(subject.groups, "out")
     for layer, values in _outputs(pruned.model, inputs).items():
-        rows = complement(len(dense[layer]), removed_rows(owners.get(layer, ()), pruned.plan))
+        rows = complement(len(dense[layer]), list_removed_rows(owners.get(layer, ()), pruned.plan))
         torch.testing.assert_close(values.mean(1), dense[layer][rows].mean(1), rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(values.std(1), dense[layer][rows].std(1), rtol=1e-3, atol=1e-3)
 

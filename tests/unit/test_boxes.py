@@ -145,7 +145,7 @@ def test_boxes_may_come_with_inputs_of_ones_own() -> None:
     assert targets[0].tolist() == [[1, 2, 3, 9, 8, 0], [0, 0, 0, 30, 20, 0], frame]
     assert targets[1].tolist() == [nothing, nothing, frame]
     blank = Signature(data.inputs).blank(data.native_size)
-    values = Signature(data.inputs).unpacked(blank)
+    values = Signature(data.inputs).unpack(blank)
     assert not values["pixel_values"].any()
     assert values["pixel_mask"].all()  # nothing is hidden
 

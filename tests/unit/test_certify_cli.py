@@ -833,4 +833,4 @@ def test_verify_of_half_a_certificate_is_one_line(px: Px, copy: Path, key: str) 
 def test_verify_without_a_certificate_is_one_line(px: Px, copy: Path, tmp_path: Path) -> None:
     (copy / "certificate.json").unlink()
     assert "--max-drop makes one" in one_line(px("verify", copy, "--quiet"))
-    assert "not a run folder" in one_line(px("verify", tmp_path / "nothing", "--quiet"))
+    assert "give a run folder" in one_line(px("verify", tmp_path / "nothing", "--quiet"))

@@ -31,7 +31,7 @@ from pxcompress.commands.terminal import notes, show
 from pxcompress.deploy.converters import CONVERTERS, Predict, Source
 from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import InputError
-from pxcompress.notes import LIVE
+from pxcompress.notes import Message, begin
 from pxcompress.passes.parts import watch_batches
 from pxcompress.recipe import Bench, Guarantee, Recipe
 from pxcompress.report.build import from_json
@@ -197,7 +197,7 @@ def test_a_run_is_handed_on_to_another_ecosystem(
         (("copied",), "unknown ecosystem 'copied'; did you mean copies"),
     ):
         assert expected in one_line(px("convert", folder, "--to", *words))
-    assert "is not a run folder" in one_line(px("convert", str(tmp_path), "--to", "copies"))
+    assert "give a run folder" in one_line(px("convert", str(tmp_path), "--to", "copies"))
 
 
 def test_widths_may_be_as_an_ecosystem_likes_them() -> None:
@@ -414,9 +414,12 @@ def test_results_are_broken_between_words_on_a_terminal_only(monkeypatch: pytest
 
 def test_progress_leaves_a_terminal_as_it_was() -> None:
     """Nothing of the live line stands beside the result, the cursor is there again, NO_COLOR is obeyed."""
-    script = "from pxcompress.commands.terminal import notes, show\nnote = notes(False)\n"
-    script += "note('prune ...'); note('prune: 0.1 s'); note('fold ...'); note('epoch 1'); note('fold: 1 s')\n"
-    script += "note('fold: top-1 90%'); show('table'); note('half ...')"
+    script = "from pxcompress.commands.terminal import notes, show\nfrom pxcompress.notes import Message, begin\n"
+    script += (
+        "note = notes(False); note(begin('prune [x]')); note(Message('prune: 0.1 s', 'end')); note(begin('fold'))\n"
+    )
+    script += "note(Message('2 of 3 batches', 'count', 2, 3)); note('epoch [1]'); note(Message('fold: 1 s', 'end'))\n"
+    script += "note('fold: top-1 90%'); show('table'); note(begin('half'))"
     environment = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "1"}
     process, terminal = pty.fork()
     if not process:
@@ -429,10 +432,14 @@ def test_progress_leaves_a_terminal_as_it_was() -> None:
     text = shown.decode()
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 3
     assert "\x1b[3" not in text
-    assert "\ntable\r\n" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r(?!\n)", "", text)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r(?!\n)", "", text)
+    assert "\ntable\r\n" in plain
+    assert all(f"{line}\r\n" in plain for line in ("prune: 0.1 s", "epoch [1]", "fold: 1 s", "fold: top-1 90%"))
+    assert "prune [x] ..." in plain
+    assert "2 of 3 batches" not in plain  # a bar shows it
 
 
-def test_long_passes_tell_on_a_terminal_what_is_left_of_them(
+def test_long_passes_count_their_batches_for_a_terminal_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seconds = iter(range(0, 1000, 2))
@@ -442,9 +449,11 @@ def test_long_passes_tell_on_a_terminal_what_is_left_of_them(
     seen = watch_batches({"score": batches, "endless": iter(())}, told.append)
     for _ in range(2):
         assert list(seen["score"]) == batches
-    assert told == 2 * [f"{LIVE}{done} of 4 batches, {2 * (4 - done)} s left in this pass" for done in (1, 2, 3)]
+    assert told == 2 * [f"{done} of 4 batches" for done in (1, 2, 3)]
+    counts = [message for message in told if isinstance(message, Message)]
+    assert [(each.kind, each.done, each.total) for each in counts] == 2 * [("count", done, 4) for done in (1, 2, 3)]
     note = notes(quiet=False)
-    for message in ("score ...", *told, "score: 8.0 s"):
+    for message in (begin("score"), *told, Message("score: 8.0 s", "end")):
         note(message)
     assert capsys.readouterr().err.splitlines() == ["score ...", "score: 8.0 s"]
 

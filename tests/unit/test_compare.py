@@ -235,7 +235,7 @@ def test_the_command_shows_one_run_several_a_card_and_figures(px: Px, folders: l
 
 
 def test_wrong_folders_are_one_line(px: Px, folders: list[Path], tmp_path: Path) -> None:
-    assert "is not a run folder" in one_line(px("report", tmp_path / "nothing"))
+    assert "give a run folder" in one_line(px("report", tmp_path / "nothing"))
     assert "given 2 times" in one_line(px("report", folders[0], folders[0]))
     assert "--card is of one run, and printed" in one_line(px("report", *folders, "--card"))
     (folders[0] / "report.json").write_text("{")
@@ -243,5 +243,5 @@ def test_wrong_folders_are_one_line(px: Px, folders: list[Path], tmp_path: Path)
     for altered in ({"certificate": {"rows": 1}}, {"recipe": {"repair": 1, "floors": 1}}):
         (folders[0] / "report.json").write_text(json.dumps({**json.loads(to_json(REPORT)), **altered}))
         assert "is not as pxcompress writes it" in one_line(px("report", folders[0], "--card"))
-    with pytest.raises(InputError, match="not a run folder"):
+    with pytest.raises(InputError, match="give a run folder"):
         read_report(tmp_path / "nothing")

@@ -215,6 +215,14 @@ def test_removing_a_head_by_hand() -> None:
     assert params({}) - params({"blocks.0.attn": 3}) == 24 * 3 * 6 + 3 * 6 + 6 * 24
 
 
+def test_attention_of_pytorch_counts_on_its_fast_path() -> None:
+    """In eval mode PyTorch runs the whole layer as one operator, which its own counter takes for nothing."""
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True).eval()
+    tokens, width, hidden = 5, 8, 12
+    products = 2 * tokens * tokens * width
+    assert count_macs(layer, torch.randn(1, tokens, width)) == tokens * width * (4 * width + 2 * hidden) + products
+
+
 def test_fused_and_unfused_attention_cost_the_same() -> None:
     subject = subject_named("vit")
     model = copy.deepcopy(subject.model)

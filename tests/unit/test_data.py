@@ -14,7 +14,7 @@ from timm.data.transforms_factory import create_transform
 
 from pxcompress.data import batches as batches_module
 from pxcompress.data import load_splits, open_source, training_batches
-from pxcompress.data.samples import drawing_order
+from pxcompress.data.samples import draw_order
 from pxcompress.errors import DataError, InputError
 from pxcompress.types import Preprocessing
 
@@ -203,7 +203,7 @@ def test_nested_folders_belong_to_their_class(tmp_path):
 @pytest.mark.parametrize("even", [True, False])
 def test_drawing_order_mixes_every_beginning(even):
     labels = np.repeat([0, 1, 2], [60, 30, 10])
-    order = drawing_order(labels, np.random.default_rng(0), balanced=even)
+    order = draw_order(labels, np.random.default_rng(0), balanced=even)
     assert sorted(order) == list(range(100))
     for n in range(1, 101):
         counts = np.bincount(labels[order[:n]], minlength=3)

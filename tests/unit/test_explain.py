@@ -197,7 +197,7 @@ def test_bad_input_is_one_line(px: Px, made: Path, options: list[str], said: str
 
 
 def test_no_run_folder(px: Px, tmp_path: Path) -> None:
-    assert "is not a run folder" in one_line(px("explain", tmp_path, "--quiet"))
+    assert "give a run folder" in one_line(px("explain", tmp_path, "--quiet"))
 
 
 def test_dense_weights_that_are_gone_or_others(px: Px, folder: Path, weights: Path, tmp_path: Path) -> None:

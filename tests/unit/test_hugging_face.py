@@ -18,7 +18,7 @@ from pxcompress.errors import ModelError
 from pxcompress.graph import find_groups, prune, removal_error
 from pxcompress.models.adapter import named_outputs
 from pxcompress.models.inputs import blank_inputs
-from pxcompress.models.loading import Architecture, classifier_names, load_model, made_plain
+from pxcompress.models.loading import Architecture, classifier_names, load_model, make_plain
 from pxcompress.models.outputs import difference, leaves
 from pxcompress.models.transformers_folder import save_slim
 from pxcompress.tasks.box_layouts import layout_of
@@ -122,7 +122,7 @@ def test_heads_and_neurons_go(name: str, saved: Path) -> None:
     structure = find_groups(loaded.model, example, classifier_names(loaded.model, example))
     assert {"head", "neuron"} <= {group.kind for group in structure.groups}
     architecture = Architecture.from_json(loaded.architecture.to_json())
-    again = made_plain(architecture.build(), loaded.preprocessing).eval()
+    again = make_plain(architecture.build(), loaded.preprocessing).eval()
     again.load_state_dict(loaded.model.state_dict())
     with torch.no_grad():
         assert difference(leaves(again(example)), leaves(loaded.model(example))) < 1e-6

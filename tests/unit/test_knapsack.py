@@ -71,3 +71,11 @@ def test_costs_are_those_at_the_widths_of_the_others() -> None:
     saliency = np.array([8.0, 4.0, 0.0])
     found = [Choice("0", (1, 4, 8), saliency * 0), Choice("1", (1, 4, 8), saliency)]
     assert least_saliency(found, _chain, 3 * 1 + 1 * 8 + 8 * 5) == {"0": 1, "1": 8}
+
+
+def test_the_best_round_counts_and_not_the_last() -> None:
+    """Costs move with the widths of the others, so that here the second round saves less than the first."""
+    first = Choice("0", (5, 7, 8, 11), np.array([9.0, 5.0, 2.0, 0.0]))
+    second = Choice("1", (3, 4, 9, 10), np.array([10.0, 6.0, 3.0, 0.0]))
+    kept = least_saliency([first, second], _chain, 74)
+    assert _saliency([first, second], kept) == 11

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_on_a_gpu_widths_are_what_its_tensor_cores_take(
 
 def test_on_a_gpu_an_operator_is_timed_in_steps_of_both_widths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
-    monkeypatch.setattr(latency, "_copies", lambda operator: (latency.EMPTY_OPERATOR, latency.EMPTY_OPERATOR))
+    monkeypatch.setattr(latency, "_make_copies", lambda operator: (latency.EMPTY_OPERATOR, latency.EMPTY_OPERATOR))
     asked = []
 
     def call(self: OperatorTimes, operator: Operator) -> float:
@@ -122,11 +123,11 @@ def test_on_a_gpu_an_operator_is_timed_in_steps_of_both_widths(monkeypatch: pyte
     monkeypatch.setattr(OperatorTimes, "_call", call)
     table = OperatorTimes(CONDITIONS)
     convolution = Operator("conv", (8, 8), 256, 512, (3, 3), (1, 1), (1, 1), (1, 1), positions=64)
-    steps = latency._steps(convolution, table, 8)
+    steps = latency._time_in_steps(convolution, table, 8)
     assert steps.at(250, 500) == pytest.approx(16)
     assert steps.at(65, 128) == steps.at(128, 1) == pytest.approx(2)
     depthwise = Operator("conv", (8, 8), 128, 128, (3, 3), (1, 1), (1, 1), (1, 1), groups=128, positions=64)
-    assert latency._steps(depthwise, table, 8).at(3, 70) == pytest.approx(2)
+    assert latency._time_in_steps(depthwise, table, 8).at(3, 70) == pytest.approx(2)
     assert {operator.groups for operator in asked if operator.kind == "conv"} >= {1, 128}
 
 
@@ -180,7 +181,7 @@ def test_a_wider_operator_never_costs_less_whatever_was_measured(monkeypatch: py
     net, example = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4))).eval(), torch.randn(1, 64)
     groups = find_groups(net, example, ["3"]).groups
     operator = find_operators(net, groups, example)["1"]
-    surface = latency._surface(operator, "1", Widths(net, groups), OperatorTimes(CONDITIONS))
+    surface = latency._measure_surface(operator, "1", Widths(net, groups), OperatorTimes(CONDITIONS))
     assert surface.times.shape[0] > 1 < surface.times.shape[1]
     for row, inputs in enumerate(surface.inputs):
         for column, outputs in enumerate(surface.outputs):
@@ -207,6 +208,25 @@ def test_a_width_costs_what_the_next_whole_step_costs(monkeypatch: pytest.Monkey
     assert costs == sorted(costs)
     assert len({round(cost, 9) for cost in costs}) == 3
     assert costs[0] == costs[15] < costs[16] == costs[31] < costs[32] == costs[39] == meter({})
+
+
+def test_weights_cost_the_time_in_which_they_come_from_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Operators that take the same at every width, so that all that gets cheaper is to fetch their weights."""
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(OperatorTimes, "milliseconds", lambda table, operator: 1.0)
+    monkeypatch.setattr(OperatorTimes, "fetch", lambda table: 1e-3)
+    monkeypatch.setattr(latency, "measure_best_step", lambda conditions: 16)
+    net, example = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3))).eval(), torch.randn(1, 64)
+    groups = find_groups(net, example, ["2"]).groups
+
+    def expected(kept: Mapping[str, int]) -> float:
+        first, second = (kept.get(name, 64) for name in ("0", "1"))
+        return 3 + 1e-3 * (64 * first + first * second + second * 64)
+
+    monkeypatch.setattr(latency, "measure_whole_model", lambda *args: expected(args[-1]))
+    meter = latency.latency_meter(net, groups, example, CONDITIONS)
+    for kept in ({}, {"0": 48}, {"0": 16, "1": 48}):
+        assert meter(kept) == pytest.approx(expected(kept), rel=1e-3)
 
 
 class Scripted:

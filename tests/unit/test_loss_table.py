@@ -55,7 +55,7 @@ def test_anytime_leaves_samples_and_budget_to_others(px: Px, table: Path) -> Non
     budget = first["budget"]
     assert (first["chosen"], first["bound"], first["delta"]) == (1, "e-process", 0.025)
     assert first["n"] == budget["ends"] < 900
-    assert (budget["begins"], budget["are"], budget["lost"]) == (0, ROWS, True)
+    assert (budget["begins"], budget["samples"], budget["lost"]) == (0, ROWS, True)
     second = told(px, "--losses", table, "--max-drop", 0.2, "--anytime")
     assert second["budget"]["begins"] == budget["ends"]
     assert (second["budget"]["left"], second["delta"], second["spent"]) == (0.025, 0.0125, "")
@@ -200,7 +200,7 @@ def _put(key: str, value: object) -> Callable[[dict[str, Any]], object]:
         _put("reserved", 9),
         _put("group", "when"),
         _put("anytime", True),
-        _put("budget", {"total": 0.1, "left": 0.1, "stake": 0.05, "begins": 0, "ends": 9, "are": 9}),
+        _put("budget", {"total": 0.1, "left": 0.1, "stake": 0.05, "begins": 0, "ends": 9, "samples": 9}),
         lambda record: record["rows"][1].update(p_value=1e-9),
         lambda record: record["rows"][1].update(errors=1.0),
         lambda record: record["rows"][1].update(name="other"),

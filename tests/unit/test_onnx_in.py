@@ -265,7 +265,7 @@ def test_a_module_takes_floats_with_channels_first_whatever_the_file_takes(
     assert types[0]["inner.weight"] == types[1]["inner.weight"]
     assert 10 * (kind is InHalf) in {*types[1].values(), 0}
     values = torch.randint(256, (3, 3, 32, 32), generator=torch.Generator().manual_seed(0)).float()
-    (name,) = module.given
+    (name,) = module.input_names
     (written,) = run_graph(
         tmp_path / "slim.onnx", {name: value.numpy() for name, value in pruned.file_inputs({name: values}).items()}
     )

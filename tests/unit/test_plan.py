@@ -457,7 +457,7 @@ def test_a_file_that_is_no_plan_is_refused(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("removed", [{"a": [4]}, {"a": [-1]}, {"a": [0, 0]}, {"nowhere": [0]}])
+@pytest.mark.parametrize("removed", [{"a": [4]}, {"a": [-1]}, {"a": [0, 0]}, {"a": [0, 1, 2, 3]}, {"nowhere": [0]}])
 def test_a_plan_that_removes_what_is_not_there_is_refused(removed: dict[str, list[int]]) -> None:
     groups, plan = _example()
     content = json.loads(plan_to_json(plan, groups))

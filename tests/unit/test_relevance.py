@@ -7,7 +7,7 @@ import torch
 from models import batches_of
 from models import subject as subject_named
 
-from pxcompress.attribution.relevance import PRECISIONS, TOLERANCE, relative_error, score_in_precision
+from pxcompress.attribution.relevance import PRECISIONS, STARTS, TOLERANCE, relative_error, score_in_precision
 from pxcompress.errors import InputError
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Batches, Scores
@@ -55,3 +55,8 @@ def test_what_deviates_too_much_is_refused(factor: float) -> None:
     assert asked == [1, 1], "only the first batch is needed to refuse"
     assert not torch.is_autocast_enabled("cpu")
     assert score_in_precision("none", model, score, batches)["a"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("start", list(STARTS))
+def test_a_logit_of_zero_starts_with_a_finite_multiplier(start: str) -> None:
+    assert STARTS[start](torch.zeros(2, 3), torch.tensor([0, 2])).isfinite().all()

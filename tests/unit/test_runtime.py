@@ -373,7 +373,7 @@ def test_a_warm_up_ends_when_calls_no_longer_get_faster(
         done.append(slower(len(done)))
         return done[-1]
 
-    monkeypatch.setattr(stopwatch, "_seconds", call)
+    monkeypatch.setattr(stopwatch, "_time_call", call)
     assert stopwatch._warm_up(lambda: None, 80, 1e9) == min(done)
     assert len(done) == calls
 

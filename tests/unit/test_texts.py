@@ -33,7 +33,7 @@ from pxcompress.graph import find_groups
 from pxcompress.layout.rows import input_layouts
 from pxcompress.models.adapter import Adapter, called_with
 from pxcompress.models.inputs import preprocessing_of
-from pxcompress.models.loading import load_model, made_plain
+from pxcompress.models.loading import load_model, make_plain
 from pxcompress.models.signature import MASK, Signature, inputs_from_json
 from pxcompress.models.tokens import IDS, KINDS, Tokenizer
 from pxcompress.passes.collect import collect
@@ -55,7 +55,7 @@ def reader() -> nn.Module:
     """The net for notes with random weights, as every stage takes it."""
     torch.manual_seed(0)
     net = NoteReader(width=16, depth=1, heads=2).eval()
-    return made_plain(net, preprocessing_of(net)).eval()
+    return make_plain(net, preprocessing_of(net)).eval()
 
 
 def encoded(*texts: str) -> Tensor:
@@ -108,7 +108,7 @@ def test_padding_counts_in_no_statistic(reader: nn.Module) -> None:
     rows = {name: torch.arange(index.numel()) for name, index in layouts.items()}
     torch.manual_seed(1)
     other = NoteReader(width=16, depth=1, heads=2).eval()
-    other = made_plain(other, preprocessing_of(other)).eval()
+    other = make_plain(other, preprocessing_of(other)).eval()
     expected_changes = moment_changes(reader, other, rows, "in", [(encoded(*[TEXTS[0]] * 4), labels)])
     filled = torch.nn.functional.pad(encoded(*[TEXTS[0]] * 4), (0, 7))
     longer = encoded(*[TEXTS[0]] * 4, " ".join(["a"] * 20))[:4]
@@ -160,7 +160,7 @@ class TokenNet(nn.Module):
 
 
 def test_fine_tuning_does_not_follow_padding() -> None:
-    net = made_plain(TokenNet(), preprocessing_of(TokenNet()))
+    net = make_plain(TokenNet(), preprocessing_of(TokenNet()))
     inputs = encoded(*TEXTS)
     (values,) = named_predictions(net, inputs).values()
     assert values.shape == (len(TEXTS), inputs.shape[2], 3)

@@ -28,7 +28,7 @@ class AnnotationFile:
     content: Mapping[str, Any]
 
     def error(self, text: str) -> DataError:
-        """What is wrong with it."""
+        """The error for what is wrong with the file, `text`."""
         return DataError(f"data {self.spec!r}: {self.path.name} {text}")
 
 

@@ -29,7 +29,7 @@ def open_coco(spec: str, path: Path) -> UserData | None:
         raise files[-1].error(f"has other categories than {files[0].path.name}; expected the same ids and names")
     numbers = {identity: place for place, identity in enumerate(categories[0])}
     joints = max(map(_count_joints, files))
-    halves = tuple(_annotated(file, root, numbers, joints) for file in files)
+    halves = tuple(_annotate(file, root, numbers, joints) for file in files)
     return Annotations(spec, root, tuple(categories[0].values()), halves).user_data()
 
 
@@ -82,7 +82,7 @@ def _count_joints(file: AnnotationFile) -> int:
     return max(len(each.get("keypoints") or ()) for each in file.content["categories"]) if marked else 0
 
 
-def _annotated(file: AnnotationFile, root: Path, numbers: Mapping[int, int], joints: int) -> list[Annotated]:
+def _annotate(file: AnnotationFile, root: Path, numbers: Mapping[int, int], joints: int) -> list[Annotated]:
     """Images of a file with their boxes; those without boxes have none."""
     columns = BOX_COLUMNS + (1 + 3 * joints if joints else 0)
     try:
@@ -137,7 +137,7 @@ def _joints(file: AnnotationFile, annotation: Any, count: int) -> list[float]:
 
 
 def _image_folder(file: AnnotationFile, root: Path, name: str) -> Path:
-    """Where the images of a file are, by the first of them; where none has it, the likeliest."""
+    """The folder with a file's images: the first candidate that holds the first image, else the likeliest."""
     part = file.path.stem.removeprefix("instances_").removeprefix("person_keypoints_")
     half = half_of(part) or ""
     here = file.path.parent

@@ -23,17 +23,17 @@ def open_voc(spec: str, path: Path) -> UserData | None:
     root = next((each for each in roots if (each / "Annotations").is_dir() and (each / "JPEGImages").is_dir()), None)
     if root is None:
         return None
-    names = [listed for half in _LISTS if (listed := _listed(root, half))]
+    names = [listed for half in _LISTS if (listed := _list_names(root, half))]
     if not names:
         names = [[file.stem for file in sorted((root / "Annotations").glob("*.xml"))]]
     parsed = [[(name, _parse(spec, root / "Annotations" / f"{name}.xml")) for name in half] for half in names]
     objects = [each for half in parsed for _, image in half for each in image.get("object", [])]
     classes = tuple(sorted({str(each.get("name")) for each in objects}))
-    halves = tuple([_annotated(spec, root, name, image, classes) for name, image in half] for half in parsed)
+    halves = tuple([_annotate(spec, root, name, image, classes) for name, image in half] for half in parsed)
     return Annotations(spec, root, classes, halves).user_data()
 
 
-def _listed(root: Path, names: tuple[str, ...]) -> list[str]:
+def _list_names(root: Path, names: tuple[str, ...]) -> list[str]:
     """Names of the images in the first of these lists that is there; none without one."""
     for name in names:
         path = root / "ImageSets" / "Main" / f"{name}.txt"
@@ -53,7 +53,7 @@ def _parse(spec: str, path: Path) -> Mapping[str, Any]:
     return annotation
 
 
-def _annotated(spec: str, root: Path, name: str, image: Mapping[str, Any], classes: tuple[str, ...]) -> Annotated:
+def _annotate(spec: str, root: Path, name: str, image: Mapping[str, Any], classes: tuple[str, ...]) -> Annotated:
     """An image with its boxes, whose pixels VOC counts from 1; difficult objects count as a crowd does."""
     file = f"{name}.xml"
     try:

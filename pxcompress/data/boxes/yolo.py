@@ -28,7 +28,7 @@ def open_yolo(spec: str, path: Path) -> UserData | None:
     halves = [_images(content, root, name) for name in ("train", "val") if content.content.get(name)]
     if not halves:
         raise content.error("has no train: and val:; expected folders of images")
-    read = tuple([_annotated(spec, image, len(classes)) for image in half] for half in halves)
+    read = tuple([_annotate(spec, image, len(classes)) for image in half] for half in halves)
     return Annotations(spec, root, classes, read, relative=True).user_data()
 
 
@@ -83,7 +83,7 @@ def _is_image(path: Path) -> bool:
     return path.name.lower().endswith(IMG_EXTENSIONS) and not path.name.startswith(".")
 
 
-def _annotated(spec: str, image: Path, classes: int) -> Annotated:
+def _annotate(spec: str, image: Path, classes: int) -> Annotated:
     """An image with the boxes of its .txt: below labels/ where it is below images/, else beside it."""
     parts = list(image.parts)
     if "images" in parts[:-1]:

@@ -2,7 +2,7 @@
 
     @BACKENDS.register("my-runtime")
     @dataclass(frozen=True)
-    class MyRuntime(OnnxFiles):
+    class MyRuntime(Backend):
         title, version = "My Runtime", "my-runtime-1.0"
         def get_device(self, provider): ...           # "cpu" or "cuda"
         def explain_failure(self, provider): ...      # why it cannot run on this machine; "" where it can
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 class Backend(Protocol):
     """A runtime: it writes a model as a file that it can run, opens such a file, and says how large it is.
 
-    What is opened, a `Session`, predicts, and binds inputs to a call that is timed.
+    What is opened, a `Session`, predicts, and binds inputs to a call that is timed. Files are ONNX files, unless a
+    backend that derives from this class says otherwise.
     """
 
     title: ClassVar[str]
@@ -44,7 +45,7 @@ class Backend(Protocol):
         """Version of the runtime, which tells it from other runtimes, too; kept times are of one version only."""
 
     def get_device(self, provider: str) -> str:
-        """Where a provider runs: "cpu" or "cuda"."""
+        """Device that a provider runs on: "cpu" or "cuda"."""
 
     def explain_failure(self, provider: str) -> str:
         """Why `provider` does not work on this machine, in one line, with what to install; "" where it works."""
@@ -60,6 +61,7 @@ class Backend(Protocol):
         output_name: str = OUTPUT,
     ) -> Artifact:
         """Write `model` with open `axes`, as `export.export_onnx` does."""
+        return export_onnx(model, example, path, metadata, axes=axes, output_name=output_name)
 
     def open(self, source: Path | bytes, provider: str, threads: int) -> Session:
         """The model of a file, or of its content, ready to run on `provider` with this number of CPU threads.
@@ -68,41 +70,21 @@ class Backend(Protocol):
         """
 
     def quantise(self, source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
-        """Write `source` in int8 to `path`, calibrated on `batches`, losing no more than the `judge` allows."""
+        """Write `source` in int8 to `path`, calibrated on `batches`, losing no more than the `judge` allows.
 
-    def size(self, path: Path) -> int:
-        """Bytes of the files that have to be deployed, weights beside `path` included."""
-
-
-class CannotOpen(InputError):
-    """A runtime does not take a model; the message is its reason in one line."""
-
-
-class OnnxFiles:
-    """What backends share that open ONNX files: how these are written, made int8, and how large they are."""
-
-    def export(
-        self,
-        model: nn.Module,
-        example: Tensor,
-        path: Path,
-        metadata: Mapping[str, str],
-        *,
-        axes: OpenAxes = ANY_BATCH,
-        output_name: str = OUTPUT,
-    ) -> Artifact:
-        """Write `model` as an ONNX file."""
-        return export_onnx(model, example, path, metadata, axes=axes, output_name=output_name)
-
-    def quantise(self, source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
-        """Write a QDQ file by ONNX Runtime's quantisation."""
+        By ONNX Runtime's quantisation, as a QDQ file.
+        """
         from pxcompress.deploy.int8 import quantise
 
         return quantise(source, path, batches, judge)
 
     def size(self, path: Path) -> int:
-        """Bytes of an ONNX file and of the weights beside it."""
+        """Bytes of the files that have to be deployed, weights beside `path` included."""
         return file_bytes(path)
+
+
+class CannotOpen(InputError):
+    """A runtime does not take a model; the message is its reason in one line."""
 
 
 BACKENDS: Registry[Backend] = Registry("provider", "pxcompress.deploy.backends")

@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from onnxruntime.capi import build_and_package_info
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from pxcompress.deploy.backends import BACKENDS, CannotOpen, OnnxFiles
+from pxcompress.deploy.backends import BACKENDS, Backend, CannotOpen
 from pxcompress.deploy.export import read_metadata
 from pxcompress.deploy.hardware import TF32_SWITCH, explain_missing_gpu, explain_old_driver, load_tensorrt
 from pxcompress.deploy.plugins import choose_plugin, explain_no_plugin
@@ -96,7 +96,7 @@ _NO_GRAPH = -1
 @BACKENDS.register("plugin")
 @BACKENDS.register("tensorrt")
 @dataclass(frozen=True)
-class OnnxRuntime(OnnxFiles):
+class OnnxRuntime(Backend):
     """ONNX Runtime on the CPU, on NVIDIA GPUs through CUDA or TensorRT, and through a provider's own package."""
 
     title: ClassVar[str] = "ONNX Runtime"
@@ -140,8 +140,8 @@ class OrtSession(Session):
         return cls(
             path=path,
             placement=_describe_placement(model, provider),
-            inputs=tuple(_port(path, node) for node in model.get_inputs()),
-            outputs=tuple(_port(path, node) for node in model.get_outputs()),
+            inputs=tuple(_make_port(path, node) for node in model.get_inputs()),
+            outputs=tuple(_make_port(path, node) for node in model.get_outputs()),
             threads=threads,
             metadata=dict(model.get_modelmeta().custom_metadata_map),
             providers=tuple(model.get_providers()),
@@ -151,7 +151,7 @@ class OrtSession(Session):
 
     @property
     def device(self) -> str:
-        """Where the bound input and output buffers are: "cuda" or "cpu"."""
+        """Device of the bound input and output buffers: "cuda" or "cpu"."""
         return self.memory
 
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
@@ -242,7 +242,7 @@ def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str
     with capture_output() as noise:
         try:
             if provider == "plugin":
-                options.add_provider_for_devices(_plugin_devices(), {})
+                options.add_provider_for_devices(_list_plugin_devices(), {})
             stack = _list_providers(source, provider)
             model = ort.InferenceSession(source, options, providers=stack, enable_fallback=0)
         except (*ORT_ERRORS, DecodeError) as error:
@@ -267,12 +267,7 @@ def _list_providers(source: Path | bytes, provider: str) -> list[Any] | None:
     return [(name, {**options, **allowed}), *others]
 
 
-def list_built_in() -> tuple[str, ...]:
-    """ONNX Runtime's names of the providers that it was built with, whether they work here or not."""
-    return tuple(ort.get_available_providers())
-
-
-def _plugin_devices() -> list[Any]:
+def _list_plugin_devices() -> list[Any]:
     """The devices of the plugin's first provider; there is one where `explain_no_plugin` says nothing."""
     plugin = choose_plugin()
     if plugin is None:
@@ -283,7 +278,7 @@ def _plugin_devices() -> list[Any]:
 def _name(provider: str) -> str:
     """ONNX Runtime's own name of a provider."""
     if provider == "plugin":
-        return str(_plugin_devices()[0].ep_name)
+        return str(_list_plugin_devices()[0].ep_name)
     provider_name = _STACKS[provider][0]
     return str(provider_name if isinstance(provider_name, str) else provider_name[0])
 
@@ -311,7 +306,7 @@ def _run_options(graph: int) -> Any:
     return options
 
 
-def _port(path: Path, node: Any) -> Port:
+def _make_port(path: Path, node: Any) -> Port:
     """An input or output of ONNX Runtime's session; `InputError` for a type that NumPy does not have."""
     if node.type not in _DTYPES:
         raise InputError(f"{path}: {node.name!r} is a {node.type}; expected one of: {', '.join(_DTYPES)}")

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-from pxcompress.deploy.backends import BACKENDS, CannotOpen, OnnxFiles
+from pxcompress.deploy.backends import BACKENDS, Backend, CannotOpen
 from pxcompress.deploy.quiet import capture_output, shorten_message
 from pxcompress.deploy.session import Array, Port, Session
 from pxcompress.proof import Placement
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @BACKENDS.register("openvino")
 @dataclass(frozen=True)
-class OpenVino(OnnxFiles):
+class OpenVino(Backend):
     """OpenVINO on the CPU; float32 stays float32, also on processors that have bfloat16."""
 
     title: ClassVar[str] = "OpenVINO"
@@ -78,7 +78,7 @@ class OpenVino(OnnxFiles):
                 else onnx.load(source, load_external_data=False)
             )
             inputs, outputs = (
-                tuple(_port(port) for port in of) for of in (compiled_model.inputs, compiled_model.outputs)
+                tuple(_make_port(port) for port in of) for of in (compiled_model.inputs, compiled_model.outputs)
             )
         except (RuntimeError, ValueError, TypeError, DecodeError) as error:
             raise CannotOpen(shorten_message(str(error))) from error
@@ -120,7 +120,7 @@ class OpenVinoSession(Session):
         return call
 
 
-def _port(port: Any) -> Port:
+def _make_port(port: Any) -> Port:
     """An input or output of OpenVINO's model; its type must be one that NumPy has."""
     shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
     return Port(port.get_any_name(), shape, np.dtype(port.get_element_type().to_dtype()))

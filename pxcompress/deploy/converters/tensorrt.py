@@ -59,10 +59,10 @@ class TensorRt:
                 f"{path.name} was built for another GPU or another version of TensorRT than {tensorrt.__version__}; "
                 "convert on the machine that it is for"
             )
-        return _predictor(engine, engine.create_execution_context(), tensorrt.TensorIOMode.INPUT)
+        return _make_predictor(engine, engine.create_execution_context(), tensorrt.TensorIOMode.INPUT)
 
 
-def _predictor(engine: Any, context: Any, is_input: Any) -> Predict:
+def _make_predictor(engine: Any, context: Any, is_input: Any) -> Predict:
     """A call of an engine."""
     names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
     made = [name for name in names if engine.get_tensor_mode(name) != is_input]

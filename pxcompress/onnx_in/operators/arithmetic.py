@@ -25,7 +25,7 @@ def _pow(base: Tensor, exponent: Tensor) -> Tensor:
     return torch.pow(base, exponent.to(base.dtype) if exponent.dim() else to_number(exponent)).to(base.dtype)
 
 
-def _folded(function: Operator) -> Operator:
+def _fold_inputs(function: Operator) -> Operator:
     """An operator on any number of inputs, from one on two."""
 
     def run(node: Settings, first: Tensor, *others: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ for _name, _function in PLAIN.items():
     operator(_name)(_plain(_function))
 FOLDED: dict[str, Operator] = {"Min": torch.minimum, "Max": torch.maximum, "Sum": torch.add}
 for _name, _function in FOLDED.items():
-    operator(_name)(_folded(_function))
+    operator(_name)(_fold_inputs(_function))
 
 
 @operator("Identity")

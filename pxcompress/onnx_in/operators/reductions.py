@@ -33,7 +33,7 @@ REDUCTIONS: dict[str, Operator] = {
 """ONNX's name -> function of a tensor, its axes as a tuple, and whether they stay with size 1."""
 
 
-def _reduced(function: Operator) -> Operator:
+def _make_reduction(function: Operator) -> Operator:
     def run(node: Settings, x: Tensor, axes: Any = None) -> Tensor:
         chosen = axes_of(node, axes)
         if not chosen and node.get("noop_with_empty_axes"):
@@ -44,11 +44,11 @@ def _reduced(function: Operator) -> Operator:
 
 
 for _name, _function in REDUCTIONS.items():
-    operator(_name)(_reduced(_function))
+    operator(_name)(_make_reduction(_function))
 
 
 def _arg(node: Settings, x: Tensor, largest: bool) -> Tensor:
-    """Where the largest or smallest is; the last of equals where the node asks for it."""
+    """Index of the largest or smallest value; the last of equals where the node asks for it."""
     axis, keep = node.get("axis", 0), bool(node.get("keepdims", 1))
     if node.get("select_last_index"):
         flipped = x.flip(axis)
@@ -69,8 +69,8 @@ def _argmin(node: Settings, x: Tensor) -> Tensor:
 
 @operator("TopK")
 def _topk(node: Settings, x: Tensor, count: Any = None) -> tuple[Tensor, Tensor]:
-    given = node.get("k") if count is None else count
-    number = int(to_number(given) if isinstance(given, Tensor) else given[0] if isinstance(given, list) else given)
+    count = node.get("k") if count is None else count
+    number = int(to_number(count) if isinstance(count, Tensor) else count[0] if isinstance(count, list) else count)
     values, indices = x.topk(number, node.get("axis", -1), bool(node.get("largest", 1)), bool(node.get("sorted", 1)))
     return values, indices
 
@@ -103,7 +103,7 @@ ATTENTION = {"q_num_heads", "kv_num_heads", "scale", "is_causal", "softmax_preci
 
 @operator("Attention")
 def _attention(node: Settings, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *past: Any) -> Tensor:
-    """Of opset 23: queries, keys and values (n, heads, tokens, d), or (n, tokens, heads * d) with counts of heads."""
+    """Attention of opset 23 on (n, heads, tokens, d), or on (n, tokens, heads * d) with counts of heads."""
     odd = sorted(name for name in node.attributes.keys() - ATTENTION if node[name])
     if any(value is not None for value in past) or node.outputs > 1:
         odd.append("a cache or several outputs")

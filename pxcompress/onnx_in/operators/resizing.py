@@ -18,7 +18,7 @@ SMOOTH = {1: "linear", 2: "bilinear", 3: "trilinear"}
 @operator("Resize", "Upsample")
 def _resize(node: Settings, x: Tensor, *how: Any) -> Tensor:
     """`how` is roi, scales and sizes; before opset 11 scales alone, or an attribute."""
-    scales, sizes = _wanted(node, how)
+    scales, sizes = _read_scales_and_sizes(node, how)
     target, factors = _target(node, x, scales, sizes)
     if target[:2] != list(x.shape[:2]):
         raise Unsupported("a Resize of batch or channels")
@@ -29,11 +29,11 @@ def _resize(node: Settings, x: Tensor, *how: Any) -> Tensor:
     return _smooth(node, x, target, factors, where)
 
 
-def _wanted(node: Settings, how: Sequence[Any]) -> tuple[Any, Any]:
-    given = [*how, None, None, None]
+def _read_scales_and_sizes(node: Settings, how: Sequence[Any]) -> tuple[Any, Any]:
+    arguments = [*how, None, None, None]
     if node.opset < 11:
-        return (given[0] if given[0] is not None else node.get("scales")), None
-    return given[1], given[2]
+        return (arguments[0] if arguments[0] is not None else node.get("scales")), None
+    return arguments[1], arguments[2]
 
 
 def _target(node: Settings, x: Tensor, scales: Any, sizes: Any) -> tuple[list[int], list[float] | None]:

@@ -37,10 +37,10 @@ def _flatten(node: Settings, x: Tensor) -> Tensor:
 
 @operator("Reshape")
 def _reshape(node: Settings, x: Tensor, sizes: Any) -> Tensor:
-    wanted = to_ints(sizes)
+    shape = to_ints(sizes)
     if not node.get("allowzero"):
-        wanted = [x.shape[axis] if size == 0 else size for axis, size in enumerate(wanted)]
-    return x.reshape(wanted)
+        shape = [x.shape[axis] if size == 0 else size for axis, size in enumerate(shape)]
+    return x.reshape(shape)
 
 
 @operator("Transpose")
@@ -64,10 +64,10 @@ def _unsqueeze(node: Settings, x: Tensor, axes: Any = None) -> Tensor:
 
 @operator("Expand")
 def _expand(node: Settings, x: Tensor, sizes: Any) -> Tensor:
-    wanted = to_ints(sizes)
-    own = [1] * (len(wanted) - x.dim()) + list(x.shape)
-    wanted = [1] * (x.dim() - len(wanted)) + wanted
-    return x.expand([max(a, b) if min(a, b) == 1 else a for a, b in zip(own, wanted, strict=True)])
+    shape = to_ints(sizes)
+    own = [1] * (len(shape) - x.dim()) + list(x.shape)
+    shape = [1] * (x.dim() - len(shape)) + shape
+    return x.expand([max(a, b) if min(a, b) == 1 else a for a, b in zip(own, shape, strict=True)])
 
 
 @operator("Tile")
@@ -78,10 +78,10 @@ def _tile(node: Settings, x: Tensor, repeats: Any) -> Tensor:
 @operator("Slice")
 def _slice(node: Settings, x: Tensor, *bounds: Any) -> Tensor:
     """`bounds` are starts, ends, axes and steps; before opset 10 the first three are attributes."""
-    given = [to_ints(value) for value in bounds] + [[]] * (4 - len(bounds))
-    starts, ends = given[0] or list(node.get("starts", ())), given[1] or list(node.get("ends", ()))
-    axes = given[2] or list(node.get("axes", ())) or list(range(len(starts)))
-    for start, end, axis, step in zip(starts, ends, axes, given[3] or [1] * len(starts), strict=True):
+    parts = [to_ints(value) for value in bounds] + [[]] * (4 - len(bounds))
+    starts, ends = parts[0] or list(node.get("starts", ())), parts[1] or list(node.get("ends", ()))
+    axes = parts[2] or list(node.get("axes", ())) or list(range(len(starts)))
+    for start, end, axis, step in zip(starts, ends, axes, parts[3] or [1] * len(starts), strict=True):
         x = _cut(x, axis, start, end, step)
     return x
 

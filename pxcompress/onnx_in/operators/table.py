@@ -79,6 +79,6 @@ def to_number(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) else value
 
 
-def axes_of(node: Settings, given: Any) -> list[int]:
+def axes_of(node: Settings, axes: Any) -> list[int]:
     """Axes as an input, as newer opsets have them, else as an attribute."""
-    return to_ints(given) if given is not None else list(node.get("axes", ()))
+    return to_ints(axes) if axes is not None else list(node.get("axes", ()))
