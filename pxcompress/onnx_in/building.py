@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from pxcompress.onnx_in.calls import BOUND, Call, Chunk, Padding, Select, heads_of, spatial_sizes, swap_heads
 from pxcompress.onnx_in.folding import find_varying_axis
@@ -259,7 +260,7 @@ class Builder:
             places = torch.arange(weight.shape[1]).reshape(height, width, channels).permute(2, 0, 1).reshape(-1)
             weight = weight[:, places]
             origin = replace(origin, unflattened=(channels, height, width), flat=x.name or "")
-        layer = fill_(nn.Linear(weight.shape[1], weight.shape[0], bias is not None), weight, bias)
+        layer = fill_(skip_init(nn.Linear, weight.shape[1], weight.shape[0], bias is not None), weight, bias)
         name, out = self._add_layer(layer, named, origin), last.outputs[0].name or ""
         if image is None:
             self._add("Linear", name, [x], last)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from pxcompress.onnx_in.operators.layers import plain_transposed, window
 from pxcompress.onnx_in.operators.table import Settings
@@ -29,7 +30,8 @@ def make_convolution(node: Settings, weight: Tensor, bias: Tensor | None, *, pad
     """A convolution; `padded` says that what it reads has its zeros around it already. `size` is that of its images."""
     rank, groups = weight.dim() - 2, node.get("group", 1)
     strides, dilations, pads = window(node, size, weight.shape[2:])
-    layer = CONVOLUTIONS[rank - 1](
+    layer = skip_init(
+        CONVOLUTIONS[rank - 1],
         weight.shape[1] * groups,
         weight.shape[0],
         tuple(weight.shape[2:]),
@@ -48,7 +50,8 @@ def make_transposed(node: Settings, weight: Tensor, bias: Tensor | None) -> nn.M
     if not plain_transposed(node, rank):
         return None
     strides, dilations, pads = window(node, (), weight.shape[2:])
-    layer = TRANSPOSED[rank - 1](
+    layer = skip_init(
+        TRANSPOSED[rank - 1],
         weight.shape[0],
         weight.shape[1] * groups,
         tuple(weight.shape[2:]),

@@ -97,13 +97,13 @@ def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
     numbers = prod(max(dim, 0) for dim in tensor.dims)
     if any(dim < 0 for dim in tensor.dims) or numbers > LARGEST_TENSOR:
         raise ModelError(f"{path.name}: tensor {tensor.name!r} says it has the shape {list(tensor.dims)}; refused")
-    if tensor.raw_data and tensor.data_type in DTYPES:
-        expected = numbers * DTYPES[tensor.data_type].itemsize
-        if len(tensor.raw_data) != expected:
-            raise ModelError(
-                f"{path.name}: tensor {tensor.name!r} of shape {list(tensor.dims)} has {len(tensor.raw_data)} bytes, "
-                f"not {expected}; fetch the whole file"
-            )
+    size = len(tensor.raw_data)  # read once: every look at it copies it
+    expected = numbers * DTYPES[tensor.data_type].itemsize if tensor.data_type in DTYPES else size
+    if size not in (0, expected):
+        raise ModelError(
+            f"{path.name}: tensor {tensor.name!r} of shape {list(tensor.dims)} has {size} bytes, not {expected}; "
+            "fetch the whole file"
+        )
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path) -> None:

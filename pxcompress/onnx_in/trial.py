@@ -36,14 +36,17 @@ class Refused(Exception):
 class Trial:
     """One run of the graph: `shapes` of all values, and `known`, those made of initializers and shapes alone.
 
-    An `If` whose condition is known becomes the branch that it takes, in the graph itself.
+    An `If` whose condition is known becomes the branch that it takes, in the graph itself. `weights` are initializers
+    that another run of the same graph has read already.
     """
 
-    def __init__(self, model: ir.Model, inputs: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, model: ir.Model, inputs: Mapping[str, Tensor], weights: Mapping[ir.Value, Tensor] | None = None
+    ) -> None:
         self.shapes: dict[ir.Value, tuple[int, ...]] = {}
         self.known: dict[ir.Value, Tensor] = {}
         self.inputs = inputs
-        self._model, self._opset = model, opset_of(model)
+        self._model, self._opset, self._weights = model, opset_of(model), weights or {}
         self._values: dict[ir.Value, Any] = {}
         for value in model.graph.initializers.values():
             self._take_initializer(value)
@@ -57,7 +60,8 @@ class Trial:
         self._values.clear()
 
     def _take_initializer(self, value: ir.Value) -> None:
-        tensor = constant(value)
+        tensor = self._weights.get(value)
+        tensor = constant(value) if tensor is None else tensor
         assert tensor is not None
         self._values[value] = self.known[value] = tensor
         self.shapes[value] = tuple(tensor.shape)
@@ -161,10 +165,10 @@ def run_trials(model: ir.Model, sizes: Mapping[str, Sequence[int]], name: str) -
         first = Trial(model, draw_inputs(model, shapes, 0))
     except Refused as error:
         raise ModelError(f"{name} does not run as it is read: {_size_hint(model, shapes)}{error}") from error
-    return Trials(model, first, _second_trial(model, shapes))
+    return Trials(model, first, _second_trial(model, shapes, first.known))
 
 
-def _second_trial(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> Trial:
+def _second_trial(model: ir.Model, shapes: Mapping[str, Sequence[int]], weights: Mapping[ir.Value, Tensor]) -> Trial:
     """A run with all open sizes changed, or, where these do not run together, with each that runs by itself."""
     places = [
         (value.name or "", axis)
@@ -173,17 +177,17 @@ def _second_trial(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> Trial
         if size is None
     ]
     try:
-        return Trial(model, draw_inputs(model, _enlarge(shapes, places), 1))
+        return Trial(model, draw_inputs(model, _enlarge(shapes, places), 1), weights)
     except Refused:
         pass
     last, enlarged = None, _enlarge(shapes, [])
     for place in places:
         try:
-            last = Trial(model, draw_inputs(model, _enlarge(enlarged, [place]), 1))
+            last = Trial(model, draw_inputs(model, _enlarge(enlarged, [place]), 1), weights)
             enlarged = _enlarge(enlarged, [place])
         except Refused:
             continue
-    return last or Trial(model, draw_inputs(model, shapes, 1))
+    return last or Trial(model, draw_inputs(model, shapes, 1), weights)
 
 
 def _enlarge(shapes: Mapping[str, Sequence[int]], places: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
