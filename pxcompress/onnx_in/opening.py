@@ -67,10 +67,17 @@ def open_graph(path: Path) -> ir.Model:
             common.RemoveUnusedNodesPass(),
         ):
             model = tidy(model).model
+        for value in model.graph.initializers.values():  # every look at a tensor of the file copies it
+            if isinstance(value.const_value, ir.TensorProtoTensor):
+                value.const_value = _read_once(value.const_value)
     except UNREADABLE as error:
         raise ModelError(f"{path.name} cannot be read: {describe(error)}") from error
     _check_weights(model, path)
     return model
+
+
+def _read_once(tensor: ir.TensorProtoTensor) -> ir.Tensor:
+    return ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
