@@ -76,7 +76,7 @@ def open_graph(path: Path) -> ir.Model:
     return model
 
 
-def _read_once(tensor: ir.TensorProtoTensor) -> ir.Tensor:
+def _read_once(tensor: ir.TensorProtoTensor) -> ir.Tensor[Any]:
     return ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
 
 
