@@ -228,15 +228,15 @@ def _spend(table: Array, alpha: float) -> tuple[bool, int]:
 
 
 def own_nets(alpha: float) -> Iterator[Row]:
-    """A path of ResNets on handwritten digits: labels that its certificate on the held-out images takes."""
+    """A path of ResNets on glyphs: labels that its certificate takes, on the held-out images that no run has seen."""
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         files = []
         for ratio in RATIOS:
-            compress(Recipe("resnet10t", ratio, data="digits"), root / str(ratio), note=print)
+            compress(Recipe("resnet10t", ratio, data="glyphs"), root / str(ratio), note=print)
             files.append(root / str(ratio) / SLIM)
         files.insert(0, root / str(RATIOS[0]) / DENSE)
-        source = open_source("digits")
+        source = open_source("glyphs")
         samples = source.held_out
         (root / "images").mkdir()
         truth = {f"{place:04}.png": source.classes[label] for place, label in enumerate(samples.labels)}
@@ -248,7 +248,7 @@ def own_nets(alpha: float) -> Iterator[Row]:
             record = certify_answers(_answered(out / QUESTIONS, truth), out)
             seen = record.rows[0].n
             row: Row = {"part": "own nets", "method": "anytime" if anytime else "binomial", "model": "resnet10t"}
-            row |= {"data": "digits", "ratios": RATIOS, "alpha": alpha, "delta": record.delta, "images": request.images}
+            row |= {"data": "glyphs", "ratios": RATIOS, "alpha": alpha, "delta": record.delta, "images": request.images}
             row |= {"labels_asked": request.to_label, "samples_seen": seen, "chosen": record.chosen}
             yield row | {"rows": [(each.errors, each.n, each.p_value) for each in record.rows]}
 
