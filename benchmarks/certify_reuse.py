@@ -10,8 +10,10 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import numpy as np
 from certify import CHANGED, EDGE, SIZES, Population, population
 from certify_methods import hoeffding, hoeffding_bentkus
 
+from pxcompress.cache import cache_dir
 from pxcompress.certify.anytime import certify_anytime, stake_budget, stopping_time
 from pxcompress.certify.bounded import mean_interval
 from pxcompress.certify.few_labels import completed_labels, samples_to_label
@@ -229,7 +232,7 @@ def _spend(table: Array, alpha: float) -> tuple[bool, int]:
 
 def own_nets(alpha: float) -> Iterator[Row]:
     """A path of ResNets on glyphs: labels that its certificate takes, on the held-out images that no run has seen."""
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, _ledger_of_its_own(Path(place)):
         root = Path(place)
         files = []
         for ratio in RATIOS:
@@ -251,6 +254,21 @@ def own_nets(alpha: float) -> Iterator[Row]:
             row |= {"data": "glyphs", "ratios": RATIOS, "alpha": alpha, "delta": record.delta, "images": request.images}
             row |= {"labels_asked": request.to_label, "samples_seen": seen, "chosen": record.chosen}
             yield row | {"rows": [(each.errors, each.n, each.p_value) for each in record.rows]}
+
+
+@contextmanager
+def _ledger_of_its_own(folder: Path) -> Iterator[None]:
+    """Other benchmarks certify on the same images, which the ledger in the user's cache remembers."""
+    home, before = cache_dir(), os.environ.get("PXCOMPRESS_CACHE")
+    (folder / "cache").mkdir()
+    (folder / "cache" / "baselines").symlink_to(home / "baselines")
+    os.environ["PXCOMPRESS_CACHE"] = str(folder / "cache")
+    try:
+        yield
+    finally:
+        os.environ.pop("PXCOMPRESS_CACHE")
+        if before is not None:
+            os.environ["PXCOMPRESS_CACHE"] = before
 
 
 def own_task(kind: str, model: str, data: str, alpha: float) -> Row:

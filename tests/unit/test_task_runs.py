@@ -116,7 +116,11 @@ def test_the_file_has_the_outputs_of_the_model_by_name(segmented: tuple[Report, 
 
 def test_a_model_that_takes_one_size_is_refused_before_any_work(tmp_path: Path) -> None:
     for model, data, message in (
-        ("vit_tiny_patch16_224", "digits", r"--dynamic-size: model does not run .* \(1, 3, 64, 32\): AssertionError: Input height"),
+        (
+            "vit_tiny_patch16_224",
+            "digits",
+            r"--dynamic-size: model does not run .* \(1, 3, 64, 32\): AssertionError: Input height",
+        ),
         ("pxcompress.demo.nets:note_reader", "notes", "--dynamic-size is for images, .* leave it out"),
     ):
         recipe = Recipe(model, 0.4, data=data, dynamic_size=True)
