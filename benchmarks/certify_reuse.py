@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import common
 import numpy as np
@@ -259,16 +260,10 @@ def own_nets(alpha: float) -> Iterator[Row]:
 @contextmanager
 def _ledger_of_its_own(folder: Path) -> Iterator[None]:
     """Other benchmarks certify on the same images, which the ledger in the user's cache remembers."""
-    home, before = cache_dir(), os.environ.get("PXCOMPRESS_CACHE")
     (folder / "cache").mkdir()
-    (folder / "cache" / "baselines").symlink_to(home / "baselines")
-    os.environ["PXCOMPRESS_CACHE"] = str(folder / "cache")
-    try:
+    (folder / "cache" / "baselines").symlink_to(cache_dir() / "baselines")
+    with mock.patch.dict(os.environ, PXCOMPRESS_CACHE=str(folder / "cache")):
         yield
-    finally:
-        os.environ.pop("PXCOMPRESS_CACHE")
-        if before is not None:
-            os.environ["PXCOMPRESS_CACHE"] = before
 
 
 def own_task(kind: str, model: str, data: str, alpha: float) -> Row:

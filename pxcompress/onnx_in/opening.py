@@ -77,7 +77,13 @@ def open_graph(path: Path) -> ir.Model:
 
 
 def _read_once(tensor: ir.TensorProtoTensor) -> ir.Tensor[Any]:
-    return ir.Tensor(tensor.numpy(), tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
+    return ir.Tensor(
+        tensor.numpy(),
+        tensor.dtype,
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
 
 
 def read_proto(path: Path) -> onnx.ModelProto:

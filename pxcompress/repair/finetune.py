@@ -178,7 +178,7 @@ class _Training:
             self._step(batches)
             at_end = progress.step == progress.cycle_end
             rate_is_too_high = judge and (at_end or progress.step % every == 0) and self._check(judge)
-            if at_end or rate_is_too_high:
+            if progress.step < options.steps and (at_end or rate_is_too_high):
                 self._begin_cycle()
             if from_first(time.monotonic() - saved_at >= SAVE_SECONDS):
                 self._save(path)
@@ -269,7 +269,10 @@ class _Training:
     def _resume(self, path: Path) -> None:
         """Go on from the checkpoint in `path`; from the start where not every process has one of the same step."""
         progress, state = self._progress, dict[str, Tensor]()
-        with suppress(OSError, SafetensorError), safe_open(path, framework="pt", device=str(self._device)) as file:
+        with (
+            suppress(OSError, SafetensorError, TypeError),
+            safe_open(path, framework="pt", device=str(self._device)) as file,
+        ):
             progress = _Progress(**json.loads(file.metadata()["progress"]))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
         if int(sum_over_processes(torch.tensor(progress.step, device=self._device))) != progress.step * processes():

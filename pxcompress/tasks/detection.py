@@ -75,7 +75,7 @@ class Detection(Task):
         (n, 2 + classes + 12 * `most`); results are those of `boxes.match` at ten thresholds of IoU.
         """
         candidates = self._candidates(outputs)
-        boxes, truth = self._found(outputs), self._wanted(targets, relative=candidates.relative)
+        boxes, truth = self._predicted_boxes(outputs), self._true_boxes(targets, relative=candidates.relative)
         classes = candidates.logits.shape[2]
         truth_counts = torch.stack([(truth.counted & (truth.classes == k)).sum(1) for k in range(classes)], 1)
         scores = f1(boxes.surer_than(self.score), truth)
@@ -102,7 +102,7 @@ class Detection(Task):
 
     def agreement(self, outputs: Outputs, dense: Outputs) -> Tensor:
         """F1 of the boxes scored above the threshold against those of the dense model, at an IoU of 0.5."""
-        one, other = (self._found(each).surer_than(self.score) for each in (outputs, dense))
+        one, other = (self._predicted_boxes(each).surer_than(self.score) for each in (outputs, dense))
         return f1(one, other)
 
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
@@ -129,7 +129,7 @@ class Detection(Task):
     def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
         """The predicted boxes with their scores, the surest first."""
         candidates = self._candidates(outputs)
-        boxes = self._found(outputs).surer_than(self.score)
+        boxes = self._predicted_boxes(outputs).surer_than(self.score)
         there, (height, width) = boxes.there[0], size or (1, 1)
         scale = torch.tensor([width, height, width, height]) if candidates.relative else 1
         numbers = tuple(boxes.classes[0, there].int().tolist())
@@ -147,15 +147,13 @@ class Detection(Task):
     def _candidates(self, outputs: Outputs) -> Candidates:
         return read_boxes(outputs, self.layout)
 
-    def _found(self, outputs: Outputs) -> Boxes:
+    def _predicted_boxes(self, outputs: Outputs) -> Boxes:
         """The boxes of every image that are not too faint, thinned out, best first, `most` of each."""
         candidates = self._candidates(outputs)
         scores, classes = candidates.logits.detach().sigmoid().max(2)
         rows = [
-            torch.cat([corners, chosen[:, None].to(corners), ranked[:, None], every[:, None].to(corners)], 1)[places]
-            for corners, chosen, ranked in zip(candidates.corners.detach(), classes, scores, strict=True)
-            for every in [torch.arange(len(ranked), device=ranked.device)]
-            for places in [self._survivors(corners, ranked, chosen, candidates.overlap, FAINT)]
+            self._list_survivors(*each, candidates.overlap)
+            for each in zip(candidates.corners.detach(), scores, classes, strict=True)
         ]
         padding = torch.tensor([0.0, 0, 0, 0, -1, 0, 0]).to(candidates.corners.detach())
         rows.append(padding.expand(self.most, -1))
@@ -164,9 +162,15 @@ class Detection(Task):
         scores = torch.where(there, table[..., 5], 0)
         return Boxes(table[..., :4], table[..., 4], scores, torch.zeros_like(there), places=table[..., 6].long())
 
-    def _wanted(self, targets: Tensor, *, relative: bool) -> Boxes:
+    def _true_boxes(self, targets: Tensor, *, relative: bool) -> Boxes:
         """The boxes of `targets` (n, rows, 6), in pixels of the input or as shares of its sides."""
         return _truth(targets, relative=relative)
+
+    def _list_survivors(self, corners: Tensor, scores: Tensor, classes: Tensor, overlap: bool) -> Tensor:
+        """Corners, class, score and place of one image's boxes that are not too faint, (k, 7)."""
+        places = self._survivors(corners, scores, classes, overlap, FAINT)
+        facts = (classes[places], scores[places], places)
+        return torch.cat([corners[places], *(each[:, None].to(corners) for each in facts)], 1)
 
     def _survivors(self, corners: Tensor, scores: Tensor, classes: Tensor, overlap: bool, least: float) -> Tensor:
         """Places of one image's boxes from the score `least` on."""

@@ -54,11 +54,11 @@ class Keypoints(Detection):
         predicted, corners = self._find_predicted(reference), reference.corners.detach()
         sizes = (corners[..., 2:] - corners[..., :2]).clamp_min(1e-6)[:, :, None]
         moves = (outputs[KEYPOINTS][..., :2] - dense[KEYPOINTS][..., :2]).abs() / sizes
-        moved = torch.where(predicted, moves.clamp_max(1).double().mean((2, 3)), 0).sum(1)
-        return super().divergence(outputs, dense) + moved / predicted.sum(1)
+        joint_moves = torch.where(predicted, moves.clamp_max(1).double().mean((2, 3)), 0).sum(1)
+        return super().divergence(outputs, dense) + joint_moves / predicted.sum(1)
 
-    def _found(self, outputs: Outputs) -> Boxes:
-        boxes = super()._found(outputs)
+    def _predicted_boxes(self, outputs: Outputs) -> Boxes:
+        boxes = super()._predicted_boxes(outputs)
         places = boxes.places.clamp_min(0)[..., None, None]
         joints = outputs[KEYPOINTS].detach().cpu().double()[..., :2]
         chosen = joints.gather(1, places.expand(-1, -1, *joints.shape[2:]))
@@ -66,10 +66,10 @@ class Keypoints(Detection):
         marked = torch.ones(chosen.shape[:-1], dtype=torch.bool)
         return replace(boxes, joints=Joints(chosen, marked, sides.prod(-1)))
 
-    def _wanted(self, targets: Tensor, *, relative: bool) -> Boxes:
+    def _true_boxes(self, targets: Tensor, *, relative: bool) -> Boxes:
         table = targets[:, :-1].double()
         joints = table[..., FIRST_JOINT:].unflatten(2, (-1, 3))
         return replace(
-            super()._wanted(targets, relative=relative),
+            super()._true_boxes(targets, relative=relative),
             joints=Joints(joints[..., :2], joints[..., 2] > 0, table[..., FIRST_JOINT - 1]),
         )

@@ -46,16 +46,16 @@ def test_map_is_that_of_cocos_own_code(seed: int) -> None:
 
     draw, task = torch.Generator().manual_seed(seed), Detection()
     outputs = _outputs(draw)
-    boxes = task._found(outputs)
+    boxes = task._predicted_boxes(outputs)
     targets = _targets(draw, boxes)
     statistics = task.statistics(outputs, targets, outputs)
     recalls, thresholds = np.linspace(0, 1, 101).tolist(), np.linspace(0.5, 0.95, 10).tolist()  # its own are float32
     metric = MeanAveragePrecision(backend="pycocotools", rec_thresholds=recalls, iou_thresholds=thresholds)
     for image, rows in enumerate(targets[:, :-1]):
         rows, there = rows[rows[:, 0] >= 0], boxes.there[image]
-        found = {"boxes": boxes.corners[image][there], "scores": boxes.scores[image][there]}
-        wanted = {"boxes": rows[:, 1:5], "labels": rows[:, 0].long(), "iscrowd": rows[:, 5].long()}
-        metric.update([{**found, "labels": boxes.classes[image][there].long()}], [wanted])
+        predicted_boxes = {"boxes": boxes.corners[image][there], "scores": boxes.scores[image][there]}
+        true_boxes = {"boxes": rows[:, 1:5], "labels": rows[:, 0].long(), "iscrowd": rows[:, 5].long()}
+        metric.update([{**predicted_boxes, "labels": boxes.classes[image][there].long()}], [true_boxes])
     expected = metric.compute()
     assert 0.05 < expected["map"] < 0.95
     assert task.quality(statistics) == pytest.approx(float(expected["map"]), abs=1e-6)
@@ -122,7 +122,7 @@ def test_map_of_joints_is_that_of_cocos_own_code(seed: int, joints: int, capsys:
         IMAGES, FEW, joints, 2, generator=draw
     )
     outputs["keypoints"] = torch.cat([places, torch.ones(IMAGES, FEW, joints, 1)], 3)
-    boxes = task._found(outputs)
+    boxes = task._predicted_boxes(outputs)
     targets = _joint_rows(draw, boxes, joints)
     expected = _coco_map_of_joints(boxes, targets, joints)
     assert 0.05 < expected < 0.95

@@ -93,9 +93,9 @@ def _slow(subject: Subject, group: Group, statistic: Statistic, start: Start) ->
     return np.asarray(total) / len(subject.inputs)
 
 
-def _close(found: Tensor, expected: np.ndarray) -> bool:
-    return found.shape == expected.shape and np.allclose(
-        found.numpy(), expected, rtol=1e-3, atol=1e-5 * abs(expected).max()
+def _close(result: Tensor, expected: np.ndarray) -> bool:
+    return result.shape == expected.shape and np.allclose(
+        result.numpy(), expected, rtol=1e-3, atol=1e-5 * abs(expected).max()
     )
 
 
@@ -103,20 +103,20 @@ def _close(found: Tensor, expected: np.ndarray) -> bool:
 @pytest.mark.parametrize(("statistic", "start"), [("relevance", "label"), ("squared", "loss")])
 def test_collect_is_the_mean_over_samples(name: str, statistic: str, start: str) -> None:
     subject = subject_named(name)
-    found = collect(subject.model, subject.groups, batches_of(subject.inputs, 4), STATISTICS[statistic], STARTS[start])
-    assert list(found) == [group.name for group in subject.groups]
+    result = collect(subject.model, subject.groups, batches_of(subject.inputs, 4), STATISTICS[statistic], STARTS[start])
+    assert list(result) == [group.name for group in subject.groups]
     for group in subject.groups[:: 1 + len(subject.groups) // 5]:
-        assert found[group.name].dtype == torch.float64
-        assert _close(found[group.name], _slow(subject, group, STATISTICS[statistic], STARTS[start])), group.name
+        assert result[group.name].dtype == torch.float64
+        assert _close(result[group.name], _slow(subject, group, STATISTICS[statistic], STARTS[start])), group.name
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
 @pytest.mark.parametrize("start", STARTS)
 def test_collect_takes_any_statistic_and_start(statistic: str, start: str) -> None:
     subject = subject_named("flatten_cnn")
-    found = collect(subject.model, subject.groups, batches_of(subject.inputs, 4), STATISTICS[statistic], STARTS[start])
+    result = collect(subject.model, subject.groups, batches_of(subject.inputs, 4), STATISTICS[statistic], STARTS[start])
     for group in subject.groups:
-        assert _close(found[group.name], _slow(subject, group, STATISTICS[statistic], STARTS[start])), group.name
+        assert _close(result[group.name], _slow(subject, group, STATISTICS[statistic], STARTS[start])), group.name
 
 
 def test_without_a_start_there_is_no_backward_pass(small: Subject) -> None:
@@ -126,7 +126,7 @@ def test_without_a_start_there_is_no_backward_pass(small: Subject) -> None:
         seen.append((m.numel(), torch.is_grad_enabled()))
         return a.mean(2)
 
-    found = collect(small.model, small.groups, batches_of(small.inputs, 4), mean)
+    result = collect(small.model, small.groups, batches_of(small.inputs, 4), mean)
     assert set(seen) == {(0, False)}
     model = _without_inplace(small.model)
     for group in small.groups:
@@ -139,7 +139,7 @@ def test_without_a_start_there_is_no_backward_pass(small: Subject) -> None:
                 for tensor, member in tensors
             ]
             total = total + np.array(units)
-        assert _close(found[group.name], total / len(small.inputs))
+        assert _close(result[group.name], total / len(small.inputs))
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 6])
@@ -148,9 +148,9 @@ def test_batches_do_not_matter(small: Subject, size: int) -> None:
     run = (STATISTICS["relevance"], STARTS["loss"])
     whole = collect(small.model, small.groups, batches_of(small.inputs, 6), *run)
     for parts in (batches_of(small.inputs, size), batches_of(small.inputs, size)[::-1]):
-        found = collect(small.model, small.groups, parts, *run)
+        result = collect(small.model, small.groups, parts, *run)
         for name in whole:
-            assert torch.allclose(found[name], whole[name], rtol=1e-4, atol=1e-6 * float(whole[name].abs().max()))
+            assert torch.allclose(result[name], whole[name], rtol=1e-4, atol=1e-6 * float(whole[name].abs().max()))
 
 
 def test_backward_passes_take_a_few_samples_at_a_time(small: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,8 +185,8 @@ def test_activations_are_differences_from_the_origin(name: str) -> None:
         key: torch.randn(value.shape, generator=torch.Generator().manual_seed(3)).double()
         for key, value in plain.items()
     }
-    found = collect(subject.model, subject.groups, parts, product, STARTS["label"], origin)
-    for key, value in found.items():
+    result = collect(subject.model, subject.groups, parts, product, STARTS["label"], origin)
+    for key, value in result.items():
         assert torch.allclose(
             value, plain[key] - origin[key] * slope[key], rtol=1e-3, atol=1e-5 * float(plain[key].abs().max())
         )
@@ -195,10 +195,10 @@ def test_activations_are_differences_from_the_origin(name: str) -> None:
 def test_cuts_of_a_residual_stream() -> None:
     """The stem of the 1-D net is read by `inner`, and after the addition (averaged) by the head: two tensors."""
     subject = subject_named("conv1d")
-    found = collect(
+    result = collect(
         subject.model, subject.groups, batches_of(subject.inputs, 6), STATISTICS["relevance"], STARTS["label"]
     )
-    assert {name: tuple(value.shape) for name, value in found.items()} == {"stem": (2, 8), "inner": (1, 12)}
+    assert {name: tuple(value.shape) for name, value in result.items()} == {"stem": (2, 8), "inner": (1, 12)}
 
 
 def test_one_tensor_with_two_readers_is_one_cut() -> None:
@@ -206,22 +206,24 @@ def test_one_tensor_with_two_readers_is_one_cut() -> None:
     subject = subject_named("resnet_basic")
     group = subject.groups[0]
     assert len(group.consumers) == 2
-    found = collect(subject.model, [group], batches_of(subject.inputs, 3), STATISTICS["relevance"], STARTS["label"])
-    assert found[group.name].shape == (1, group.units)
+    result = collect(subject.model, [group], batches_of(subject.inputs, 3), STATISTICS["relevance"], STARTS["label"])
+    assert result[group.name].shape == (1, group.units)
 
 
 def test_relevance_of_a_linear_head_by_hand() -> None:
     """At the classifier's input the gradient of logit y is row y of its weight."""
     subject = subject_named("grouped")
     group = next(group for group in subject.groups if group.name == "conv3")
-    found = collect(subject.model, [group], batches_of(subject.inputs, 4), lambda a, m: (a * m).sum(2), STARTS["label"])
+    result = collect(
+        subject.model, [group], batches_of(subject.inputs, 4), lambda a, m: (a * m).sum(2), STARTS["label"]
+    )
     model = _without_inplace(subject.model)
     with torch.no_grad():
         features = torch.relu(model.conv3(torch.relu(model.conv2(torch.relu(model.conv1(subject.inputs)))))).mean(
             (2, 3)
         )
         expected = (features * model.fc.weight[torch.arange(6) % CLASSES]).mean(0)
-    assert torch.allclose(found["conv3"][0].float(), expected, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(result["conv3"][0].float(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_collect_leaves_the_model_as_it_was(small: Subject) -> None:
@@ -248,9 +250,9 @@ def test_collect_works_inside_no_grad_and_leaves_it_so() -> None:
     run = (subject.groups, batches_of(subject.inputs, 3), STATISTICS["relevance"], STARTS["loss"])
     expected = collect(subject.model, *run)
     with torch.no_grad():
-        found = collect(subject.model, *run)
+        result = collect(subject.model, *run)
         assert not torch.is_grad_enabled()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(torch.equal(result[name], expected[name]) for name in expected)
 
 
 def test_a_failing_statistic_leaves_no_hooks() -> None:
@@ -303,13 +305,13 @@ def test_moments_are_those_of_numpy(name: str, layer: str, width: int, size: int
     module = subject.model.get_submodule(layer)
     rows = module.weight.shape[1] * getattr(module, "groups", 1)
     index = torch.arange(rows).reshape(-1, width)
-    found = collect_moments(subject.model, {layer: index}, batches_of(subject.inputs, size))[layer].whole
+    result = collect_moments(subject.model, {layer: index}, batches_of(subject.inputs, size))[layer].whole
     features = _features(subject.model, layer, index, subject.inputs)
     second = features @ features.T / features.shape[1]
-    assert found.second.dtype == found.mean.dtype == torch.float64
-    assert np.allclose(found.mean, features.mean(1), rtol=1e-4, atol=1e-6)
-    assert np.allclose(found.second, second, rtol=1e-4, atol=1e-6 * abs(second).max())
-    assert np.allclose(found.covariance, np.cov(features, bias=True), rtol=1e-3, atol=1e-5 * abs(second).max())
+    assert result.second.dtype == result.mean.dtype == torch.float64
+    assert np.allclose(result.mean, features.mean(1), rtol=1e-4, atol=1e-6)
+    assert np.allclose(result.second, second, rtol=1e-4, atol=1e-6 * abs(second).max())
+    assert np.allclose(result.covariance, np.cov(features, bias=True), rtol=1e-3, atol=1e-5 * abs(second).max())
 
 
 def test_covariances_survive_a_large_mean() -> None:
@@ -318,9 +320,9 @@ def test_covariances_survive_a_large_mean() -> None:
         torch.manual_seed(0)
         inputs = 100 + torch.randn(64, 4)
         model = nn.Sequential(nn.Identity(), nn.Linear(4, 2))
-    found = collect_moments(model, {"1": torch.arange(4).unsqueeze(1)}, batches_of(inputs, 16))["1"].whole
+    result = collect_moments(model, {"1": torch.arange(4).unsqueeze(1)}, batches_of(inputs, 16))["1"].whole
     expected = np.cov(inputs.double().numpy().T, bias=True)
-    assert np.allclose(found.covariance, expected, atol=1e-4)
+    assert np.allclose(result.covariance, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 5, 32])
@@ -344,10 +346,10 @@ def test_moments_take_rows_in_any_order() -> None:
     straight = torch.arange(8).unsqueeze(1)
     parts = batches_of(subject.inputs, 4)
     shuffle = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
-    found = collect_moments(subject.model, {"conv2": straight[shuffle]}, parts)["conv2"].whole
+    result = collect_moments(subject.model, {"conv2": straight[shuffle]}, parts)["conv2"].whole
     expected = collect_moments(subject.model, {"conv2": straight}, parts)["conv2"].whole
-    assert torch.allclose(found.mean, expected.mean[shuffle])
-    assert torch.allclose(found.second, expected.second[shuffle][:, shuffle])
+    assert torch.allclose(result.mean, expected.mean[shuffle])
+    assert torch.allclose(result.second, expected.second[shuffle][:, shuffle])
 
 
 def test_moments_leave_the_model_as_it_was(small: Subject) -> None:
@@ -380,16 +382,16 @@ def test_rows_come_first_and_units_own_theirs(
     module: nn.Module, shape: tuple[int, ...], rows: int, positions: int
 ) -> None:
     value = torch.randn(shape)
-    found = rows_first(value, module)
-    assert found.shape == (3, rows, positions)
+    result = rows_first(value, module)
+    assert result.shape == (3, rows, positions)
     for row in range(rows):
         expected = value[..., row] if isinstance(module, nn.Linear) else value[:, row]
-        assert torch.equal(found[:, row].flatten(), expected.flatten())
+        assert torch.equal(result[:, row].flatten(), expected.flatten())
     for index in (torch.arange(rows).reshape(3, 2), torch.tensor([[5, 0], [2, 3]]), torch.tensor([[4]])):
         view = unit_view(value, module, index)
         assert view.shape == (3, len(index), index.shape[1] * positions)
         for unit, owned in enumerate(index):
-            assert torch.equal(view[:, unit], found[:, owned].flatten(1))
+            assert torch.equal(view[:, unit], result[:, owned].flatten(1))
 
 
 def test_units_weights(small: Subject) -> None:
@@ -397,9 +399,9 @@ def test_units_weights(small: Subject) -> None:
     for group in small.groups:
         for member in group.members:
             module = small.model.get_submodule(member.module)
-            found = unit_weights(small.model, member)
+            result = unit_weights(small.model, member)
             if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
-                assert found is None
+                assert result is None
                 continue
             groups = getattr(module, "groups", 1)
             for unit, rows in enumerate(member.index.tolist()):
@@ -415,7 +417,7 @@ def test_units_weights(small: Subject) -> None:
                             for row in rows
                         ]
                     )
-                assert torch.equal(found[unit].sort().values, expected.detach().flatten().sort().values)
+                assert torch.equal(result[unit].sort().values, expected.detach().flatten().sort().values)
 
 
 def test_members_by_module_and_removed_rows() -> None:

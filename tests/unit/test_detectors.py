@@ -227,7 +227,7 @@ def _yolo_outputs(seed: int = 0) -> dict[str, Tensor]:
 
 def test_predict_finds_the_boxes_that_the_task_says() -> None:
     outputs, task = _yolo_outputs(), Detection()
-    boxes = task._found(outputs).surer_than(task.score)
+    boxes = task._predicted_boxes(outputs).surer_than(task.score)
     facts = {"task": "detection", "input_size": json.dumps([3, SIDE, SIDE])}
     for image in range(4):
         there = boxes.there[image]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from models import batches_of, plan_of, random_plan
 from models import subject as subject_named
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pxcompress.errors import DataError, InputError, ResultError
@@ -416,13 +416,24 @@ def test_a_checkpoint_is_for_one_training_only(kept: Path, monkeypatch: pytest.M
     assert equal(state(tuned(text, pair(), batches)), fresh[3])
 
 
-def test_a_damaged_checkpoint_costs_only_time(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+def _give_an_older_form(file: Path) -> None:
+    save_file(load_file(file), file, metadata={"progress": '{"step": 4, "error": 1.0}'})
+
+
+@pytest.mark.parametrize("damage", [_cut_short, _give_an_older_form])
+def test_a_damaged_checkpoint_costs_only_time(
+    damage: Callable[[Path], None], kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text, batches = "steps=9,batch_size=8", data(40, 10)
     expected = state(tuned(text, pair(), batches))
     monkeypatch.setattr(finetune, "SAVE_SECONDS", 0.0)
     interrupted(text, pair(), batches, [], 9)
     (file,) = kept.iterdir()
-    file.write_bytes(file.read_bytes()[:-40])
+    damage(file)
     assert equal(state(tuned(text, pair(), batches)), expected)
 
 
