@@ -66,9 +66,8 @@ def convert_model(
     """Write `model`, which was exported to `onnx`, for `ecosystem` to `path`; it appears whole or not at all.
 
     `example` is one batch (n, ...), the size that the result takes, several inputs packed; `output` names a single
-    output. Raises `InputError`
-    where the converter is missing, `ModelError` where it does not take the model, and `ParityError` where what it makes
-    does not compute what PyTorch computes.
+    output. Raises `InputError` where the converter is missing, `ModelError` where it does not take the model, and
+    `ParityError` where what it makes does not compute what PyTorch computes.
     """
     converter = check_ecosystem(ecosystem)
     with on_cpu(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=".convert-") as folder:

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from PIL import Image, ImageDraw
 
 COLOURS = ("red", "lime", "yellow", "cyan", "magenta", "orange", "white", "deepskyblue")
-Found = tuple[int, float, np.ndarray, np.ndarray]
+ScoredBox = tuple[int, float, np.ndarray, np.ndarray]  # class, score, corners, joints
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -102,14 +102,14 @@ def candidates(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> tuple[n
     return np.concatenate([middle - half, middle + half], 1), scores, "pred_boxes" not in outputs
 
 
-def find_boxes(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> list[Found]:
+def find_boxes(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> list[ScoredBox]:
     """Class, score, corners and joints (k, 2) in pixels of the input of all boxes that are sure, the surest first."""
     options = dict(part.split("=", 1) for part in facts["task"].partition(":")[2].split(",") if part)
     least, most_overlap = float(options.get("score", 0.25)), float(options.get("overlap", 0.6))
     most = 20 if facts["task"].startswith("keypoints") else 100
     corners, scores, overlap = candidates(outputs, facts)
     joints = outputs.get("keypoints", np.zeros((len(corners), 0, 3)))[..., :2]
-    boxes: list[Found] = []
+    boxes: list[ScoredBox] = []
     for place in np.argsort(-scores.max(1)):
         kind, score = int(scores[place].argmax()), float(scores[place].max())
         if score < least or len(boxes) == most:
