@@ -36,7 +36,12 @@ class Request:
     max_drop: Annotated[
         float | None, typer.Option(help="Largest risk to certify, see --risk: a share, such as 0.03.")
     ] = None
-    data: Annotated[str, typer.Option(help="Labelled data, as for `run --data`.  [default: the run folder's]")] = ""
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Labelled data, as for `run --data`; of data that no run has seen nearly all samples count.  [default: the run folder's]"
+        ),
+    ] = ""
     unlabelled: Annotated[
         str,
         typer.Option(help="Instead of --data: images without labels; you label only those on which models disagree."),

@@ -3,15 +3,24 @@
 from pxcompress.data.class_order import match_class_order
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Source
-from pxcompress.data.sources import check_classes, open_images, open_source, read_files, restrict_classes
-from pxcompress.data.splits import load_splits, training_batches
+from pxcompress.data.sources import (
+    check_classes,
+    keep_for_certificates,
+    open_images,
+    open_source,
+    read_files,
+    restrict_classes,
+)
+from pxcompress.data.splits import are_known_by_content, load_splits, training_batches
 
 __all__ = [
     "EMBEDDED",
     "Source",
+    "are_known_by_content",
     "check_classes",
-    "match_class_order",
+    "keep_for_certificates",
     "load_splits",
+    "match_class_order",
     "open_images",
     "open_source",
     "read_files",

@@ -7,6 +7,7 @@ orders are tried on the select pool.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -38,6 +39,11 @@ def match_class_order(source: Source, loaded: Loaded) -> Source:
         names = [class_by_name.get(name.casefold(), name) for name in loaded.class_names]
         message = f"the data have {len(source.classes)} of the model's {len(names)} classes, by name; it keeps them all"
         return _add_note(extend_classes(source, names), message)
+    if names := _numbered_outputs(source.classes, loaded):
+        message = (
+            f"the data's classes are numbers, taken for the model's outputs: {len(source.classes)} of {len(names)}"
+        )
+        return _add_note(extend_classes(source, names), message)
     reordered = _choose_order(source, loaded) if source.other_order else source
     if not loaded.class_names:
         return reordered
@@ -47,6 +53,15 @@ def match_class_order(source: Source, loaded: Loaded) -> Source:
         f"the weights name other classes than the data, such as {strange!r}: classes are taken by their place, "
         f"{reordered.classes[0]!r} for {loaded.class_names[0]!r} and so on; check that this is right",
     )
+
+
+def _numbered_outputs(classes: Sequence[str], loaded: Loaded) -> list[str]:
+    """Names of all outputs where `classes` are the numbers of some of them; none where the weights name them."""
+    if loaded.class_names or len(classes) >= loaded.classes or not all(name.isdecimal() for name in classes):
+        return []
+    name_by_number = {int(name): name for name in classes}
+    fits = len(name_by_number) == len(classes) and max(name_by_number) < loaded.classes
+    return [name_by_number.get(number, str(number)) for number in range(loaded.classes)] if fits else []
 
 
 def _choose_order(source: Source, loaded: Loaded) -> Source:

@@ -24,6 +24,8 @@ Integers = NDArray[np.int64]
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 USER_LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 5000}
+LEAST_OF_A_ROLE = 2
+"""Least number of samples that a role needs."""
 MIN_HELD_OUT_TO_SPLIT = 500
 """Least number of held-out samples from which the select pool is cut; with fewer it is cut from `train`."""
 

@@ -15,7 +15,7 @@ from pxcompress.data.boxes import FILES, open_boxes
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.factory import is_factory, open_factory
 from pxcompress.data.folder import Files, open_folder, open_folder_images
-from pxcompress.data.samples import Integers, Layout, Samples, Source, UserData, cut_pools
+from pxcompress.data.samples import LEAST_OF_A_ROLE, Integers, Layout, Samples, Source, UserData, cut_pools
 from pxcompress.data.tables import SUFFIXES, open_listed, open_table
 from pxcompress.data.texts import SUFFIX, open_lines
 from pxcompress.data.timm_sources import PREFIXES, timm_pools
@@ -156,6 +156,26 @@ def extend_classes(source: Source, classes: Sequence[str]) -> Source:
         select=select,
         held_out=held_out,
         other_order=(),
+    )
+
+
+def keep_for_certificates(source: Source) -> Source:
+    """`source` with its samples in the role certify, but those of select and the few that every other role needs.
+
+    That is for models that have seen none of them. Data that were given in halves stay as they are: weights may have
+    been trained on the train half.
+    """
+    spare = 2 * LEAST_OF_A_ROLE
+    if source.select_from != "everything" or len(source.select) < 2 * spare:
+        return source
+    everything = source.train.joined(source.held_out)
+    few = dict.fromkeys(("score", "repair", "test"), LEAST_OF_A_ROLE)
+    return replace(
+        source,
+        train=source.select.take(np.arange(spare)),
+        select=source.select.take(np.arange(spare, len(source.select))),
+        held_out=everything,
+        limits={**source.limits, "certify": len(everything), **few},
     )
 
 

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from pxcompress.data.batches import ImageBatches, Reading, read_images, read_later
 from pxcompress.data.copies import Copies
-from pxcompress.data.samples import MIN_HELD_OUT_TO_SPLIT, Samples, Source, cut
+from pxcompress.data.samples import LEAST_OF_A_ROLE, MIN_HELD_OUT_TO_SPLIT, Samples, Source, cut
 from pxcompress.errors import DataError, unknown
 from pxcompress.models.signature import Signature
 from pxcompress.types import Preprocessing, Splits
 
 _ROLES = ("score", "repair", "select", "certify", "test")
-_LEAST = 2  # samples of a role
 
 
 def load_splits(
@@ -48,10 +47,10 @@ def load_splits(
         stores["certify"] = stores["certify"].take(np.array(fresh, dtype=np.int64))
         contents["certify"] = tuple(contents["certify"][place] for place in fresh)
     for role, store in stores.items():
-        if len(store) < _LEAST:
+        if len(store) < LEAST_OF_A_ROLE:
             raise DataError(
                 f"data {source.name!r}: role {role!r} has {len(store)} readable {store.samples.noun} that are no "
-                f"copies, at least {_LEAST} are needed"
+                f"copies, at least {LEAST_OF_A_ROLE} are needed"
             )
     parts = {role: ImageBatches(store, batch_size) for role, store in stores.items()}
     return Splits(
@@ -63,6 +62,11 @@ def load_splits(
         contents=contents,
         served=served,
     )
+
+
+def are_known_by_content(splits: Splits) -> bool:
+    """Whether all samples are known again wherever they lie, which those of arrays are not."""
+    return not any("\n" in content for contents in splits.contents.values() for content in contents)
 
 
 def _contents(data: str, reading: Reading, ids: Sequence[str]) -> tuple[str, ...]:
@@ -118,8 +122,8 @@ def _check_limits(limits: Mapping[str, int]) -> Mapping[str, int]:
     for role, limit in limits.items():
         if role not in _ROLES:
             raise DataError(str(unknown("role", role, _ROLES)))
-        if limit < _LEAST:
-            raise DataError(f"limit of role {role!r} is {limit}; expected at least {_LEAST}")
+        if limit < LEAST_OF_A_ROLE:
+            raise DataError(f"limit of role {role!r} is {limit}; expected at least {LEAST_OF_A_ROLE}")
     return limits
 
 
@@ -133,10 +137,10 @@ def _draw(source: Source, seed: int, limits: Mapping[str, int]) -> dict[str, Sam
     )
     for pool, roles, balanced in pools:
         sizes = _shares(len(pool), [limits.get(role) for role in roles])
-        if min(sizes) < _LEAST:
+        if min(sizes) < LEAST_OF_A_ROLE:
             raise DataError(
                 f"data {source.name!r} has {len(pool)} {pool.noun} for {' and '.join(roles)}; "
-                f"each needs at least {_LEAST}: give more {pool.noun}"
+                f"each needs at least {LEAST_OF_A_ROLE}: give more {pool.noun}"
             )
         samples_by_role.update(zip(roles, cut(pool, sizes, rng, balanced=balanced), strict=True))
     return samples_by_role

@@ -52,7 +52,7 @@ def open_table(spec: str) -> UserData:
         layout: Layout = "labels"
         classes, values = _read_labels(table)
         targets = Values(values)
-    elif LABEL in table.names and all(_is_word(row[LABEL]) for row in table.rows):
+    elif _has_classes(table):
         layout = "classes"
         classes, labels = read_classes(table.spec, table.rows)
     else:
@@ -108,7 +108,7 @@ def _open_texts(table: _Table, columns: tuple[str, ...]) -> UserData:
     classes: tuple[str, ...] = ()
     targets: Targets | None = None
     layout: Layout = "unlabelled"
-    if LABEL in table.names:
+    if _has_classes(table):
         layout = "classes"
         classes, labels = read_classes(table.spec, table.rows)
     elif _LABELS in table.names:
@@ -197,6 +197,14 @@ def _image_paths(table: _Table, folder: Path) -> tuple[str, ...]:
     return paths
 
 
+def _has_classes(table: _Table) -> bool:
+    """Whether a column `label` says the class of every row: by words, by whole numbers, or by both."""
+    if LABEL not in table.names:
+        return False
+    cells = [row[LABEL] for row in table.rows]
+    return any(cell is None or _is_word(cell) for cell in cells) or all(str(cell).isdecimal() for cell in cells)
+
+
 def _read_labels(table: _Table) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """All labels, sorted, and which of them each image has, (n, k) of 0 and 1."""
     labels_by_row = [_split_labels(table, number) for number in range(len(table.rows))]
@@ -248,8 +256,8 @@ def _number(table: _Table, number: int, column: str) -> float:
     if not math.isfinite(result) or abs(result) > np.finfo(np.float32).max:
         raise table.error(
             number,
-            f"column {column!r} holds {value!r}, which is no finite number; mend it, or name a column of label names "
-            f"{_LABELS!r}",
+            f"column {column!r} holds {value!r}, which is no finite number; mend it, or name a column of classes "
+            f"{LABEL!r}, or one of several names a row {_LABELS!r}",
         )
     return result
 

@@ -233,7 +233,8 @@ class Builder:
         weight, bias, x = self._constant(node, 1), self._constant(node, 2), node.inputs[0]
         if weight is None or settings.get("transA") or x is None or len(self.trials.shape(x)) != 2:
             return False
-        weight = (weight if settings.get("transB") else weight.T) * settings.get("alpha", 1.0)
+        weight, factor = weight if settings.get("transB") else weight.T, settings.get("alpha", 1.0)
+        weight = weight if factor == 1.0 else weight * factor  # which copies it
         if self._get_operand(node, 2):
             if bias is None or bias.numel() not in (1, len(weight)):
                 return False

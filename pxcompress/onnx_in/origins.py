@@ -48,9 +48,8 @@ def digest(layer: nn.Module) -> str:
 
 def digest_of(value: Tensor) -> str:
     """A hash of a tensor's values and shape."""
-    return blake2b(
-        value.detach().cpu().contiguous().numpy().tobytes(), key=str(tuple(value.shape)).encode()
-    ).hexdigest()
+    numbers = value.detach().cpu().contiguous().numpy()
+    return blake2b(numbers.reshape(-1).view("u1").data, key=str(tuple(value.shape)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -146,7 +146,8 @@ class Trials:
         if value is None or any(value not in run.known for run in self.runs):
             return None
         first, second = (run.known[value] for run in self.runs)
-        return first if first.shape == second.shape and torch.equal(first, second) else None
+        same = first is second or (first.shape == second.shape and torch.equal(first, second))
+        return first if same else None
 
     def learn(self, value: ir.Value, tensor: Tensor) -> None:
         """Note a constant that was put into the graph after it ran."""

@@ -32,12 +32,19 @@ from pxcompress.certify.path import (
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.certify.used import check_disjoint, split_hash
 from pxcompress.choices import LOSS_RISKS, one_of
-from pxcompress.data import Source, load_splits, open_source, restrict_classes
+from pxcompress.data import (
+    Source,
+    are_known_by_content,
+    keep_for_certificates,
+    load_splits,
+    open_source,
+    restrict_classes,
+)
 from pxcompress.data.tables import read_words
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import artifact_of, onnx_files, read_metadata
 from pxcompress.deploy.predictions import predictions
-from pxcompress.errors import DataError, InputError
+from pxcompress.errors import DataError, InputError, list_some
 from pxcompress.models.onnx_file import AUTO, is_onnx, read_ports
 from pxcompress.notes import Note, silent
 from pxcompress.onnx_in.channels import LAYOUT
@@ -48,7 +55,7 @@ from pxcompress.run import Run
 from pxcompress.run_folder.ledger import Samples, count_use
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of
-from pxcompress.run_folder.served import LEFT_OUT, read_served
+from pxcompress.run_folder.served import LEFT_OUT, Served, read_served
 from pxcompress.run_folder.written import Files, export_dense, export_slim, write_beside_onnx
 from pxcompress.tasks.choice import build_task, layout_of
 from pxcompress.tasks.classification import Classification
@@ -307,7 +314,8 @@ class Draw:
 def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> ReservedSamples:
     """The certify split of a draw, prepared as the files say.
 
-    Samples that served the runs of the files in another role are left out, which `note` is told.
+    Samples that served the runs of the files in another role are left out, which `note` is told. Of data that come in
+    one piece and are new to these runs, all samples but those of select are taken.
     """
     data, seed = draw.data, draw.seed
     preprocessing, classes = read_shared_metadata(files)
@@ -318,11 +326,28 @@ def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> R
     if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out
         source = restrict_classes(source, classes, seed)
     if source.classes != classes:
-        raise InputError(f"data {data!r} has other classes than {str(files[0])!r}; give the data the models are for")
-    splits = load_splits(source, preprocessing, seed=seed, has_served=read_served(files, note))
+        names, expected = list_some(source.classes, 4), list_some(classes, 4)
+        raise InputError(
+            f"data {data!r} has {len(source.classes)} classes ({names}), {str(files[0])!r} has {len(classes)} "
+            f"({expected}); give the data that the models are for, with the same names"
+        )
+    has_served = read_served(files, note)
+    splits = load_splits(source, preprocessing, seed=seed, has_served=has_served)
     if splits.served:
         note(f"{splits.served} {LEFT_OUT}")
+    if _are_new(splits, has_served):
+        everything = keep_for_certificates(source)
+        all_splits = load_splits(everything, preprocessing, seed=seed, has_served=has_served)
+        if everything is not source and not all_splits.served:
+            note(f"the models' runs have seen none of these data: {len(all_splits.ids['certify'])} samples count")
+            source, splits = everything, all_splits
     return ReservedSamples.of(data, source, splits, task, draw.group)
+
+
+def _are_new(splits: Splits, has_served: Served) -> bool:
+    """Whether it is known that no sample served a run of the models."""
+    contents = itertools.chain.from_iterable(splits.contents.values())
+    return has_served.complete and are_known_by_content(splits) and not any(map(has_served, contents))
 
 
 def read_shared_metadata(files: Sequence[Path]) -> tuple[Preprocessing, tuple[str, ...]]:

@@ -6,7 +6,8 @@ chose a repair, or told the user what to ask for, could be among the samples to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pxcompress.certify.used import short_hash
@@ -29,17 +30,33 @@ def write_served(folder: Path, splits: Splits) -> None:
         (folder / SERVED).write_text("".join(f"{each}\n" for each in served))
 
 
-def read_served(files: Sequence[Path], note: Note) -> Callable[[str], bool]:
-    """Whether a sample of this content served the runs that made `files`, as the lists beside them say.
+@dataclass(frozen=True)
+class Served:
+    """Tells by its content whether a sample served runs in another role.
+
+    `hashes` are short ones of those that did; `complete` says whether every run has a list of them.
+    """
+
+    hashes: frozenset[str]
+    complete: bool
+
+    def __call__(self, content: str) -> bool:
+        return short_hash(content) in self.hashes
+
+
+def read_served(files: Sequence[Path], note: Note) -> Served:
+    """The samples that served the runs that made `files`, as the lists beside them say.
 
     `note` is told which file has none. Raises `InputError` for a list that cannot be read.
     """
     served: set[str] = set()
+    complete = True
     for folder in dict.fromkeys(file.parent for file in files):
         try:
             served.update((folder / SERVED).read_text().split())
         except FileNotFoundError:
+            complete = False
             note(f"no {SERVED} in {str(folder)!r}: samples that chose its models can be told only by how data are cut")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{SERVED} of {str(folder)!r} cannot be read ({error}); put it back") from error
-    return lambda content: short_hash(content) in served
+    return Served(frozenset(served), complete)

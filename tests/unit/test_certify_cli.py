@@ -398,7 +398,9 @@ def test_files_are_tested_in_order(px: Px, certified: tuple[Path, Outcome], imag
     assert "given twice" in one_line(px("certify", dense, dense, *asked))
     assert "expected a run folder" in one_line(px("certify", model, *asked))
     assert "--data" in one_line(px("certify", dense, model, "--max-drop", 0.3))
-    assert "other classes" in one_line(px("certify", dense, model, "--data", "digits", "--max-drop", 0.3))
+    assert "data that the models are for" in one_line(
+        px("certify", dense, model, "--data", "digits", "--max-drop", 0.3)
+    )
     assert "needs at least 299" in one_line(px("certify", dense, model, "--data", images, "--max-drop", 0.01))
     assert "nothing.onnx" in one_line(px("certify", dense, "nothing.onnx", *asked))
 
@@ -723,6 +725,42 @@ def test_samples_that_served_in_another_role_are_never_certified_on(
     outcome = px("certify", bare / "dense.onnx", bare / "model.onnx", *asked[2:], "--json")
     assert f"no served.txt in '{bare}'" in outcome.err
     assert json.loads(outcome.out)["reserved"] == len(certify)
+
+
+def test_all_samples_of_new_data_are_certified_on(
+    px: Px, certified: tuple[Path, Outcome], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But those of select; and where one image is not new, or the data have a half to train on, a share as in a run."""
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "cache"))
+    image_folder(tmp_path, {"new": 20}, CLASSES, SIZE)
+    for file in (tmp_path / "new").rglob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
+    asked = ["certify", certified[0], "--max-drop", 0.6, "--data", tmp_path / "new"]
+    outcome = px(*asked, "--out", tmp_path / "out")
+    everything = 20 * CLASSES
+    expected = everything - round(0.15 * everything) - 2
+    assert f"have seen none of these data: {expected} samples count" in outcome.err
+    assert _content(tmp_path / "out")["reserved"] == expected
+    assert px("verify", tmp_path / "out", "--quiet").code == (0 if _content(tmp_path / "out")["chosen"] else 3)
+    share = len(_reserved(tmp_path / "new")["certify"])
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("dense.onnx", "model.onnx"):
+        shutil.copy(certified[0] / name, bare)
+    outcome = px("certify", bare / "dense.onnx", bare / "model.onnx", *asked[2:], "--json")
+    assert json.loads(outcome.out)["reserved"] == share, "nobody knows what chose these models"
+    old = images / _reserved(images)["score"][0]
+    strange = next((tmp_path / "new").iterdir()) / "old.png"
+    shutil.copy(old, strange)
+    outcome = px(*asked, "--json")
+    assert abs(json.loads(outcome.out)["reserved"] - share) <= 1
+    strange.unlink()
+    halves = tmp_path / "halves"
+    shutil.copytree(tmp_path / "new", halves / "train")
+    image_folder(halves, {"val": 8}, CLASSES, SIZE)
+    for file in (halves / "val").rglob("*.png"):
+        Image.fromarray(np.asarray(Image.open(file))[::-1]).save(file)
+    assert len(_reserved(halves)["certify"]) == json.loads(px(*asked[:-1], halves, "--json").out)["reserved"]
 
 
 def test_a_run_of_what_a_run_made_keeps_to_its_samples(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pxcompress.data import Source, match_class_order, open_source
+from pxcompress.data import Source, match_class_order, open_source, restrict_classes
 from pxcompress.errors import ModelError
 from pxcompress.models.class_names import imagenet_classes
 from pxcompress.models.loading import Architecture, Loaded, load_model
@@ -151,3 +152,18 @@ def test_a_factory_is_told_how_many_classes_the_data_have() -> None:
         data_classes=("n01440764", "n01443537", "n01484850"),
     )
     assert loaded_model.classes == 3
+
+
+def test_numbers_are_outputs_where_the_data_have_some_of_them(data: Source) -> None:
+    model = loaded(BY_CODE)
+    some = replace(restrict_classes(data, ("Bee", "c10")), classes=("00", "2"), other_order=())
+    source = match_class_order(some, model)
+    assert (source.classes, source.outputs) == (("00", "1", "2", "3"), 4)
+    assert "numbers, taken for the model's outputs: 2 of 4" in source.notes[-1]
+    assert right(source, model.model) > 0.95
+
+
+@pytest.mark.parametrize("names", [("0", "4"), ("0", "x"), ("0", "00")])
+def test_other_names_are_no_numbers_of_outputs(data: Source, names: Sequence[str]) -> None:
+    some = replace(restrict_classes(data, ("Bee", "c10")), classes=tuple(names), other_order=())
+    assert match_class_order(some, loaded(BY_CODE)).classes == tuple(names)

@@ -210,6 +210,27 @@ def test_columns_of_words_beside_numbers_are_no_targets(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("cells", "classes"),
+    [
+        (("A", "2", "b"), ("2", "A", "b")),
+        (("10", "9", "0"), ("0", "9", "10")),
+        (("A", "-1", "0.5"), ("-1", "0.5", "A")),
+    ],
+)
+def test_a_column_label_holds_classes_by_name_or_whole_number(tmp_path, cells, classes):
+    table = save_table(tmp_path, "path,label", lambda index, name: f"{name},{cells[index % 3]}")
+    source = open_source(str(table))
+    assert (source.layout, source.classes) == ("classes", classes)
+    for part in (source.train, source.select, source.held_out):
+        assert [classes[label] for label in part.labels] == [cells[int(Path(name).stem) % 3] for name in part.ids]
+
+
+def test_a_column_label_of_other_numbers_is_a_regression(tmp_path):
+    source = open_source(str(save_table(tmp_path, "path,label", lambda index, name: f"{name},{index / 2}")))
+    assert (source.layout, source.classes) == ("numbers", ("label",))
+
+
+@pytest.mark.parametrize(
     ("header", "cells", "expected"),
     [
         ("path,age", "x", "column 'age' holds 'x', which is no finite number"),
