@@ -39,7 +39,8 @@ class Request:
     data: Annotated[
         str,
         typer.Option(
-            help="Labelled data, as for `run --data`; of data that no run has seen nearly all samples count.  [default: the run folder's]"
+            help="Labelled data, as for `run --data`; nearly all of them count where no run has seen any.  "
+            "[default: the run folder's]"
         ),
     ] = ""
     unlabelled: Annotated[

@@ -233,13 +233,12 @@ class Builder:
         weight, bias, x = self._constant(node, 1), self._constant(node, 2), node.inputs[0]
         if weight is None or settings.get("transA") or x is None or len(self.trials.shape(x)) != 2:
             return False
-        weight, factor = weight if settings.get("transB") else weight.T, settings.get("alpha", 1.0)
-        weight = weight if factor == 1.0 else weight * factor  # which copies it
+        weight, alpha = weight if settings.get("transB") else weight.T, settings.get("alpha", 1.0)
         if self._get_operand(node, 2):
             if bias is None or bias.numel() not in (1, len(weight)):
                 return False
             bias = bias.reshape(-1).expand(len(weight)) * settings.get("beta", 1.0)
-        self._add_linear(x, (weight, bias), node.inputs[1], Origin("gemm", (node,)))
+        self._add_linear(x, (weight if alpha == 1.0 else alpha * weight, bias), node.inputs[1], Origin("gemm", (node,)))
         return True
 
     def _on_matmul(self, node: ir.Node, settings: Settings) -> bool:

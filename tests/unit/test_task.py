@@ -247,7 +247,7 @@ def test_the_certificate_of_a_task_can_be_recomputed(px: Px, finished: Path, ima
     for given in ([finished], [finished / "dense.onnx", finished / "model.onnx", "--data", "digits"]):
         again = json.loads(px("certify", *given, "--max-drop", 0.1, "--json").out)
         assert (again["n"], again["hashes"]["split"]) == (told["n"], told["hashes"]["split"])
-    assert "other classes" in one_line(px("certify", finished, "--data", images, "--max-drop", 0.1))
+    assert "data that the models are for" in one_line(px("certify", finished, "--data", images, "--max-drop", 0.1))
 
 
 # --- the words ------------------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def test_the_trial_has_the_range_of_the_example(domain: Callable[[Tensor], Tenso
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (lambda s, x: F.dropout(_simple(s, x), 0.5), "another output for the same input each time"),
+        (lambda s, x: _simple(s, F.dropout(x, 0.5)), "another output for the same input each time"),
         (lambda s, x: _simple(s, x.abs().neg().log()), "returns NaN for the example"),
         (lambda s, x: _simple(s, x.reshape(1, *IMAGES)), "runs on one sample, but not on two at once: RuntimeError"),
         (lambda s, x: _simple(s, x[:, :2]), "does not run on the example: RuntimeError: Given groups=1"),
