@@ -33,7 +33,7 @@ EPOCHS, BATCH, RATE = 2, 32, 3e-4
 METHODS: dict[str, dict[str, object]] = {
     "defaults": {},
     "closed form": {"repair": ("closed-form",)},
-    "defaults, 300 steps": {"repair": ("fold", "batchnorm", "finetune:steps=300,batch_size=16")},
+    "defaults, 300 steps": {"repair": ("closed-form", "finetune:steps=300")},
     "magnitude, ridge fold": {"scorer": "magnitude", "repair": ("fold",)},
 }
 

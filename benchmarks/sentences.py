@@ -157,7 +157,7 @@ def rows(quick: bool, methods: Sequence[str]) -> Iterator[Row]:
                     interval = wilson_interval(same, judged)
                     yield Row(
                         method,
-                        len(workload.splits.ids["score"]) + len(workload.splits.ids["repair"]),
+                        len({*workload.splits.ids["score"], *workload.splits.ids["repair"]}),
                         removed,
                         count_macs(pruned, example) / count_macs(model, example),
                         float((slim * dense).sum(1).mean()),

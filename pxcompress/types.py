@@ -106,7 +106,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Splits:
-    """Five disjoint parts of the data; a stage is handed its own part, never this record.
+    """Five parts of the data, of which only score and repair may overlap; a stage is handed its own, never this record.
 
     `ids` holds the sample ids of every role; `example` is one input, shape (1, ...); `notes` say what a reader must
     know of how the data were read and cut. `contents` has a text for every sample of a role, by which it is known
@@ -130,7 +130,7 @@ class Splits:
         role_by_id: dict[str, str] = {}
         for role, ids in self.ids.items():
             for sample in ids:
-                if sample in role_by_id:
+                if role_by_id.get(sample, role) != role and {role, role_by_id[sample]} != {"score", "repair"}:
                     raise ValueError(f"sample {sample!r} is in both {role_by_id[sample]!r} and {role!r}")
                 role_by_id[sample] = role
 

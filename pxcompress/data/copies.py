@@ -29,13 +29,15 @@ class Copies:
     @classmethod
     def of(cls, readings: Mapping[str, Reading]) -> Copies:
         """The duplicates among the images that were read, by role."""
-        places: dict[bytes, list[_Place]] = {}
+        places: dict[bytes, dict[str, _Place]] = {}
         for role, reading in readings.items():
             samples = reading.store.samples
             for digest, name, label in zip(reading.digests, samples.ids, samples.labels.tolist(), strict=False):
-                places.setdefault(digest, []).append(_Place(role, name, label))
+                places.setdefault(digest, {}).setdefault(name, _Place(role, name, label))  # score's may serve repair
         nouns = [reading.store.samples.noun for reading in readings.values()]
-        return cls(tuple(tuple(each) for each in places.values() if len(each) > 1), next(iter(nouns), "images"))
+        return cls(
+            tuple(tuple(each.values()) for each in places.values() if len(each) > 1), next(iter(nouns), "images")
+        )
 
     def find_left_out(self, stores: Mapping[str, Store], role: str) -> Store:
         """The samples of `role` without images that an earlier role, or an earlier sample, has already."""

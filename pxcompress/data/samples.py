@@ -172,9 +172,9 @@ def draw_order(labels: Integers, rng: np.random.Generator, *, balanced: bool) ->
 def cut(
     samples: Samples, sizes: Sequence[int], rng: np.random.Generator, *, balanced: bool = False
 ) -> tuple[Samples, ...]:
-    """Disjoint parts of the given sizes, drawn at random, each stratified by class."""
+    """Parts of the given sizes, drawn at random, each stratified by class; what is too much for all overlaps."""
     order = draw_order(samples.labels, rng, balanced=balanced)
-    ends = np.cumsum(sizes)
+    ends = np.minimum(np.cumsum(sizes), len(order))
     return tuple(samples.take(order[end - size : end]) for size, end in zip(sizes, ends, strict=True))
 
 

@@ -1,4 +1,7 @@
-"""Five disjoint parts of labelled image data, as batches that a model takes: score, repair, select, certify, test."""
+"""Five parts of labelled data, as batches that a model takes: score, repair, select, certify, test.
+
+They are disjoint, but for score and repair, which shape a model and judge none: of few samples both get all.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,12 @@ def load_splits(
 ) -> Splits:
     """Draws the five roles and reads every image of them once, so that a damaged one is found before any work is done.
 
-    `limits`: most samples per role, over `source.limits`; two roles share a pool that has fewer. Score and repair have
-    the classes as evenly as possible; the others keep the classes' shares, as estimates and certificates need. Damaged
-    images are left out and listed if the source was opened with `skip_corrupt`; images equal to another one are said in
-    the notes, and left out of certify, whose samples have to be independent; so are those of which `has_served` knows
-    the content, as of an earlier draw from other data. Raises `DataError`.
+    `limits`: most samples per role, over `source.limits`; of a pool that has fewer, certify and test get shares, while
+    score and repair overlap. These two have the classes as evenly as possible; the others keep the classes' shares, as
+    estimates and certificates need. Damaged images are left out and listed if the source was opened with
+    `skip_corrupt`; images equal to another one are said in the notes, and left out of certify, whose samples have to be
+    independent; so are those of which `has_served` knows the content, as of an earlier draw from other data. Raises
+    `DataError`.
     """
     readings: dict[str, Reading] = {}
     for role, samples in _draw(source, seed, {**source.limits, **_check_limits(limits or {})}).items():
@@ -57,7 +61,7 @@ def load_splits(
         **parts,
         example=_example(parts["score"], preprocessing),
         ids={role: store.samples.ids for role, store in stores.items()},
-        skipped=tuple(name for reading in readings.values() for name in reading.damaged),
+        skipped=tuple(dict.fromkeys(name for reading in readings.values() for name in reading.damaged)),
         notes=(*_notes(source, readings), *copies.notes),
         contents=contents,
         served=served,
@@ -94,12 +98,14 @@ def _notes(source: Source, readings: Mapping[str, Reading]) -> Iterator[str]:
             f"({MIN_HELD_OUT_TO_SPLIT} can spare some): "
             f"its accuracies look too good where the weights were trained on them"
         )
-    if deep := sum(reading.deep for reading in readings.values()):
+    overlap = not set(readings["score"].store.samples.ids).isdisjoint(readings["repair"].store.samples.ids)
+    distinct = [reading for role, reading in readings.items() if role != "score" or not overlap]
+    if deep := sum(reading.deep for reading in distinct):
         yield (
             f"{deep} images have more than 8 bits a channel: their whole range (0 to 65535, or 0 to 1) becomes 0 to "
             "255; images that fill a part of it only, such as 12 bits, get dark: convert them first"
         )
-    if cut := sum(reading.cut for reading in readings.values()):
+    if cut := sum(reading.cut for reading in distinct):
         yield f"{cut} texts are longer than the model takes, and are cut"
     for role in ("score", "repair"):
         digests = readings[role].digests
@@ -129,29 +135,26 @@ def _check_limits(limits: Mapping[str, int]) -> Mapping[str, int]:
 
 def _draw(source: Source, seed: int, limits: Mapping[str, int]) -> dict[str, Samples]:
     rng = np.random.default_rng(seed)
+    pools = {("score", "repair"): source.train, ("select",): source.select, ("certify", "test"): source.held_out}
     samples_by_role: dict[str, Samples] = {}
-    pools = (
-        (source.train, ("score", "repair"), True),
-        (source.select, ("select",), False),
-        (source.held_out, ("certify", "test"), False),
-    )
-    for pool, roles, balanced in pools:
-        sizes = _shares(len(pool), [limits.get(role) for role in roles])
+    for roles, pool in pools.items():
+        shapes = "score" in roles
+        sizes = [min(limits[role], len(pool)) for role in roles] if shapes else _shares(len(pool), roles, limits)
         if min(sizes) < LEAST_OF_A_ROLE:
             raise DataError(
                 f"data {source.name!r} has {len(pool)} {pool.noun} for {' and '.join(roles)}; "
                 f"each needs at least {LEAST_OF_A_ROLE}: give more {pool.noun}"
             )
-        samples_by_role.update(zip(roles, cut(pool, sizes, rng, balanced=balanced), strict=True))
+        samples_by_role.update(zip(roles, cut(pool, sizes, rng, balanced=shapes), strict=True))
     return samples_by_role
 
 
-def _shares(available: int, limits: list[int | None]) -> list[int]:
-    """Samples for each of one or two roles; None stands for all that the other one leaves, at least half."""
-    first_share, *others = (available if limit is None else limit for limit in limits)
+def _shares(available: int, roles: Sequence[str], limits: Mapping[str, int]) -> list[int]:
+    """Samples for each of one or two roles; without a limit, all that the other one leaves, at least half."""
+    first_share, *others = (limits.get(role, available) for role in roles)
     if not others:
         return [min(first_share, available)]
-    if limits[1] is None:
+    if roles[1] not in limits:
         first_share = min(first_share, available // 2)
         return [first_share, available - first_share]
     if first_share + others[0] > available:

@@ -81,9 +81,10 @@ def test_roles_are_disjoint_and_well_formed(spec):
     splits = load_splits(source, SMALL, batch_size=7)
     assert source.embedded
     assert source.native_size == 32
-    everything = [sample for role in ROLES for sample in splits.ids[role]]
-    assert len(everything) == len(set(everything))
+    apart = [set(splits.ids["score"] + splits.ids["repair"]), *(set(splits.ids[role]) for role in ROLES[2:])]
+    assert len(set().union(*apart)) == sum(map(len, apart))
     for role in ROLES:
+        assert len(set(splits.ids[role])) == len(splits.ids[role])
         batches = getattr(splits, role)
         assert batches.samples == len(splits.ids[role]) == len(labels_of(batches))
         assert all(0 < len(inputs) <= 7 and inputs.shape[1:] == (3, 8, 8) for inputs, _ in batches)
@@ -129,7 +130,18 @@ def test_limits_cap_and_share():
     splits = load_splits(source, SMALL, limits={"score": 30, "repair": 40, "select": 10, "certify": 20, "test": 50})
     assert [getattr(splits, role).samples for role in ROLES] == [30, 40, 10, 20, 50]
     shared = load_splits(source, SMALL, limits={"score": 1000, "repair": 3000, "certify": 5000, "select": 9999})
-    assert [getattr(shared, role).samples for role in ROLES] == [250, 750, 150, 323, 324]
+    assert [getattr(shared, role).samples for role in ROLES] == [1000, 1000, 150, 323, 324]
+
+
+@pytest.mark.parametrize(
+    ("score", "repair", "both"), [(300, 700, 0), (300, 701, 1), (300, 1000, 300), (1000, 300, 300)]
+)
+def test_score_and_repair_overlap_no_more_than_they_have_to(score, repair, both):
+    source = open_source("digits")
+    splits = load_splits(source, SMALL, limits={"score": score, "repair": repair})
+    ids = {role: set(splits.ids[role]) for role in ROLES}
+    assert (len(ids["score"]), len(ids["repair"]), len(ids["score"] & ids["repair"])) == (score, repair, both)
+    assert not splits.notes, "what serves both is no copy"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +157,7 @@ def test_folder_without_halves(folder):
     assert source.classes == ("cat", "dog", "eel")
     assert (source.embedded, source.native_size) == (False, None)
     splits = load_splits(source, SMALL)
-    everything = [sample for role in ROLES for sample in splits.ids[role]]
+    everything = {sample for role in ROLES for sample in splits.ids[role]}
     assert sorted(everything) == sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     for role in ("select", "certify", "test"):  # 2 : 2 : 1
         counts = Counter(sample.split("/")[0] for sample in splits.ids[role])
@@ -174,7 +186,7 @@ def test_spellings_of_halves(tmp_path, train, held_out):
 def test_one_half_alone_is_cut(tmp_path):
     save_images(tmp_path / "val", {"a": 20, "b": 20})
     splits = load_splits(open_source(str(tmp_path)), SMALL)
-    assert sum(len(ids) for ids in splits.ids.values()) == 40
+    assert len(set().union(*splits.ids.values())) == 40
 
 
 def test_unused_half_and_empty_class_are_noted(halves):
