@@ -82,7 +82,7 @@ def texts(name: str) -> list[str]:
     return [*others, *variants, *PRESETS, *(SOFTMAX if name == "vit" else ())]
 
 
-def trained(name: str, seeds: Sequence[int], samples: int, tests: int, data: str) -> Trained:
+def train_model(name: str, seeds: Sequence[int], samples: int, tests: int, data: str) -> Trained:
     """The baseline of `name`, from the cache where it is kept."""
     recipe = Recipe(model=MODELS[name][0], ratio=0.5, data=data)
     with seeded(0):
@@ -155,7 +155,7 @@ def order_claims(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                 yield common.claim(statement, mean[text] - mean[other], 0.0, "higher")
 
 
-def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measure_all(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Rows of what is asked for: everything, or with --order the pruning order and autocast of those models."""
     quick = options.quick
     if not options.order:
@@ -164,7 +164,7 @@ def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield from cost.memory(("resnet50",) if quick else tuple(cost.MIXED), (32, 64) if quick else (32, 512))
     for name in options.order or MODELS:
         data = SMALL[MODELS[name][1]] if quick else MODELS[name][1]
-        subject = trained(name, SEEDS[:1] if quick else SEEDS, *((36, 60) if quick else (180, 300)), data)
+        subject = train_model(name, SEEDS[:1] if quick else SEEDS, *((36, 60) if quick else (180, 300)), data)
         yield from cost.autocast(name, subject.model, subject.inputs[:32], [*cost.LEAST, "pxp-vit", "pxp-cnn"])
         yield from order(name, subject, RATES[::6] if quick else RATES, texts(name))
 
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--order", nargs="*", choices=list(MODELS), help="only the pruning order of these models")
     options = parser.parse_args()
     path = common.RESULTS / "attribution.json"
-    rows = list(measured(options))
+    rows = list(measure_all(options))
     anew = {(row["part"], row["model"]) for row in rows}
     if options.order and not options.quick:
         rows += [row for row in json.loads(path.read_text())["rows"] if (row["part"], row["model"]) not in anew]

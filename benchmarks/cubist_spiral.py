@@ -61,7 +61,7 @@ PATIENCE = 3
 """Steps in a row without any level after which a path ends."""
 
 
-def trained(width: int, splits: Splits, seed: int) -> nn.Module:
+def train_mlp(width: int, splits: Splits, seed: int) -> nn.Module:
     """The dense MLP, trained or read from the cache."""
     with seeded(seed):
         model = MLP((2, width, width, width, 2))
@@ -224,7 +224,7 @@ def main() -> None:
         for width in widths:
             if (seed, repair, selection, width) not in done:
                 cell = {"seed": seed, "repair": repair, "selection": selection, "width": width}
-                rows.append(path(trained(width, splits, seed), splits, cell))
+                rows.append(path(train_mlp(width, splits, seed), splits, cell))
         save(rows, options.quick)
 
 

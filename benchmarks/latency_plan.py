@@ -36,7 +36,7 @@ from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.predictions import torch_quality
 from pxcompress.graph import find_groups, prune
 from pxcompress.models.loading import classifier_names
-from pxcompress.pipeline import aligned
+from pxcompress.pipeline import with_measured_alignment
 from pxcompress.planning.fit import choose_attempt, fit_to_file
 from pxcompress.planning.limits import Limits
 from pxcompress.planning.plan import make_plan
@@ -80,7 +80,7 @@ def planned(threads: int, quick: bool) -> Iterator[Row]:
         scored = big(name, budget)
         seconds = time.perf_counter() - begin
         for speedup in SPEEDUPS[1:2] if quick else SPEEDUPS:
-            recipe = aligned(Recipe(name, speedup=speedup, bench=Bench(threads=threads)), Clock(print))
+            recipe = with_measured_alignment(Recipe(name, speedup=speedup, bench=Bench(threads=threads)), Clock(print))
             here = replace(scored, ratio=1 - 1 / speedup)
             _, attempts = fit_to_file(
                 here, lambda ratio, here=here, recipe=recipe: plan_at(here, ratio, recipe), budget
@@ -107,7 +107,7 @@ def half(threads: int, quick: bool) -> Iterator[Row]:
             slim = prune(scored.model, scored.structure.groups, plan, scored.example).model
             for model, path in zip((scored.model, slim), files, strict=True):
                 export_onnx(model, scored.example, path, {})
-            dense, pruned = clock.measured(files, scored.example)
+            dense, pruned = clock.measure_files(files, scored.example)
         macs_ratio = plan.cost_dense / plan.cost_planned
         yield {"model": name, "batch_size": 16, "macs_ratio": macs_ratio, "speedup": dense / pruned}
 

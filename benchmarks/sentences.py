@@ -33,7 +33,7 @@ from pxcompress.deploy import runtime
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.intervals import estimate_speedup, wilson_interval
 from pxcompress.models.adapter import named_outputs
-from pxcompress.pipeline import opened
+from pxcompress.pipeline import open_run
 from pxcompress.recipe import Recipe
 from pxcompress.stages import plan_and_cut, score
 from pxcompress.state import evaluating, seeded
@@ -138,7 +138,7 @@ def rows(quick: bool, methods: Sequence[str]) -> Iterator[Row]:
         data.write_text("\n".join(chosen[:calibration]), encoding="utf-8")
         for method, options in ((name, METHODS[name]) for name in methods):
             recipe = Recipe(model=f"hf:{minilm()}", data=str(data), ratio=0.5, budget="macs", **options)
-            workload, run = opened(recipe, Clock(lambda text: print(f"    {text}", flush=True), measures=False))
+            workload, run = open_run(recipe, Clock(lambda text: print(f"    {text}", flush=True), measures=False))
             model, example = workload.loaded.model, workload.splits.example
             tokenizer = workload.loaded.preprocessing.tokenizer
             assert tokenizer is not None

@@ -38,7 +38,7 @@ from pxcompress.deploy.predictions import Predictions, predictions
 from pxcompress.graph import find_groups
 from pxcompress.models.adapter import Adapter, named_outputs, release_
 from pxcompress.models.loading import classifier_names
-from pxcompress.pipeline import opened
+from pxcompress.pipeline import open_run
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.stages import plan_and_cut, score
@@ -108,7 +108,7 @@ def bench_of(label: str, quick: bool) -> Bench:
     model, data = NETS[label]
     data += ":train=640,select=100,held_out=300" if quick else ""
     recipe = Recipe(model=model, ratio=0.5, data=data, budget="macs", round_to=4)
-    return Bench(label, *opened(recipe, Clock(print, measures=False)))
+    return Bench(label, *open_run(recipe, Clock(print, measures=False)))
 
 
 def judged(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:

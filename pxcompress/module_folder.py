@@ -42,7 +42,7 @@ class Targeted:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.batches:
             inputs, targets = split_batch(batch)
-            packed = self.signature.packed(inputs)
+            packed = self.signature.pack(inputs)
             yield packed, targets if isinstance(targets, Tensor) else torch.full((len(packed),), UNKNOWN)
 
 

@@ -24,7 +24,7 @@ from pxcompress.module_folder import AllBatches, ModuleData, workload_of
 from pxcompress.notes import Note, silent
 from pxcompress.passes.moments import MomentCache
 from pxcompress.passes.parts import HeldOut
-from pxcompress.pipeline import aligned, prove
+from pxcompress.pipeline import prove, with_measured_alignment
 from pxcompress.recipe import Pruning, Recipe
 from pxcompress.recipe.model_and_data import IN_PYTHON
 from pxcompress.repair import REPAIRS
@@ -178,7 +178,7 @@ def compress_module(model: nn.Module, example: Inputs, batches: Iterable[Any], o
         check_suited(model)
         module = adapt_module(model, example, batches, options.start)
         _check_answers(module, recipe)
-        recipe = aligned(recipe, Clock(silent))
+        recipe = with_measured_alignment(recipe, Clock(silent))
         with seeded(recipe.seed):
             ready = rewrite_plain(module.model, lambda view: all_outputs(view, module.example.to(device_of(view))))
             parts = _split_parts(module, ready, options.held_out)
@@ -195,7 +195,7 @@ def _split_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | None
     fit: Batches = module.batches
     held_out_batches: Batches = HeldOut(module.batches)
     if held_out is not None:
-        held_out_batches = module.packed(held_out)
+        held_out_batches = module.pack(held_out)
     elif next(iter(held_out_batches), None) is not None:
         fit = HeldOut(module.batches, others=True)
     remembered = MomentCache(fit, net)

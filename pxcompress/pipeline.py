@@ -69,9 +69,9 @@ def work(recipe: Recipe, out: Path | None = None, *, force: bool = False, note: 
     clock = Clock(note if is_first() else silent)
     place = out or Path("exported") / recipe.label
     with whole_folder(place, force) if is_first() else nullcontext(place) as folder:
-        recipe = aligned(recipe, clock)
+        recipe = with_measured_alignment(recipe, clock)
         with seeded(recipe.seed):
-            workload, run = opened(recipe, clock)
+            workload, run = open_run(recipe, clock)
             scored = score(workload.loaded.model, workload.splits.example, run)
             if recipe.guarantee is None:
                 slim = plan_and_cut(scored, run, on_file=True)
@@ -101,7 +101,7 @@ def prove(place: Path, workload: Workload, slim: PruneResult, files: Files, run:
     return report
 
 
-def aligned(recipe: Recipe, clock: Clock) -> Recipe:
+def with_measured_alignment(recipe: Recipe, clock: Clock) -> Recipe:
     """`recipe` with `round_to` measured on this machine where it is 0."""
     if recipe.round_to != MEASURED:
         return recipe
@@ -114,7 +114,7 @@ def aligned(recipe: Recipe, clock: Clock) -> Recipe:
     return recipe.but(round_to=step)
 
 
-def opened(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
+def open_run(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
     """Open model and data of `recipe` and make its `Run`; all processes get the first one's weights."""
     with clock.stage("load"):
         workload = load_workload(recipe)

@@ -59,7 +59,7 @@ def names_in(package: str) -> tuple[str, ...]:
     return tuple(sorted(name for path in files for name in _REGISTERED.findall(path.read_text(encoding="utf-8"))))
 
 
-def searched(field: Any) -> Any:
+def search_option(field: Any) -> Any:
     """An `option` that `pxcompress search` varies: over its choices, or from low to high."""
     return dataclasses.field(default=field.default, metadata={**field.metadata, "searched": True})
 

@@ -18,7 +18,7 @@ from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import BudgetError, InputError
 from pxcompress.graph import settle_streams
 from pxcompress.notes import Note
-from pxcompress.pipeline import aligned, opened
+from pxcompress.pipeline import open_run, with_measured_alignment
 from pxcompress.proof import Metric
 from pxcompress.recipe import Bench, Recipe
 from pxcompress.recipe.goal import MEASURED
@@ -72,11 +72,11 @@ def sweep(
             raise InputError(f"ratios has {ratio}; expected shares between 0 and 1 with commas, such as 0.3,0.5,0.7")
     _check_bench(recipe)
     clock = Clock(note)
-    recipe = aligned(recipe.but(ratio=min(ratios)), clock)
+    recipe = with_measured_alignment(recipe.but(ratio=min(ratios)), clock)
     place = out or Path("exported") / f"{recipe.stem}-sweep"
     check_place(place, force)
     with seeded(recipe.seed), whole_folder(place, force) as folder:
-        workload, run = opened(recipe, clock)
+        workload, run = open_run(recipe, clock)
         scored = score(workload.loaded.model, workload.splits.example, run)
         points = tuple(_measure_points(scored, sorted(set(ratios)), run))
         unreachable = tuple(sorted(set(ratios) - {point.ratio for point in points}))

@@ -371,7 +371,7 @@ class FileBudget(Protocol):
     unit: str
     tolerance: float
 
-    def measured(self, files: Sequence[Path], example: Tensor) -> Sequence[float]:
+    def measure_files(self, files: Sequence[Path], example: Tensor) -> Sequence[float]:
         """What ONNX files cost, measured side by side; a share `tolerance` too much is within the noise."""
         ...
 

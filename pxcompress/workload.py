@@ -165,8 +165,8 @@ def with_baseline(workload: Workload, seed: int, note: Note) -> Workload:
     data = EMBEDDED.build(workload.source.name)
     if workload.whole is None:
         source, splits = workload.source, workload.splits
-        return replace(workload, loaded=data.trained(workload.loaded, source, splits, workload.task, seed, note))
+        return replace(workload, loaded=data.train_baseline(workload.loaded, source, splits, workload.task, seed, note))
     loaded, source = workload.whole.loaded, workload.whole.source
     splits = load_splits(source, loaded.preprocessing, seed=seed)
-    uncut = replace(workload.whole, loaded=data.trained(loaded, source, splits, workload.task, seed, note))
+    uncut = replace(workload.whole, loaded=data.train_baseline(loaded, source, splits, workload.task, seed, note))
     return replace(workload, loaded=uncut.slice_outputs(workload.splits.example), whole=uncut)

@@ -157,10 +157,10 @@ def attributed(
             layers = mode.prepare(twin, example, expected)
         forward = twin.forward
 
-        def ruled_forward(*args: Any, **kwargs: Any) -> Any:
+        def forward_with_rules(*args: Any, **kwargs: Any) -> Any:
             return mode.run(partial(forward, *args, **kwargs), next(iter((*args, *kwargs.values()))))
 
-        object.__setattr__(twin, "forward", ruled_forward)
+        object.__setattr__(twin, "forward", forward_with_rules)
         try:
             yield Attributed(twin, layers, _list_unruled(twin, mode.unruled, unfolded_names), mode)
         finally:

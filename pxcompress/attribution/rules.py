@@ -22,7 +22,7 @@ from zennit.core import BasicHook
 
 from pxcompress.attribution.layers import Layer
 from pxcompress.errors import InputError, ModelError
-from pxcompress.registry import option, searched
+from pxcompress.registry import option, search_option
 
 STABILIZER = 1e-6
 """What zennit adds to denominators, with their sign."""
@@ -70,7 +70,7 @@ def _check_positive(name: str, value: float, *, strictly: bool = False) -> None:
 class Epsilon(Rule):
     """m_a = W^T (m z / (z + epsilon sign z)): one ordinary backward pass. epsilon = 0 is LRP-0, gradient x input."""
 
-    epsilon: float = searched(option(STABILIZER, "added to denominators", low=STABILIZER, high=1.0, log=True))
+    epsilon: float = search_option(option(STABILIZER, "added to denominators", low=STABILIZER, high=1.0, log=True))
     name: ClassVar[str] = "epsilon"
     needs_input: ClassVar[bool] = False
 
@@ -95,7 +95,7 @@ class Gamma(Rule):
         m_a = (1 + gamma/2) W^T (q m) + sign(a) gamma/2 |W|^T (sign(z) q m),    sign(0) = 1 for a.
     """
 
-    gamma: float = searched(option(0.25, "share of the sign that counts more", low=0.01, high=10.0, log=True))
+    gamma: float = search_option(option(0.25, "share of the sign that counts more", low=0.01, high=10.0, log=True))
     name: ClassVar[str] = "gamma"
 
     def __post_init__(self) -> None:

@@ -241,10 +241,10 @@ OPERATORS = {"__imul__": "mul", "__itruediv__": "div", "__ipow__": "pow"}
 def _in_place(handler: Handler, function: Handler) -> Handler:
     """The rule of a `function` that writes its result over its first argument."""
 
-    def changed(func: Handler, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def change_in_place(func: Handler, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return x.copy_(handler(function, x.clone(), *args, **kwargs))
 
-    return changed
+    return change_in_place
 
 
 def handlers() -> dict[str, Handler]:

@@ -30,6 +30,6 @@ class Bytes(Budget):
         params = params_meter(model, groups)
         return lambda kept_units: BYTES_PER_WEIGHT * params(kept_units)
 
-    def measured(self, files: Sequence[Path], example: Tensor) -> Sequence[float]:
+    def measure_files(self, files: Sequence[Path], example: Tensor) -> Sequence[float]:
         """Sizes of the files, with their external data."""
         return [float(artifact_of(path).bytes) for path in files]

@@ -32,7 +32,7 @@ class Latency(Budget):
         """Milliseconds predicted from measured operators."""
         return latency_meter(model, groups, example, self._conditions)
 
-    def measured(self, files: Sequence[Path], example: Tensor) -> Sequence[float]:
+    def measure_files(self, files: Sequence[Path], example: Tensor) -> Sequence[float]:
         """Median milliseconds of a call, taken in turns."""
         return measure_files(files, example, self._conditions)
 

@@ -151,14 +151,14 @@ def stopping_time(
     needed_samples = 0
     for place, losses in enumerate(path):
         row = before[place] if before else None
-        passes, fails = _decided(losses, limit, classes or {}, row)
+        passes, fails = _decide(losses, limit, classes or {}, row)
         needed_samples = max(needed_samples, min(passes, fails))
         if passes > fails or passes > len(losses):
             break
     return min(needed_samples, len(path[0]))
 
 
-def _decided(losses: Array, limit: RiskLimit, classes: Mapping[str, Array], before: Tested | None) -> tuple[int, int]:
+def _decide(losses: Array, limit: RiskLimit, classes: Mapping[str, Array], before: Tested | None) -> tuple[int, int]:
     """After how many losses a model passes in all classes, and fails in one; one more than there are for never."""
     masks = classes or {"": np.ones(len(losses), dtype=bool)}
     earlier: Mapping[str, Tested | ClassResult] = {}

@@ -142,17 +142,19 @@ def compare_calibration(
     value = {name: calibration_error(*both) for name, both in parts.items()}
     calibrations = {
         name: Calibration(
-            _bootstrapped(value[name], errors[name], low=0.0),
-            _scaled(sizes[name] / classes, lambda share: classes * share),
-            _scaled(covered[name], lambda share: share),
+            _bootstrap_interval(value[name], errors[name], low=0.0),
+            _scale_interval(sizes[name] / classes, lambda share: classes * share),
+            _scale_interval(covered[name], lambda share: share),
         )
         for name in models
     }
     return CalibrationRecord(
         dense=calibrations["dense"],
         pruned=calibrations["pruned"],
-        error_change=_bootstrapped(value["pruned"] - value["dense"], errors["pruned"] - errors["dense"], low=-1.0),
-        set_size_change=_scaled(
+        error_change=_bootstrap_interval(
+            value["pruned"] - value["dense"], errors["pruned"] - errors["dense"], low=-1.0
+        ),
+        set_size_change=_scale_interval(
             ((sizes["pruned"] - sizes["dense"]) / classes + 1) / 2, lambda share: classes * (2 * share - 1)
         ),
         coverage=coverage,
@@ -160,13 +162,13 @@ def compare_calibration(
     )
 
 
-def _scaled(values: ArrayLike, back: Callable[[float], float]) -> Estimate:
+def _scale_interval(values: ArrayLike, back: Callable[[float], float]) -> Estimate:
     """The mean of numbers in [0, 1], and its interval, `back` in their own unit."""
     interval = mean_interval(values)
     return Estimate(back(interval.mean), back(interval.low), back(interval.high))
 
 
-def _bootstrapped(value: float, resampled: Floats, low: float) -> Estimate:
+def _bootstrap_interval(value: float, resampled: Floats, low: float) -> Estimate:
     """The basic bootstrap interval, reflected at the value: resampling adds to an error that is never negative."""
     first, last = np.percentile(resampled, [2.5, 97.5])
     return Estimate(value, max(low, min(2 * value - float(last), value)), max(2 * value - float(first), value))

@@ -46,7 +46,7 @@ class Part:
                 f"coverage is {self.coverage}; expected a share of the samples between 0 and 1, such as 0.8"
             )
 
-    def chosen_on(self, dense: ArrayLike) -> Part:
+    def with_threshold_from(self, dense: ArrayLike) -> Part:
         """This part with its threshold set by the dense model's logits (n, classes) on samples that certify nothing.
 
         It is the largest at which at least the share `coverage` of them is confident; more are where values are equal.

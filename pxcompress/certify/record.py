@@ -103,7 +103,7 @@ class CertificateRecord:
         """A copy that says that its classes are the words of a column, `group`; itself where that names none."""
         return replace(self, group=group, sentence=sentence(self._verdict, group)) if group else self
 
-    def used(self, uses_before: int) -> CertificateRecord:
+    def with_uses(self, uses_before: int) -> CertificateRecord:
         """A copy that says that its samples served `uses_before` certificates before, and what that means for it."""
         return replace(self, uses_before=uses_before, spent=spent(uses_before, self.delta).message)
 

@@ -71,7 +71,7 @@ class Split:
     samples: tuple[str, ...] = ()
     uses: tuple[Use, ...] = ()
 
-    def seen_by(self, use: Use) -> tuple[str, ...]:
+    def list_seen(self, use: Use) -> tuple[str, ...]:
         """The samples that a certificate has looked at."""
         return self.samples[use.begins : use.ends]
 
@@ -90,10 +90,10 @@ def add_use(data: str, split: str, samples: Iterable[str], use: Use) -> int:
     record[key] = Split(tuple(samples), (*others, use))
     with whole_file(path) as beside:
         beside.write_text(json.dumps({name: asdict(each) for name, each in record.items()}))
-    seen = set(record[key].seen_by(use))
+    seen = set(record[key].list_seen(use))
     elsewhere = [(part, each) for name, part in record.items() if name != key for each in part.uses]
     return sum(each.overlaps(use) for each in others) + sum(
-        each.certificate != use.certificate and not seen.isdisjoint(part.seen_by(each)) for part, each in elsewhere
+        each.certificate != use.certificate and not seen.isdisjoint(part.list_seen(each)) for part, each in elsewhere
     )
 
 
@@ -106,7 +106,7 @@ def count_seen_elsewhere(data: str, split: str, samples: Iterable[str]) -> int:
     """How many of the samples certificates on other splits have looked at, as of data that have grown since."""
     record = _read(cache_dir() / FILE)
     record.pop(_key(data, split), None)
-    seen = {sample for part in record.values() for use in part.uses for sample in part.seen_by(use)}
+    seen = {sample for part in record.values() for use in part.uses for sample in part.list_seen(use)}
     return len(seen.intersection(samples))
 
 

@@ -79,7 +79,7 @@ def read_images(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bo
     images = _Images(samples, preprocessing)
     small = _fits(samples, preprocessing)
     with ThreadPoolExecutor(_cores()) as threads:
-        results = list(threads.map(images.seen if small else images.glimpsed, range(len(samples))))
+        results = list(threads.map(images.read_whole if small else images.read_facts, range(len(samples))))
     errors = [(index, result) for index, result in enumerate(results) if isinstance(result, DataError)]
     if errors and not skip_corrupt:
         raise errors[0][1]
@@ -184,26 +184,26 @@ class _Images(Dataset[tuple[Tensor, Tensor] | DataError]):
             target = _target(self.samples, index, image.size, self._resize)
         except DataError as error:
             return error
-        return self._resized(image), target
+        return self._resize_image(image), target
 
-    def seen(self, index: int) -> _Seen | DataError:
+    def read_whole(self, index: int) -> _Seen | DataError:
         """The image, or why it cannot be read."""
-        return self._examine(index, self._resized)
+        return self._examine(index, self._resize_image)
 
-    def glimpsed(self, index: int) -> _Seen | DataError:
+    def read_facts(self, index: int) -> _Seen | DataError:
         """The image's target and digest without its pixels, or why it cannot be read."""
         return self._examine(index, lambda image: torch.empty(0))
 
     def _examine(self, index: int, pixels_of: Callable[[Image.Image], Tensor]) -> _Seen | DataError:
         try:
-            image, deep = self.samples.opened(index)
+            image, deep = self.samples.open_image(index)
             target = _target(self.samples, index, image.size, self._resize)
         except DataError as error:
             return error
         digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
         return _Seen(pixels_of(image), target, digest, deep)
 
-    def _resized(self, image: Image.Image) -> Tensor:
+    def _resize_image(self, image: Image.Image) -> Tensor:
         return self._resize.image(image.convert(self._mode))
 
 

@@ -22,7 +22,9 @@ class EmbeddedData(Protocol):
         """The data, under the name `spec`."""
         ...
 
-    def trained(self, loaded: Loaded, source: Source, splits: Splits, task: Task, seed: int, note: Note) -> Loaded:
+    def train_baseline(
+        self, loaded: Loaded, source: Source, splits: Splits, task: Task, seed: int, note: Note
+    ) -> Loaded:
         """A model without weights after training on `source`, or with those that an earlier run left in the cache.
 
         `task` says what its outputs mean, and how good it is.

@@ -75,7 +75,7 @@ def _read_inputs(spec: str, values: Sequence[Value], ports: Ports | None) -> tup
     except InputError as error:
         raise DataError(f"data {spec!r}: {error}") from error
     parts = [tensor.reshape(len(values), -1).float() for tensor in tensors.values()]
-    return Signature(signature).joined(parts).numpy(), signature
+    return Signature(signature).join(parts).numpy(), signature
 
 
 def _stack_inputs(spec: str, values: Sequence[Value]) -> dict[str | int | None, Array]:

@@ -83,7 +83,7 @@ class Samples:
         ids = tuple(self.ids[index] for index in indices)
         return replace(self, ids=ids, labels=self.labels[indices], positions=self.positions[indices])
 
-    def joined(self, other: Samples) -> Samples:
+    def join(self, other: Samples) -> Samples:
         """These samples, then those of `other`, which are read in the same way."""
         labels = np.concatenate([self.labels, other.labels])
         positions = np.concatenate([self.positions, other.positions])
@@ -91,9 +91,9 @@ class Samples:
 
     def load(self, index: int) -> Image.Image:
         """Image `index`, decoded, RGB or RGBA. Raises `DataError` where it cannot be read."""
-        return self.opened(index)[0]
+        return self.open_image(index)[0]
 
-    def opened(self, index: int) -> tuple[Image.Image, bool]:
+    def open_image(self, index: int) -> tuple[Image.Image, bool]:
         """Image `index` as RGB or RGBA, and whether it had more than 8 bits a channel. Raises as `load` does."""
         try:
             image = self.read(int(self.positions[index]))

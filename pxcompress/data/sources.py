@@ -168,7 +168,7 @@ def keep_for_certificates(source: Source) -> Source:
     spare = 2 * LEAST_OF_A_ROLE
     if source.select_from != "everything" or len(source.select) < 2 * spare:
         return source
-    everything = source.train.joined(source.held_out)
+    everything = source.train.join(source.held_out)
     few = dict.fromkeys(("score", "repair", "test"), LEAST_OF_A_ROLE)
     return replace(
         source,
@@ -191,9 +191,9 @@ def check_classes(source: Source, classes: Sequence[str]) -> None:
 def _cut_anew(source: Source, seed: int) -> Source:
     """A user's data with another select pool, cut from where the present one came from."""
     if source.select_from == "held-out":
-        cut_data = cut_pools(source.train, source.held_out.joined(source.select), seed)
+        cut_data = cut_pools(source.train, source.held_out.join(source.select), seed)
     else:
-        cut_data = cut_pools(source.train.joined(source.select), source.held_out, seed)
+        cut_data = cut_pools(source.train.join(source.select), source.held_out, seed)
     is_cut_from_everything = source.select_from == "everything" and cut_data.select_from == "train"
     return replace(
         source,

@@ -82,7 +82,7 @@ def _contents(data: str, reading: Reading, ids: Sequence[str]) -> tuple[str, ...
 def _example(batches: ImageBatches, preprocessing: Preprocessing) -> Tensor:
     """One input, (1, ...): the first; of texts one of the middle length, and no longer than it is."""
     inputs, _ = next(iter(batches))
-    counted = Signature(preprocessing.inputs).counted(inputs)
+    counted = Signature(preprocessing.inputs).find_counted(inputs)
     if counted is None:
         return inputs[:1].clone()
     lengths = counted.sum(1)

@@ -102,7 +102,9 @@ class Problem:
 class LearnedHere:
     """An embedded data set on which a model without weights is trained."""
 
-    def trained(self, loaded: Loaded, source: Source, splits: Splits, task: Task, seed: int, note: Note) -> Loaded:
+    def train_baseline(
+        self, loaded: Loaded, source: Source, splits: Splits, task: Task, seed: int, note: Note
+    ) -> Loaded:
         """`loaded` with the weights of a baseline, in place."""
         training = training_batches(source, loaded.preprocessing, batch_size=64, seed=seed)
         with evaluating(loaded.model), torch.no_grad():

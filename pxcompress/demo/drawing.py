@@ -116,7 +116,7 @@ def _make_distortion(rng: np.random.Generator, place: Place) -> tuple[float, ...
     return tuple((matrix / matrix[2, 2]).flatten()[:8].tolist())
 
 
-def reduced(canvas: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
+def reduce_canvas(canvas: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
     """The canvas at half its size, with noise, (height, width, 3)."""
     small = np.asarray(canvas.reduce(2), dtype=np.float32)
     noise = rng.standard_normal(small.shape, dtype=np.float32) * np.float32(rng.uniform(2, 10))

@@ -14,7 +14,7 @@ from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Samples, Source
 from pxcompress.data.targets import BoxRows
 from pxcompress.demo.baseline import Drawn
-from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, near, paste, reduced
+from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, near, paste, reduce_canvas
 from pxcompress.demo.glyphs import PARTS
 from pxcompress.demo.images import StoredImages, cached_arrays
 from pxcompress.registry import option
@@ -88,4 +88,4 @@ def _draw(rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float
         covered[top:bottom, left:right] = True
         canvas = trial
         boxes[number] = [kind, left / 2, top / 2, right / 2, bottom / 2, 0]
-    return reduced(canvas, rng), boxes
+    return reduce_canvas(canvas, rng), boxes

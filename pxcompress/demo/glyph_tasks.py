@@ -16,7 +16,7 @@ from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Samples, Source
 from pxcompress.data.targets import Targets, Values
 from pxcompress.demo.baseline import Drawn
-from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, near, paste, reduced
+from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, near, paste, reduce_canvas
 from pxcompress.demo.glyphs import CLASSES, PARTS, glyph_image
 from pxcompress.demo.images import SIDE, StoredImages, StoredMasks, cached_arrays
 from pxcompress.registry import option
@@ -147,7 +147,7 @@ def scene(characters: tuple[str, ...], rng: np.random.Generator) -> Scene:
         place = Place(_QUARTER * (1 + 2 * (quarter % 2)), _QUARTER * (1 + 2 * (quarter // 2)), 5, 0.75)
         mask = paste(canvas, drawn_characters[-1], near(ground, rng, 55, 125), rng, place)
         owners[np.asarray(mask.reduce(2)) >= 128] = number
-    return reduced(canvas, rng), owners, tuple(drawn_characters)
+    return reduce_canvas(canvas, rng), owners, tuple(drawn_characters)
 
 
 def scenes(

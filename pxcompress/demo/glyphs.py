@@ -16,7 +16,7 @@ from PIL import Image
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Samples, Source
 from pxcompress.demo.baseline import Drawn
-from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, near, paste, reduced
+from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, near, paste, reduce_canvas
 from pxcompress.demo.images import SIDE, StoredImages, cached_arrays
 from pxcompress.registry import option
 
@@ -74,7 +74,7 @@ def _draw(label: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Imag
         clutter_character = CLASSES[rng.integers(len(CLASSES))]
         paste(canvas, clutter_character, near(ground, rng, 6, 26), rng, Place(spread=26))
     mask = paste(canvas, CLASSES[label], near(ground, rng, 45, 115), rng, Place())
-    return Image.fromarray(reduced(canvas, rng)), mask
+    return Image.fromarray(reduce_canvas(canvas, rng)), mask
 
 
 def glyph_arrays(part: str, count: int, seed: int = 0) -> tuple[Images, Labels]:

@@ -107,14 +107,14 @@ def unet(num_classes: int = 5) -> nn.Module:
 def scene_cnn(num_classes: int = 10) -> nn.Module:
     """Six convolutions with BatchNorm and a linear layer, for images of 40 x 40 pixels."""
     return nn.Sequential(
-        _strided((3, 24, 1), (24, 32, 2), (32, 48, 1), (48, 64, 2), (64, 96, 1), (96, 128, 2)),
+        _make_strided((3, 24, 1), (24, 32, 2), (32, 48, 1), (48, 64, 2), (64, 96, 1), (96, 128, 2)),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(128, num_classes),
     )
 
 
-def _strided(*steps: tuple[int, int, int]) -> nn.Sequential:
+def _make_strided(*steps: tuple[int, int, int]) -> nn.Sequential:
     """3 x 3 convolutions with BatchNorm and ReLU; each step is channels in, channels out and stride."""
     layers: list[nn.Module] = []
     for channels, width, stride in steps:
@@ -124,7 +124,7 @@ def _strided(*steps: tuple[int, int, int]) -> nn.Sequential:
 
 def scene_vit(num_classes: int = 10) -> nn.Module:
     """timm's ViT of 100 tokens, 4 blocks, 4 heads, width 96, behind four convolutions, for images of 40 x 40 pixels."""
-    stem = _strided((3, 24, 2), (24, 48, 1), (48, 64, 2), (64, 64, 1))
+    stem = _make_strided((3, 24, 2), (24, 48, 1), (48, 64, 2), (64, 64, 1))
     return VisionTransformer(
         img_size=40,
         patch_size=1,

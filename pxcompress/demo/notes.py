@@ -106,7 +106,7 @@ class Notes(Drawn):
             labels = np.arange(count, dtype=np.int64) % len(CLASSES)
             return Samples.of([f"notes/{part}/{index}" for index in range(count)], labels, texts)
 
-        return Source(spec, CLASSES, True, None, *self.pools(pool), limits=LIMITS, mask=planted)
+        return Source(spec, CLASSES, True, None, *self.pools(pool), limits=LIMITS, mask=find_planted)
 
 
 def note(part: str, index: int, seed: int = 0) -> tuple[str, NDArray[np.bool_]]:
@@ -123,7 +123,7 @@ def note(part: str, index: int, seed: int = 0) -> tuple[str, NDArray[np.bool_]]:
     return " ".join(words[place] for place in order), order < len(evidence)
 
 
-def planted(sample: str) -> NDArray[np.bool_]:
+def find_planted(sample: str) -> NDArray[np.bool_]:
     """Which tokens of the sample with this id, such as "notes/train/17", make its class: (2 + words,)."""
     _, part, index = sample.split("/")
     return np.pad(note(part, int(index))[1], 1)

@@ -114,7 +114,7 @@ def _draw_batches(model: nn.Module, example: Tensor) -> Iterator[Inputs]:
     generator, parts = torch.Generator().manual_seed(0), signature.parts(example) if signature.inputs else ()
     for _ in range(_BATCHES):
         rows = [perturbed_rows(each, part, generator) for each, part in zip(signature.inputs, parts, strict=True)]
-        packed = signature.joined(rows) if rows else torch.randn(example.shape, generator=generator)
+        packed = signature.join(rows) if rows else torch.randn(example.shape, generator=generator)
         yield named_inputs(model, packed)
 
 

@@ -18,7 +18,15 @@ from pxcompress.errors import InputError, ModelError, describe
 from pxcompress.layout.padding import counting
 from pxcompress.models.input_values import check_batches
 from pxcompress.models.outputs import by_name, floats, leaves
-from pxcompress.models.signature import Divergence, Logits, Signature, bound_inputs, named, nearer_zero, perturbed_rows
+from pxcompress.models.signature import (
+    Divergence,
+    Logits,
+    Signature,
+    bound_inputs,
+    name_inputs,
+    nearer_zero,
+    perturbed_rows,
+)
 from pxcompress.onnx_in import OnnxModule
 from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches, Input
@@ -37,7 +45,7 @@ class Adapter(nn.Module):
 
     def outputs_(self, packed: Tensor) -> Any:
         """What the user's module returns; tensors looked up by whole numbers follow `packed` in autograd."""
-        counted = self.signature_.counted(packed)
+        counted = self.signature_.find_counted(packed)
         with ExitStack() as hooks:
             if packed.requires_grad:
                 follow = _follower(packed, None if counted is None else self.signature_.unit_weights(packed))
@@ -61,7 +69,7 @@ class Adapter(nn.Module):
         """Logits (n, k), k > 1."""
         outputs = self.outputs_(packed)
         if self.signature_.logits is None:
-            logits = _counted(outputs, packed.shape[0])
+            logits = _guess_decisive_outputs(outputs, packed.shape[0])
         else:  # the other outputs count nothing, but a gradient of zero reaches every unit
             sum_of_outputs = sum(value.sum() for value in floats(outputs))
             logits = _columns(self.signature_.logits(outputs), packed.shape[0]) + 0 * sum_of_outputs
@@ -112,7 +120,7 @@ def make_view(model: nn.Module, example: Tensor, logits: Logits, divergence: Div
     return _view(model, signature, inputs)
 
 
-def called_with(model: nn.Module, inputs: tuple[Input, ...], shape: Sequence[int]) -> nn.Module:
+def with_packed_inputs(model: nn.Module, inputs: tuple[Input, ...], shape: Sequence[int]) -> nn.Module:
     """`model`, sharing all its parts, as one that takes its `inputs` packed in one tensor (n, *shape).
 
     Raises `ModelError` where it does not run on blank ones, or where nothing follows its inputs by gradients.
@@ -133,7 +141,7 @@ def perturb(model: nn.Module, example: Tensor) -> Tensor:
     if not signature.inputs:
         return nearer_zero(rows, draw).to(example.device)
     parts = zip(signature.inputs, signature.parts(rows), strict=True)
-    return signature.joined([perturbed_rows(each, part, draw) for each, part in parts]).to(example.device)
+    return signature.join([perturbed_rows(each, part, draw) for each, part in parts]).to(example.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +157,7 @@ class Adapted:
     labelled: bool
     signature: Signature
 
-    def packed(self, batches: Iterable[Any]) -> Batches:
+    def pack(self, batches: Iterable[Any]) -> Batches:
         """Other batches of the same kind as every stage takes them."""
         return replace(self.batches, batches=batches)
 
@@ -163,11 +171,11 @@ def adapt_module(model: nn.Module, example: Inputs, batches: Iterable[Any], logi
     """
     inputs, labels = split_batch(_first(batches))
     signature = Signature(_inputs(example, batches), logits)
-    packed = signature.packed(example)
-    signature.packed(inputs)
+    packed = signature.pack(example)
+    signature.pack(inputs)
     twice = torch.cat([packed, packed]).detach().to(device_of(model)).requires_grad_()
     outputs = _call_checked(model, lambda: signature.call(model, twice))
-    classes = logits is not None or _counted(outputs, len(twice)).shape[1] > 1
+    classes = logits is not None or _guess_decisive_outputs(outputs, len(twice)).shape[1] > 1
     ready = isinstance(outputs, Tensor) and classes and not signature.inputs and logits is None
     view = model if ready else _view(model, signature, twice)
     labelled = classes and _is_label(labels)
@@ -194,7 +202,7 @@ class _Packed:
     def _pack(self) -> Iterator[Batch]:
         for batch in self.batches:
             inputs, labels = split_batch(batch)
-            packed = self.signature.packed(inputs)
+            packed = self.signature.pack(inputs)
             if self.labelled and not _is_label(labels):
                 raise InputError("a batch has no labels (n,), the first one has; give labels with all or with none")
             yield packed, labels if self.labelled else torch.full((len(packed),), UNKNOWN)
@@ -232,7 +240,7 @@ def _call_checked(model: nn.Module, call: Callable[[], Any]) -> Any:
         raise ModelError(f"{type(model).__name__} does not run on the example: {describe(error)}") from error
 
 
-def _counted(outputs: Any, samples: int) -> Tensor:
+def _guess_decisive_outputs(outputs: Any, samples: int) -> Tensor:
     """The numbers that decisions rest on where no `logits` says it, (n, k): the only logits, else largest values."""
     candidates = [value for value in floats(outputs) if value.dim() and value.shape[0] == samples]
     if not candidates:
@@ -256,14 +264,14 @@ def _columns(logits: Any, samples: int) -> Tensor:
 
 def _inputs(example: Inputs, batches: Iterable[Any]) -> tuple[Input, ...]:
     """The inputs to pack, whole numbers with the range they have in all batches; none for a single float tensor."""
-    values = named(example)
+    values = name_inputs(example)
     if isinstance(example, Tensor) and example.is_floating_point():
         return ()
     specs = [Input(name, tuple(value.shape[1:]), value.dtype) for name, value in values.items()]
     seen = {name: [value] for name, value in values.items()}
     if not all(value.is_floating_point() for value in values.values()):
         for batch in batches:
-            for name, value in named(split_batch(batch)[0]).items():
+            for name, value in name_inputs(split_batch(batch)[0]).items():
                 seen.setdefault(name, []).extend(_extremes(value))
     return bound_inputs(specs, seen)
 

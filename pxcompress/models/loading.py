@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, NoClassifierError, short
-from pxcompress.models.adapter import all_outputs, called_with
+from pxcompress.models.adapter import all_outputs, with_packed_inputs
 from pxcompress.models.checkpoint import Fit, best_fit, load_state, read_checkpoint
 from pxcompress.models.class_names import are_wordnet_ids, imagenet_classes, is_part
 from pxcompress.models.factories import call_factory, find_factory
@@ -233,7 +233,7 @@ def _load_built(request: _Request) -> Loaded:
             model, architecture = _build(name, source, width, request.side, with_own_weights)
         label = f"checkpoint {str(request.checkpoint)!r} of model {name!r}"
         example = blank_inputs(preprocessing_of(model, request.input_size, request.inputs))
-        view = called_with(model, request.inputs, example.shape[1:]) if request.inputs else model
+        view = with_packed_inputs(model, request.inputs, example.shape[1:]) if request.inputs else model
         load_state(model, fit.state, classifier_names(view, example), label)
         notes = (choice,) if choice else ()
     weights = _weights(weights_file, source, with_own_weights)
@@ -266,7 +266,7 @@ def make_plain(model: nn.Module, preprocessing: Preprocessing) -> nn.Module:
     blank = blank_inputs(preprocessing)
     model = unwrap(model)
     if preprocessing.inputs:
-        model = called_with(model, preprocessing.inputs, preprocessing.input_size)
+        model = with_packed_inputs(model, preprocessing.inputs, preprocessing.input_size)
     return rewrite_plain(model, lambda twin: all_outputs(twin, blank))
 
 

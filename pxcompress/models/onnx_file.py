@@ -14,7 +14,7 @@ import onnx
 import torch
 
 from pxcompress.errors import ModelError
-from pxcompress.models.adapter import called_with
+from pxcompress.models.adapter import with_packed_inputs
 from pxcompress.models.preprocess_file import read_beside
 from pxcompress.onnx_in import OnnxModule, read_file
 from pxcompress.onnx_in.channels import are_channels_last
@@ -163,7 +163,7 @@ def count_numbers(inputs: tuple[Input, ...]) -> int:
 def _load_packed(path: Path, inputs: tuple[Input, ...], shape: tuple[int, ...]) -> OnnxModule:
     """The file's module as one that takes its `inputs` packed in one tensor (n, *shape)."""
     sizes = {str(each.name): [size for size in each.shape if size] for each in inputs if None not in each.shape}
-    module = called_with(read_file(path, sizes), inputs, shape or (count_numbers(inputs),))
+    module = with_packed_inputs(read_file(path, sizes), inputs, shape or (count_numbers(inputs),))
     assert isinstance(module, OnnxModule)
     return module
 

@@ -108,7 +108,7 @@ def _difference(actual: Tensor, expected: Tensor) -> Tensor:
 def _tensors(leaf: Any) -> Iterator[Tensor]:
     """The tensors in what a pytree takes for a leaf."""
     if isinstance(leaf, Tensor):
-        yield from _strided(leaf)
+        yield from _to_strided(leaf)
     elif isinstance(leaf, NUMBERS) and getattr(leaf, "dtype", np.dtype(bool)).kind in "biufc":
         yield torch.as_tensor(leaf)
     elif not isinstance(leaf, WORDS):
@@ -116,7 +116,7 @@ def _tensors(leaf: Any) -> Iterator[Tensor]:
             yield from leaves(part)
 
 
-def _strided(value: Tensor) -> Iterator[Tensor]:
+def _to_strided(value: Tensor) -> Iterator[Tensor]:
     if value.is_nested:
         yield from value.unbind()
     elif value.is_quantized:

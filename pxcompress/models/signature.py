@@ -69,9 +69,9 @@ class Signature:
         """Whether the inputs have one length, which is open."""
         return any(None in each.shape for each in self.inputs)
 
-    def packed(self, inputs: Any) -> Tensor:
+    def pack(self, inputs: Any) -> Tensor:
         """One tensor (n, ...). Raises `InputError` for inputs that are not like the example."""
-        values = named(inputs)
+        values = name_inputs(inputs)
         if not self.inputs and isinstance(inputs, Tensor):
             return values[0]
         expected = {each.name: (each.shape, each.dtype) for each in self.inputs}
@@ -95,7 +95,7 @@ class Signature:
         packed = self._trim(packed)
         return {each.name: restore_rows(each, part) for each, part in zip(self.inputs, self.parts(packed), strict=True)}
 
-    def counted(self, packed: Tensor) -> Tensor | None:
+    def find_counted(self, packed: Tensor) -> Tensor | None:
         """Which positions of texts count, (n, length) bool as they are `unpack`; None where there is no mask."""
         place = self._mask_place
         return None if place is None else self._trim(packed)[:, place] > 0.5
@@ -105,7 +105,7 @@ class Signature:
         mask = self._trim(packed)[:, self._mask_place or 0]
         return 1 + mask - mask.detach()
 
-    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The opposite of `parts`."""
         return torch.stack(list(parts), 1) if self.is_open else torch.cat(list(parts), 1)
 
@@ -198,7 +198,7 @@ def bound_inputs(inputs: Sequence[Input], values: Mapping[str | int, Sequence[Te
     return tuple(result)
 
 
-def named(inputs: Any) -> dict[str | int, Tensor]:
+def name_inputs(inputs: Any) -> dict[str | int, Tensor]:
     """Inputs by name or place. Raises `InputError` unless they are tensors with one count of samples."""
     listed = inputs if isinstance(inputs, tuple | list) else [inputs]
     values = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(listed))

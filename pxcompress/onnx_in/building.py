@@ -323,16 +323,16 @@ class Builder:
         parted: list[str | None] = []
         for value, count in zip(node.inputs[:3], counts, strict=True):
             rule = Regroup([(1, None), (1, None), (1, [count, None])])
-            parted.append(self._between("Regroup", rule, self._name_of(value), f"{out}:{len(parted)}:parted", node))
-            parted[-1] = self._between("Transpose", swap_heads, parted[-1], f"{out}:{len(parted)}:heads", node)
+            parted.append(self._add_between("Regroup", rule, self._name_of(value), f"{out}:{len(parted)}:parted", node))
+            parted[-1] = self._add_between("Transpose", swap_heads, parted[-1], f"{out}:{len(parted)}:heads", node)
         rest = [self._name_of(value) for value in node.inputs[3:]]
         call = Call(OPERATORS["Attention"], settings, {}, len(node.inputs))
         self.module.steps.append(Step("Attention", call, [*parted, *rest], [heads_of(out)], node.name or ""))
-        joined = self._between("Transpose", swap_heads, heads_of(out), f"{out}:joined", node)
-        self._between("Regroup", Regroup([(1, None), (1, None), (2, None)]), joined, out, node)
+        joined = self._add_between("Transpose", swap_heads, heads_of(out), f"{out}:joined", node)
+        self._add_between("Regroup", Regroup([(1, None), (1, None), (2, None)]), joined, out, node)
         return True
 
-    def _between(self, kind: str, run: Callable[..., Any], x: str | None, out: str, node: ir.Node) -> str:
+    def _add_between(self, kind: str, run: Callable[..., Any], x: str | None, out: str, node: ir.Node) -> str:
         """Add a step that the file has no node for; returns the name of what it makes."""
         self.module.steps.append(Step(kind, run, [x], [out], node.name or ""))
         return out

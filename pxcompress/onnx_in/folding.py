@@ -123,7 +123,7 @@ def _absorb_(model: ir.Model, trials: Trials, layer: _Layer, change: tuple[Tenso
             place = 0 if trials.constant(layer.bias.inputs[0]) is not None else 1
             bias = trials.constant(layer.bias.inputs[place])
             assert bias is not None
-            set_input(model, layer.bias, place, _changed(bias.double().reshape(-1), change).reshape(bias.shape), trials)
+            set_input(model, layer.bias, place, _change(bias.double().reshape(-1), change).reshape(bias.shape), trials)
         return True
     settings = settings_of(node, opset_of(model))
     bias_value = node.inputs[2] if len(node.inputs) > 2 else None
@@ -142,11 +142,11 @@ def _absorb_(model: ir.Model, trials: Trials, layer: _Layer, change: tuple[Tenso
     if bias is not None or summand is not None:
         width = len(factor if factor is not None else summand)  # type: ignore[arg-type]
         own = torch.zeros(1) if bias is None else bias
-        set_input(model, node, 2, _changed(own.double().reshape(-1).expand(width), change), trials)
+        set_input(model, node, 2, _change(own.double().reshape(-1).expand(width), change), trials)
     return True
 
 
-def _changed(bias: Tensor, change: tuple[Tensor | None, Tensor | None]) -> Tensor:
+def _change(bias: Tensor, change: tuple[Tensor | None, Tensor | None]) -> Tensor:
     factor, summand = change
     return (bias if factor is None else bias * factor).add(0 if summand is None else summand).float()
 

@@ -70,7 +70,7 @@ def _find(walk: Walk, core: Step) -> _Attention | None:
     if products is None:
         return None
     names, product = products
-    behind = walk.down_to(product.outputs[0], "Linear")
+    behind = walk.find_below(product.outputs[0], "Linear")
     roles = [path for name in names if (path := walk.to_layer(name)) is not None]
     if behind is None or len(roles) != 3:
         return None
@@ -84,7 +84,7 @@ def _find(walk: Walk, core: Step) -> _Attention | None:
 
 def _find_products(walk: Walk, softmax: Step) -> tuple[list[str | None], Step] | None:
     """Queries, keys and values around a softmax, and the product that reads it."""
-    above, below = walk.to_product(softmax.inputs[0]), walk.down_to(softmax.outputs[0], "MatMul")
+    above, below = walk.to_product(softmax.inputs[0]), walk.find_below(softmax.outputs[0], "MatMul")
     if above is None or below is None:
         return None
     ends = [name for step in (softmax, *below.between) for name in step.outputs]

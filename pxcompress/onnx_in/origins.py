@@ -36,7 +36,7 @@ class Origin:
     def __deepcopy__(self, memo: Any) -> Origin:
         return self
 
-    def changed(self, layer: nn.Module) -> bool:
+    def has_changed(self, layer: nn.Module) -> bool:
         """Whether a layer has other values than those that were read."""
         return digest(layer) != self.read
 

@@ -95,7 +95,7 @@ class Walk:
                 return Path(path.end, [*path.between, step])
         return None
 
-    def down_to(self, name: str, kind: str) -> Path | None:
+    def find_below(self, name: str, kind: str) -> Path | None:
         """The first step of a kind behind a value that is only moved, and that nothing else reads."""
         between: list[Step] = []
         while name not in self.module.made and len(readers := self.readers.get(name, [])) == 1:

@@ -46,7 +46,7 @@ def write_back(module: OnnxModule, path: Path, metadata: Mapping[str, str], batc
     nodes = list(model.graph)
     for name, origin in module.origins.items():
         layer = module.get_submodule(name)
-        if origin.changed(layer):
+        if origin.has_changed(layer):
             _write_layer(model, origin, [nodes[places[node]] for node in origin.nodes], layer, module)
     _write_tables(model, module)
     resize_(model, module)

@@ -47,7 +47,7 @@ def fit_to_file(
             if plan.removed in [earlier.removed for earlier in plans]:
                 break
             slim = _measure_exported(scored, plan, Path(folder) / f"{len(attempts)}.onnx", axes)
-            of_dense, cost = budget.measured([dense, slim], scored.example)
+            of_dense, cost = budget.measure_files([dense, slim], scored.example)
             allowed_cost = (1 - scored.ratio) * of_dense if limit is None else limit
             plans.append(plan)
             attempts.append(Attempt(factor * plan.cost_planned, cost, allowed_cost))

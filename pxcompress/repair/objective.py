@@ -59,7 +59,7 @@ def named_predictions(model: nn.Module, inputs: Tensor) -> Outputs:
     """
     if not isinstance(model, Adapter):
         return {LOGITS: model(inputs).float()}
-    outputs, counted = named_outputs(model, inputs), model.signature_.counted(inputs)
+    outputs, counted = named_outputs(model, inputs), model.signature_.find_counted(inputs)
     if counted is None:
         return outputs
     return {

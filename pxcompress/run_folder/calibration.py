@@ -56,7 +56,7 @@ def _draw_inputs(session: Session, shape: tuple[int, ...]) -> Iterator[Tensor]:
             continue
         rows = signature.parts(signature.blank(shape[1:], shape[0]))
         pairs = zip(signature.inputs, rows, strict=True)
-        yield signature.joined([perturbed_rows(each, part, draw) for each, part in pairs])
+        yield signature.join([perturbed_rows(each, part, draw) for each, part in pairs])
 
 
 def _preprocessing(session: Session, shape: tuple[int, ...]) -> Preprocessing:

@@ -141,7 +141,7 @@ def check_certifiable(recipe: Recipe, workload: Workload) -> None:
     others = {role: ids[role] for role in ids if role != "certify"}
     check_disjoint(ids["certify"], {**others, "training": workload.source.train.ids})
     _check_not_served(recipe, workload.splits)
-    _reserved(recipe.guarantee, recipe, workload).check(recipe.guarantee.limit, recipe.guarantee.counted_part)
+    _reserve(recipe.guarantee, recipe, workload).check(recipe.guarantee.limit, recipe.guarantee.counted_part)
 
 
 def _check_not_served(recipe: Recipe, splits: Splits) -> None:
@@ -155,7 +155,7 @@ def _check_not_served(recipe: Recipe, splits: Splits) -> None:
         )
 
 
-def _reserved(guarantee: Guarantee, recipe: Recipe, workload: Workload) -> ReservedSamples:
+def _reserve(guarantee: Guarantee, recipe: Recipe, workload: Workload) -> ReservedSamples:
     """The samples that a run keeps for its certificate, and where it tests models on them."""
     samples = ReservedSamples.of(recipe.data, workload.source, workload.splits, workload.task, guarantee.group)
     return replace(samples, provider=choose_provider(recipe.bench.provider))
@@ -172,7 +172,7 @@ def find_smallest_certified(
     recipe, clock = run.recipe, run.clock
     if recipe.guarantee is None:
         raise ValueError("the recipe asks for no guarantee")
-    samples = _reserved(recipe.guarantee, recipe, workload)
+    samples = _reserve(recipe.guarantee, recipe, workload)
     models = []
     with tempfile.TemporaryDirectory(prefix=".path-", dir=folder) as place:
         with clock.stage("export"):
@@ -256,7 +256,7 @@ def is_smaller(certificate: Certificate) -> bool:
 
 def choose_threshold(part: Part, dense: Path, samples: ReservedSamples) -> Part:
     """`part` with the threshold that the select split gives, where it has one."""
-    return part if part.coverage is None else part.chosen_on(samples.predict(dense, samples.select)[0])
+    return part if part.coverage is None else part.with_threshold_from(samples.predict(dense, samples.select)[0])
 
 
 def predict_samples(file: Path, batches: Batches, provider: str = "cpu") -> tuple[Array, Array]:

@@ -115,7 +115,7 @@ def next_turn(samples: Samples, total: float, earlier: CertificateRecord | None 
     if earlier is not None:
         _check_models(earlier, samples.hashes)
         assert earlier.budget is not None
-        order, count = _unseen(samples, earlier), len(earlier.looked_at)
+        order, count = _find_unseen(samples, earlier), len(earlier.looked_at)
         if not len(order):
             raise InputError(
                 f"the earlier test looked at all {len(samples.keys)} samples; give more, to go on with them"
@@ -134,11 +134,11 @@ def next_turn(samples: Samples, total: float, earlier: CertificateRecord | None 
 
 def same_turn(samples: Samples, budget: Budget, earlier: CertificateRecord | None = None) -> Turn:
     """What a test looked at, by the `budget` that its certificate or its request holds."""
-    order = samples.order[budget.begins :] if earlier is None else _unseen(samples, earlier)
+    order = samples.order[budget.begins :] if earlier is None else _find_unseen(samples, earlier)
     return Turn(order, replace(budget, ends=budget.begins, samples=budget.begins + len(order), lost=False), earlier)
 
 
-def _unseen(samples: Samples, earlier: CertificateRecord) -> Array:
+def _find_unseen(samples: Samples, earlier: CertificateRecord) -> Array:
     """Positions of the samples that an earlier certificate has not looked at, in the order of the test."""
     seen = set(earlier.looked_at)
     return np.array([place for place in samples.order if samples.keys[place] not in seen], dtype=np.int64)
@@ -181,7 +181,7 @@ def count_use(record: CertificateRecord, samples: Samples, request: str = "") ->
         ends = sys.maxsize if budget.resumed else budget.ends  # samples of several splits: other tests get none of them
         use = Use(use.certificate, 0 if budget.resumed else budget.begins, ends, budget.stake * budget.lost)
     keys = [samples.keys[place] for place in samples.order]
-    return record.used(add_use(samples.data, samples.split, keys, use))
+    return record.with_uses(add_use(samples.data, samples.split, keys, use))
 
 
 def _check_models(earlier: CertificateRecord, hashes: Mapping[str, str]) -> None:

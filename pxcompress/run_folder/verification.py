@@ -144,7 +144,7 @@ def _verify_files(folder: Path, data: str, note: Note) -> Verification:
     note(begin("reading the data, and testing on it"))
     place = data or record.data
     again = recompute_files(record, place, note) if record.origin.files else recompute_losses(record, place)
-    again = replace(again, data=record.data).used(record.uses_before)
+    again = replace(again, data=record.data).with_uses(record.uses_before)
     return _compare(record, again)
 
 
@@ -179,7 +179,7 @@ def _verify_answers(folder: Path, data: str, note: Note) -> Verification:
     if not (folder / ANSWERS).exists():
         changes.append(f"{ANSWERS} is missing, without which errors cannot be counted again: put it back")
         return Verification(record, tuple(changes))
-    verification = _compare(record, recompute_answers(folder, request, observed).used(record.uses_before))
+    verification = _compare(record, recompute_answers(folder, request, observed).with_uses(record.uses_before))
     return replace(verification, problems=(*verification.problems, *changes))
 
 

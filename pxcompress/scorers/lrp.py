@@ -19,7 +19,7 @@ from pxcompress.attribution.relevance import (
     score_in_precision,
     unit_relevance,
 )
-from pxcompress.registry import option, searched
+from pxcompress.registry import option, search_option
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Batches, Group, Scorer, Scores
 
@@ -32,15 +32,15 @@ class LRP(Scorer):
     composite: str = option(
         "epsilon", "rules by depth: a preset's name or a composite's text, see `pxcompress methods`"
     )
-    start: str = searched(option("logit", "relevance that the target starts with", choices=tuple(STARTS)))
+    start: str = search_option(option("logit", "relevance that the target starts with", choices=tuple(STARTS)))
     target: str = option(
         "prediction", "class whose relevance counts; only label needs labels", choices=("prediction", "label", "all")
     )
-    aggregate: str = searched(option("abs", "over samples", choices=tuple(AGGREGATES)))
+    aggregate: str = search_option(option("abs", "over samples", choices=tuple(AGGREGATES)))
     plrp: float = option(
         0.0, "drop the smallest relevances of each sample and layer that hold this share of the mass", low=0.0, high=0.9
     )
-    centre: bool = searched(option(False, "count only what goes beyond the unit's mean activation"))
+    centre: bool = search_option(option(False, "count only what goes beyond the unit's mean activation"))
     autocast: str = option(
         "none", "precision of products, refused where scores move by over 1 %", choices=("none", *PRECISIONS)
     )

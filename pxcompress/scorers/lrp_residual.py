@@ -17,7 +17,7 @@ from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.collect import power
 from pxcompress.passes.moments import InputMoments, collect_moments
 from pxcompress.passes.ridges import choose_ridge
-from pxcompress.registry import option, searched
+from pxcompress.registry import option, search_option
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Axis, Batches, Group, Member, Scorer, Scores
 
@@ -49,9 +49,9 @@ class LRPResidual(Scorer):
     """
 
     composite: str = option("epsilon", "rules that give the multipliers m: a preset's name or a composite's text")
-    start: str = searched(option("logit", "relevance that the target starts with", choices=tuple(STARTS)))
+    start: str = search_option(option("logit", "relevance that the target starts with", choices=tuple(STARTS)))
     target: str = option("prediction", "class whose relevance counts", choices=("prediction", "label"))
-    metric: str = searched(
+    metric: str = search_option(
         option(
             "outputs",
             "where errors are weighed: by relevance at the consumers' outputs, by the consumers' weights alone (OBS), "
@@ -59,7 +59,7 @@ class LRPResidual(Scorer):
             choices=tuple(METRICS),
         )
     )
-    follow: bool = searched(option(True, "let what a unit costs follow the folds before it"))
+    follow: bool = search_option(option(True, "let what a unit costs follow the folds before it"))
     ridge: float = option(
         0.0,
         "ridge, as a share of the mean variance of a layer's inputs; 0: what does best on the other half",

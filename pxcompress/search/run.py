@@ -19,7 +19,7 @@ from pxcompress.cache import whole_file
 from pxcompress.clock import Clock
 from pxcompress.errors import InputError
 from pxcompress.notes import Note
-from pxcompress.pipeline import aligned
+from pxcompress.pipeline import with_measured_alignment
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.report.figures import render_figure
@@ -75,7 +75,7 @@ def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> SearchRes
     plan reaches the ratio.
     """
     _check(recipe, out)
-    recipe = aligned(recipe, Clock(note))
+    recipe = with_measured_alignment(recipe, Clock(note))
     if not plan.storage:
         out.mkdir(parents=True, exist_ok=True)
     url = plan.storage or f"sqlite:///{(out / STORAGE).resolve()}"

@@ -95,7 +95,7 @@ def _read_yolo(outputs: Mapping[str, Tensor]) -> Candidates:
     return Candidates(box_convert(boxes, "cxcywh", "xyxy"), torch.logit(chances, LOGIT_EPSILON))
 
 
-def _named(*names: str) -> Callable[[Mapping[str, Tensor]], bool]:
+def _make_check(*names: str) -> Callable[[Mapping[str, Tensor]], bool]:
     return lambda outputs: all(name in outputs and outputs[name].dim() == 3 for name in names)
 
 
@@ -119,13 +119,13 @@ def _read_rt_detr(outputs: Mapping[str, Tensor]) -> Candidates:
 
 
 def _has_encoder_logits(outputs: Mapping[str, Tensor]) -> bool:
-    return _named("logits", "pred_boxes")(outputs) and any(name.startswith("enc_") for name in outputs)
+    return _make_check("logits", "pred_boxes")(outputs) and any(name.startswith("enc_") for name in outputs)
 
 
 for _layout in (
     BoxLayout("yolo", lambda outputs: _yolo_map(outputs) is not None, _read_yolo),
-    BoxLayout("corners", _named("boxes", "logits"), _read_corners),
-    BoxLayout("detr", _named("logits", "pred_boxes"), _read_detr),
+    BoxLayout("corners", _make_check("boxes", "logits"), _read_corners),
+    BoxLayout("detr", _make_check("logits", "pred_boxes"), _read_detr),
     BoxLayout("rt-detr", _has_encoder_logits, _read_rt_detr),
 ):
     register_layout(_layout)

@@ -23,7 +23,7 @@ from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.onnx_modules import read_onnx
 from pxcompress.deploy.session import Array
 from pxcompress.errors import InputError, ModelError, ParityError
-from pxcompress.models.adapter import adapt_module, called_with
+from pxcompress.models.adapter import adapt_module, with_packed_inputs
 from pxcompress.models.onnx_file import read_ports
 from pxcompress.models.signature import bound_inputs
 
@@ -176,7 +176,7 @@ def test_several_inputs_stay_several(
     model, onnx, example = pair
     if is_file:
         ports = bound_inputs(read_ports(str(onnx)).inputs, {name: [value] for name, value in PAIR.items()})
-        model = called_with(read_onnx(onnx, {"image": [3, 8, 8]}), ports, example.shape[1:])
+        model = with_packed_inputs(read_onnx(onnx, {"image": [3, 8, 8]}), ports, example.shape[1:])
     done = convert_model(model, onnx, example, "copying", tmp_path / "m.copy", output="logits")
     assert done.inputs == {"image": InputKind((2, 3, 8, 8), "float32"), "kind": InputKind((2,), "int64")}
     assert done.parity is not None

@@ -17,7 +17,7 @@ from pxcompress.clock import Clock
 from pxcompress.errors import InputError, ModelError
 from pxcompress.models.input_scale import with_values
 from pxcompress.models.loading import Loaded, load_model
-from pxcompress.pipeline import opened
+from pxcompress.pipeline import open_run
 from pxcompress.recipe import Recipe
 
 IMAGENET = [(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]
@@ -134,7 +134,7 @@ def test_a_wrong_guess_shows_as_accuracy_near_chance_and_is_said(tmp_path: Path)
     for mean, is_wrong in (("0-1", False), ("0-255", True)):
         lines: list[str] = []
         recipe = Recipe(str(path), 0.5, data=str(tmp_path / "data"), input_mean=mean)
-        workload, _ = opened(recipe, Clock(lines.append))
+        workload, _ = open_run(recipe, Clock(lines.append))
         near = [line for line in lines if "NEAR CHANCE" in line]
         assert bool(near) == is_wrong, lines
         assert all("--input-mean" in line and f"{SIDE} x {SIDE}" in line for line in near)

@@ -33,7 +33,7 @@ def logits(seed: int, n: int, classes: int = 4, digits: int = 6) -> np.ndarray:
 @given(st.integers(0, 99), st.integers(1, 40), st.floats(0.01, 0.99), st.integers(0, 6))
 def test_the_threshold_is_the_largest_with_that_coverage(seed: int, n: int, coverage: float, digits: int) -> None:
     dense = logits(seed, n, digits=digits)
-    part = Part("confident", coverage).chosen_on(dense)
+    part = Part("confident", coverage).with_threshold_from(dense)
     values = np.array([top_softmax(row) for row in dense])
     assert min(abs(values - part.threshold)) < 1e-12
     enough = [value for value in values if (values >= value - 1e-12).mean() >= coverage - 1e-9]
@@ -46,13 +46,13 @@ def test_the_threshold_is_the_largest_with_that_coverage(seed: int, n: int, cove
 def test_coverage_of_round_numbers_is_exact() -> None:
     for n in (5, 10, 75, 1000):
         dense = logits(n, n)
-        mask = Part("confident", 0.8).chosen_on(dense).mask(dense)
+        mask = Part("confident", 0.8).with_threshold_from(dense).mask(dense)
         assert mask is not None
         assert mask.sum() == 0.8 * n
 
 
 def test_the_threshold_does_not_look_at_the_samples_it_is_used_on() -> None:
-    part = Part("confident", 0.5).chosen_on(logits(0, 100))
+    part = Part("confident", 0.5).with_threshold_from(logits(0, 100))
     other = logits(1, 60) * 0.01
     mask = part.mask(other)
     assert mask is not None
@@ -66,7 +66,7 @@ def test_a_certificate_of_the_confident_part_by_hand(risk: str) -> None:
     dense, pruned, labels = logits(0, 400), logits(0, 400), logits(0, 400).argmax(axis=1)
     pruned[::29] = -pruned[::29]  # turns the answer
     labels[::17] = (labels[::17] + 1) % 4
-    part = Part("confident", 0.6).chosen_on(logits(1, 200))
+    part = Part("confident", 0.6).with_threshold_from(logits(1, 200))
     values = losses(risk, dense, pruned, labels, part.mask(dense))
     certificate = certify([Candidate("m", 1, values)], part.with_scope(RiskLimit(risk, 0.1)))
 
@@ -105,7 +105,7 @@ def test_a_certificate_of_every_class_by_hand() -> None:
 
 def test_only_the_classes_part_has_classes_and_only_the_confident_one_a_mask() -> None:
     labels, dense = np.array([0, 1, 1]), logits(0, 3)
-    parts = {name: Part(name).chosen_on(dense) for name in PARTS}
+    parts = {name: Part(name).with_threshold_from(dense) for name in PARTS}
     assert {name for name, part in parts.items() if part.classes(labels, ["x", "y"])} == {"classes"}
     assert {name for name, part in parts.items() if part.mask(dense) is not None} == {"confident"}
     assert {name for name, part in parts.items() if part.with_scope(RiskLimit()) != RiskLimit()} == {"confident"}
@@ -199,7 +199,7 @@ def test_violations_stay_below_delta_on_the_confident_part() -> None:
     for _ in range(draws):
         sure = rng.random(900)  # softmax of two classes, as logits (0, x)
         dense = np.stack([np.zeros(900), np.log((1 + sure) / (1 - sure))], axis=1)
-        part = Part("confident", 0.5).chosen_on(dense[:300])
+        part = Part("confident", 0.5).with_threshold_from(dense[:300])
         threshold = 2 * part.threshold - 1
         # Errors are rarer the surer the model is; their mean over [threshold, 1] is alpha + 1e-4.
         rate = (alpha + 1e-4) * 2 * (1 - sure) / (1 - threshold)

@@ -21,7 +21,7 @@ from pxcompress.data import load_splits, open_images, open_source
 from pxcompress.data.factory import open_factory
 from pxcompress.data.tables import read_words
 from pxcompress.demo.nets import NoteReader
-from pxcompress.demo.notes import CLASSES, TOKENIZER, TOPICS, note, planted
+from pxcompress.demo.notes import CLASSES, TOKENIZER, TOPICS, find_planted, note
 from pxcompress.deploy import predict_text
 from pxcompress.deploy.feeds import Sizes, get_sample_shape
 from pxcompress.deploy.float_nodes import find_masking, write_finite
@@ -31,7 +31,7 @@ from pxcompress.errors import DataError, InputError, ModelError
 from pxcompress.explain.heatmaps import Method, heatmaps
 from pxcompress.graph import find_groups
 from pxcompress.layout.rows import input_layouts
-from pxcompress.models.adapter import Adapter, called_with
+from pxcompress.models.adapter import Adapter, with_packed_inputs
 from pxcompress.models.inputs import preprocessing_of
 from pxcompress.models.loading import load_model, make_plain
 from pxcompress.models.signature import MASK, Signature, inputs_from_json
@@ -224,7 +224,7 @@ def test_evidence_of_notes_is_where_topics_are() -> None:
         assert set(words[evidence]) <= {word for topic in topics for word in TOPICS[topic]}
         assert all(any(word in TOPICS[topic] for word in words[evidence]) for topic in topics)
         ids = TOKENIZER.encode([(text,)])[0][0, 0]
-        assert len(planted(f"notes/train/{index}")) == len(ids) == len(words) + 2
+        assert len(find_planted(f"notes/train/{index}")) == len(ids) == len(words) + 2
         assert TOKENIZER.words(ids.tolist())[1:-1] == list(words)
 
 
@@ -407,5 +407,5 @@ def _short() -> object:
 
 def test_a_view_of_a_view_keeps_its_inputs(reader: nn.Module) -> None:
     assert isinstance(reader, Adapter)
-    again = called_with(reader, reader.signature_.inputs, (2, 5))
+    again = with_packed_inputs(reader, reader.signature_.inputs, (2, 5))
     torch.testing.assert_close(again(encoded(*TEXTS)), reader(encoded(*TEXTS)))
