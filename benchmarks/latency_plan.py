@@ -104,7 +104,7 @@ def half(threads: int, quick: bool) -> Iterator[Row]:
         plan = plan_at(scored, 0.5, Recipe(name, ratio=0.5, budget="macs"))
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder) / "dense.onnx", Path(folder) / "slim.onnx"]
-            slim = prune(scored.model, scored.structure.groups, plan, scored.example).model
+            slim = prune(scored.model, scored.structure.groups, plan).model
             for model, path in zip((scored.model, slim), files, strict=True):
                 export_onnx(model, scored.example, path, {})
             dense, pruned = clock.measure_files(files, scored.example)

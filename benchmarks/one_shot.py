@@ -185,7 +185,7 @@ def _chain_rows(
     except BudgetError as error:
         yield {**row, "refused": str(error)}
         return
-    bare = prune(scored.model, scored.structure.groups, plan, scored.example)
+    bare = prune(scored.model, scored.structure.groups, plan)
     for chain, repairs in chains.items():
         begin = time.perf_counter()
         with seeded(facts["seed"]):

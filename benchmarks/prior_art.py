@@ -155,7 +155,7 @@ def _attempts(bench: Bench, method: Method, way: str, ratio: float, parts: Mappi
     groups = bench.scored.structure.groups
     if method.merges:
         source, plan = merged(source, groups, plan)
-    pruned = prune(source, groups, plan, bench.scored.example)
+    pruned = prune(source, groups, plan)
     with seeded(SEED):
         for text in method.repairs:
             pruned = REPAIRS.build(text)(pruned, parts["repair"], parts["select"])

@@ -137,7 +137,7 @@ def prune_one(row: Row, name: str, size: int | None) -> tuple[Pruned, torch.Tens
         price = Price("channels", budget.unit, budget.meter(model, groups, example))
         plan = make_plan(groups, scores, price, RATIO, Limits())
     with stage(row, "prune"):
-        pruned = prune(model, groups, plan, example)
+        pruned = prune(model, groups, plan)
     with stage(row, "oracle"):
         row["removal_error"] = removal_error(pruned, inputs)
     if not row["removal_error"] <= REMOVAL_TOLERANCE:

@@ -53,7 +53,7 @@ def with_measured_rates(
         collect_moments(scored.model, input_layouts(scored.model, groups), fit)
     divergences: dict[str, float] = {}
     for group in groups:
-        pruned = prune(scored.model, groups, _plan_alone(group, _list_lowest(group, scored)), scored.example)
+        pruned = prune(scored.model, groups, _plan_alone(group, _list_lowest(group, scored)))
         for repair in repairs:
             pruned = repair(pruned, fit)
         divergences[group.name] = dense.compare(pruned.model).divergence

@@ -189,7 +189,7 @@ def _choose_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
         divergences = []
         for scored in candidates:
             plan = from_first(plan_at(scored, list_ratios(scored.ratio, run.recipe.rounds)[0], run.recipe))
-            pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
+            pruned = prune(scored.model, scored.structure.groups, plan)
             for repair in absorbing:
                 pruned = _try_repair(repair, pruned, run)
             divergences.append(_get_distance(dense.compare(pruned.model)))
@@ -227,7 +227,7 @@ def plan_at(scored: ScoredModel, ratio: float, goal: Goal) -> Plan:
 def cut(scored: ScoredModel, plan: Plan, run: Run) -> PruneResult:
     """Carry out `plan` and repair the result; the dense model is left as it was. Raises as `prune_and_repair` does."""
     with run.clock.stage("prune"):
-        pruned = prune(scored.model, scored.structure.groups, plan, scored.example)
+        pruned = prune(scored.model, scored.structure.groups, plan)
         _check_removal(pruned, scored.example)
     pruned, agreements = _repair(scored, pruned, run)
     return replace(_make_result(scored, pruned), agreements=agreements)
@@ -244,7 +244,7 @@ def cut_further(scored: ScoredModel, slim: PruneResult, ratio: float, run: Run) 
     with clock.stage("plan"):
         plan = from_first(plan_at(replace(scored, scores=scores), ratio, recipe))
     with clock.stage("prune"):
-        pruned = prune_further(previous, remaining_groups, plan, scored.example)
+        pruned = prune_further(previous, remaining_groups, plan)
         _check_removal(pruned, scored.example)
     pruned, agreements = _repair(scored, pruned, run)
     return replace(slim, pruned=pruned, agreements=agreements)
@@ -360,7 +360,7 @@ def ever_smaller(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iter
 def _cut_path(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[PruneResult]:
     price = scored.price
     empty_plan = Plan({}, price.budget, price.unit, price({}), price({}), price({}))
-    yield _make_result(scored, settle_streams(prune(scored.model, scored.structure.groups, empty_plan, scored.example)))
+    yield _make_result(scored, settle_streams(prune(scored.model, scored.structure.groups, empty_plan)))
     for plan in plans:
         with run.clock.stage(f"cut {1 - plan.cost_planned / plan.cost_dense:.1%} of the {plan.unit}"):
             slim = with_temperature(cut(scored, plan, run.without_progress()), scored.example, run.without_progress())

@@ -313,7 +313,7 @@ def measure_whole_model(
 ) -> float:
     """Milliseconds of one call of `model` with the first units of every group, exported and measured."""
     removed_units = {group.name: tuple(range(kept_units.get(group.name, group.units), group.units)) for group in groups}
-    slim = settle_streams(prune(model, groups, Plan(removed_units, "", "", 0.0, 0.0, 0.0), example)).model
+    slim = settle_streams(prune(model, groups, Plan(removed_units, "", "", 0.0, 0.0, 0.0))).model
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(slim, example, path, {}, axes=OpenAxes(conditions.batch_size))  # any batch is not asked for here

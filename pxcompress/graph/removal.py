@@ -32,7 +32,7 @@ ROUNDING = 0.05
 """What rounding may come to where a model amplifies it; a larger difference is a wrong removal."""
 
 
-def prune(model: nn.Module, groups: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
+def prune(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Pruned:
     """Remove the planned units physically from a copy of `model`; `model` itself becomes the frozen `dense`.
 
     Equals the dense model with the same units zeroed (`mask_units`), to rounding.

@@ -46,7 +46,7 @@ class Trial:
         half = {group.name: torch.randperm(group.units, generator=draw)[: group.units // 2] for group in groups}
         removed_units = {name: tuple(units.tolist()) for name, units in half.items()}
         try:
-            pruned = prune(self.model, groups, Plan(removed_units, "trial", "units", 0, 0, 0), self.inputs[:1])
+            pruned = prune(self.model, groups, Plan(removed_units, "trial", "units", 0, 0, 0))
             error, tolerance = _measure_error(pruned, self.inputs)
             if not error <= tolerance:
                 return f"{NOT_EXACT}: {_describe_error(error)}"

@@ -45,7 +45,7 @@ def remove_dead_paths(pruned: Pruned, example: Tensor, meter: Meter, limits: Lim
             return pruned
         plan = replace(pruned.plan, removed=removed_units)
         widths = {group.name: len(plan.kept(group)) for group in pruned.groups}
-        pruned_further = prune_further(pruned, groups, replace(plan, cost_planned=meter(widths)), example)
+        pruned_further = prune_further(pruned, groups, replace(plan, cost_planned=meter(widths)))
         _absorb(pruned_further, constants)
         pruned = pruned_further.whole
 

@@ -68,7 +68,7 @@ def choose_attempt(attempts: Sequence[Attempt], tolerance: float) -> int | None:
 
 
 def _measure_exported(scored: ScoredModel, plan: Plan, path: Path, axes: OpenAxes) -> Path:
-    slim = settle_streams(prune(scored.model, scored.structure.groups, plan, scored.example))
+    slim = settle_streams(prune(scored.model, scored.structure.groups, plan))
     export_onnx(slim.model, scored.example, path, {}, axes=axes)
     return path
 

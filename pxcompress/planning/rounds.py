@@ -65,10 +65,10 @@ def plan_step(pruned: Pruned, plan: Plan) -> Plan:
     return replace(plan, removed=removed_places, cost_dense=pruned.plan.cost_planned)
 
 
-def prune_further(pruned: Pruned, remaining_groups: Sequence[Group], plan: Plan, example: Tensor) -> Pruned:
+def prune_further(pruned: Pruned, remaining_groups: Sequence[Group], plan: Plan) -> Pruned:
     """Remove from the slim model what `plan`, a plan for the dense one, removes beyond `pruned.plan`.
 
     `remaining_groups` are those of the slim model, beside which the result stands; its `first` is beside the dense one.
     """
-    pruned_further = prune(pruned.model, remaining_groups, plan_step(pruned, plan), example)
+    pruned_further = prune(pruned.model, remaining_groups, plan_step(pruned, plan))
     return replace(pruned_further, first=Pruned(pruned_further.model, pruned.dense, pruned.groups, plan))

@@ -135,7 +135,7 @@ def _rebuild(
     dense = make_rotatable(dense, example, read_planned_streams(plan))
     all_groups = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
     groups = read_planned_groups(plan, all_groups)
-    pruned = settle_streams(prune(dense, groups, plan_from_json(plan, groups), example))
+    pruned = settle_streams(prune(dense, groups, plan_from_json(plan, groups)))
     model = pruned.model
     outside = {name: state[name] for name in json.loads(facts.get("outside", "[]"))}
     restore_outside_(model, outside)

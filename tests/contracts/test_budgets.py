@@ -114,7 +114,7 @@ def test_the_model_is_left_as_it_was(name: str, small: Subject) -> None:
 def test_the_prediction_comes_true(name: str, small: Subject) -> None:
     assert name in EXACT, "say there how its cost is counted on a slim model, or name it in MEASURED"
     plan = random_plan(small.groups, 6)
-    slim = prune(small.model, small.groups, plan, small.example).model
+    slim = prune(small.model, small.groups, plan).model
     expected = EXACT[name](slim, small.groups, plan, small.example)
     assert _meter(name, small)(kept_counts(small.groups, plan)) == expected
 

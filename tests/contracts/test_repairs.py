@@ -48,7 +48,7 @@ def _batches(subject: Subject) -> list[Batch]:
 
 
 def _pruned(subject: Subject, plan: Plan | None = None, dense: nn.Module | None = None) -> Pruned:
-    return prune(dense or subject.model, subject.groups, plan or random_plan(subject.groups, 1), subject.example)
+    return prune(dense or subject.model, subject.groups, plan or random_plan(subject.groups, 1))
 
 
 def _repaired(text: str, pruned: Pruned, batches: list[Batch]) -> Pruned:

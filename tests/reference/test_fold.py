@@ -125,7 +125,7 @@ def _pads(module: nn.Module) -> bool:
 def test_fold_is_ridge_regression(name: str, centred: str) -> None:
     subject = subject_named(name)
     plan = random_plan(subject.groups, 1)
-    pruned = prune(subject.model, subject.groups, plan, subject.example)
+    pruned = prune(subject.model, subject.groups, plan)
     biases = {key: value.clone() for key, value in pruned.model.state_dict().items() if key.endswith("bias")}
     Fold(ridge=0.1, centred=centred)(pruned, batches_of(subject.inputs, 4))
     consumers = sorted({member.module for group in subject.groups for member in group.consumers})
@@ -148,7 +148,7 @@ def test_fold_does_not_depend_on_batches(small: Subject) -> None:
     plan = random_plan(small.groups, 1)
     states = []
     for parts in (batches_of(small.inputs, 6), batches_of(small.inputs, 1), batches_of(small.inputs, 4)[::-1]):
-        pruned = prune(small.model, small.groups, plan, small.example)
+        pruned = prune(small.model, small.groups, plan)
         Fold(ridge=1e-3)(pruned, parts)
         states.append(pruned.model.state_dict())
     for state in states[1:]:
@@ -160,7 +160,7 @@ def test_fold_does_not_depend_on_batches(small: Subject) -> None:
 def test_fold_never_touches_the_dense_model_nor_the_batches(small: Subject, centred: str) -> None:
     dense = copy.deepcopy(small.model).train()
     before = snapshot(dense)
-    pruned = prune(dense, small.groups, extreme_plan(small.groups), small.example)
+    pruned = prune(dense, small.groups, extreme_plan(small.groups))
     parts = batches_of(small.inputs.clone(), 4)
     repaired = Fold(centred=centred)(pruned, parts)
     assert snapshot(dense) == before
@@ -171,7 +171,7 @@ def test_fold_never_touches_the_dense_model_nor_the_batches(small: Subject, cent
 
 
 def test_an_empty_plan_folds_nothing(small: Subject) -> None:
-    pruned = prune(small.model, small.groups, plan_of({}), small.example)
+    pruned = prune(small.model, small.groups, plan_of({}))
     Fold()(pruned, batches_of(small.inputs, 3))
     for key, value in pruned.model.state_dict().items():
         assert torch.equal(value, small.model.state_dict()[key])
@@ -180,7 +180,7 @@ def test_an_empty_plan_folds_nothing(small: Subject) -> None:
 def test_fold_lowers_the_error_of_every_layer(small: Subject) -> None:
     """On the inputs it was fitted to, what a consumer outputs is nearer to the dense output than without the fold."""
     plan = random_plan(small.groups, 1)
-    bare = prune(small.model, small.groups, plan, small.example)
+    bare = prune(small.model, small.groups, plan)
     folded = Fold(ridge=1e-6, centred="yes")(copy.deepcopy(bare), batches_of(small.inputs, 3))
     for group in small.groups:
         for member in group.consumers:
@@ -219,7 +219,7 @@ def _logit_error(
 ) -> tuple[float, float]:
     """Largest difference to the dense logits as a share of their scale, before and after the fold, on unseen inputs."""
     groups = find_groups(model, inputs[:1]).groups
-    pruned = prune(model, groups, plan_of(removed), inputs[:1])
+    pruned = prune(model, groups, plan_of(removed))
     half = len(inputs) // 2
     with torch.no_grad():
         dense, bare = model(inputs[half:]), pruned.model(inputs[half:])
@@ -288,7 +288,7 @@ def test_a_consumer_without_a_bias_gets_one_only_if_centred() -> None:
         inputs = torch.randn(8, 3, 16, 16)
     groups = find_groups(model, inputs[:1]).groups
     for centred, has_bias in (("yes", True), ("no", False)):
-        pruned = prune(model, groups, plan_of({"conv2": (0,)}), inputs[:1])
+        pruned = prune(model, groups, plan_of({"conv2": (0,)}))
         Fold(centred=centred)(pruned, batches_of(inputs, 4))
         assert (pruned.model.conv3.bias is not None) == has_bias
         assert model.conv3.bias is None
@@ -305,7 +305,7 @@ def test_dead_units_do_not_break_the_solver(centred: str, ridge: float) -> None:
         model.conv2.bias[:2] = -1.0
     _duplicated(model, "conv2", 4, 5)
     groups = find_groups(model, inputs[:1]).groups
-    pruned = prune(model, groups, plan_of({"conv2": (1,)}), inputs[:1])
+    pruned = prune(model, groups, plan_of({"conv2": (1,)}))
     Fold(ridge=ridge, centred=centred)(pruned, batches_of(inputs, 4))
     with torch.no_grad():
         error = (pruned.model(inputs) - model(inputs)).abs().max() / model(inputs).abs().max()
@@ -330,7 +330,7 @@ def test_the_ridge_is_what_does_best_on_the_other_half() -> None:
         few, many, unseen = torch.randn(16, 6), torch.randn(2000, 6), torch.randn(500, 6)
 
     def error(inputs: Tensor, fold: Fold) -> float:
-        pruned = prune(model, groups, plan, unseen[:1])
+        pruned = prune(model, groups, plan)
         fold(pruned, batches_of(inputs, 8))
         with torch.no_grad():
             return float((pruned.model(unseen) - model(unseen)).square().mean())

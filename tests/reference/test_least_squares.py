@@ -61,7 +61,7 @@ def _folded(name: str, samples: int = 18) -> tuple[Pruned, Tensor]:
     subject = _geometry() if name == "geometry" else subject_named(name)
     with seeded(5):
         inputs = torch.randn(samples, *subject.inputs.shape[1:])
-    pruned = prune(subject.model, subject.groups, _half(subject.groups), subject.example)
+    pruned = prune(subject.model, subject.groups, _half(subject.groups))
     return Fold()(pruned, batches_of(inputs, SIZE)), inputs
 
 
@@ -245,7 +245,7 @@ def test_duplicated_channels_are_recovered() -> None:
         model, inputs = randomised(GeometryNet()).eval(), torch.randn(48, 3, 16, 12)
     with torch.no_grad():
         model.conv1.weight[1], model.conv1.bias[1] = 2 * model.conv1.weight[4], 2 * model.conv1.bias[4]
-    pruned = prune(model, find_groups(model, inputs[:1], ("fc",)).groups, plan_of({"conv1": (1,)}), inputs[:1])
+    pruned = prune(model, find_groups(model, inputs[:1], ("fc",)).groups, plan_of({"conv1": (1,)}))
     before = _error(pruned, inputs[32:])
     LeastSquares(weighting="none")(pruned, batches_of(inputs[:32], SIZE))
     assert before > 1e-2
@@ -260,7 +260,7 @@ def test_inputs_all_alike_are_repaired_and_change_no_weight_by_much() -> None:
             model.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)]).eval()
         inputs = torch.ones(8, 3, 12, 12)
         groups = find_groups(model, inputs[:1], ("6",)).groups
-        pruned = LeastSquares()(prune(model, groups, _half(groups), inputs[:1]), [(inputs, torch.zeros(8).long())] * 2)
+        pruned = LeastSquares()(prune(model, groups, _half(groups)), [(inputs, torch.zeros(8).long())] * 2)
         with torch.no_grad():
             expected = model(inputs)
             assert (pruned.model(inputs) - expected).abs().max() < 1e-4 * expected.abs().max()
@@ -273,7 +273,7 @@ def test_layers_make_up_for_what_went_wrong_before_them() -> None:
     subject = subject_named("flatten_cnn")
     with seeded(5):
         inputs = torch.randn(64, 3, 16, 16)
-    pruned = prune(subject.model, subject.groups, plan_of({"conv1": (0,)}), subject.example)
+    pruned = prune(subject.model, subject.groups, plan_of({"conv1": (0,)}))
     pruned.model.bn1.running_var *= 9
     before = _error(pruned, inputs)
     LeastSquares()(pruned, batches_of(inputs, SIZE))
@@ -282,7 +282,7 @@ def test_layers_make_up_for_what_went_wrong_before_them() -> None:
 
 
 def test_an_empty_plan_changes_nothing(small: Subject) -> None:
-    pruned = prune(small.model, small.groups, plan_of({}), small.example)
+    pruned = prune(small.model, small.groups, plan_of({}))
     LeastSquares()(pruned, batches_of(small.inputs, 3))
     for key, value in pruned.model.state_dict().items():
         assert torch.equal(value, small.model.state_dict()[key])
@@ -355,7 +355,7 @@ def test_layers_that_are_not_plain_or_run_twice_stay() -> None:
     model.conv2.__class__ = _Rounding
     model.conv4 = nn.Sequential(*[nn.Conv2d(8, 8, 1)] * 2, nn.Conv2d(8, 6, 1))
     groups = find_groups(model, inputs[:1], ("fc",)).groups
-    pruned = prune(model, groups, plan_of({group.name: (0,) for group in groups}), inputs[:1])
+    pruned = prune(model, groups, plan_of({group.name: (0,) for group in groups}))
     before = {key: value.clone() for key, value in pruned.model.state_dict().items()}
     LeastSquares()(pruned, batches_of(inputs, SIZE))
     changed = {

@@ -18,7 +18,7 @@ from pxcompress.types import Batch, Pruned
 
 
 def _pruned(subject: Subject) -> Pruned:
-    return prune(subject.model, subject.groups, random_plan(subject.groups, 1), subject.example)
+    return prune(subject.model, subject.groups, random_plan(subject.groups, 1))
 
 
 def _norms(model: nn.Module) -> list[nn.Module]:
@@ -68,7 +68,7 @@ def test_moments_are_those_of_the_dense_model(name: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("size", [1, 5, 32])
 def test_where_nothing_is_gone_nothing_changes(size: int) -> None:
     subject = subject_named("resnet_basic")
-    pruned = prune(subject.model, subject.groups, plan_of({}), subject.example)
+    pruned = prune(subject.model, subject.groups, plan_of({}))
     inputs = _unlike_training(subject)
     BatchNormStatistics()(pruned, batches_of(inputs, size))
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_all_calls_of_a_layer_count() -> None:
             model.norm.running_mean.copy_(torch.randn(8))
             model.norm.running_var.copy_(torch.rand(8) + 0.5)
     groups = find_groups(model, inputs[:1], ["head"]).groups
-    pruned = prune(model, groups, plan_of({}), inputs[:1])
+    pruned = prune(model, groups, plan_of({}))
     BatchNormStatistics()(pruned, batches_of(inputs, 4))
     with torch.no_grad():
         torch.testing.assert_close(pruned.model(inputs), model(inputs), rtol=1e-4, atol=1e-4)
@@ -129,7 +129,7 @@ def test_everything_else_is_left_alone(name: str) -> None:
     dense = copy.deepcopy(subject.model).train()
     next(iter(dense.children())).eval()
     untouched = snapshot(dense)
-    pruned = prune(dense, subject.groups, random_plan(subject.groups, 1), subject.example)
+    pruned = prune(dense, subject.groups, random_plan(subject.groups, 1))
     for norm in _norms(pruned.model):
         norm.momentum = 0.03
     before = snapshot(pruned.model)[1:]

@@ -31,7 +31,7 @@ from pxcompress.types import Plan
 def test_predicted_costs_are_those_of_the_pruned_model(subject: Subject, plan: str) -> None:
     groups = subject.groups
     chosen: Plan = extreme_plan(groups) if plan == "all_but_one" else random_plan(groups, int(plan[-1]))
-    slim = prune(subject.model, groups, chosen, subject.example).model
+    slim = prune(subject.model, groups, chosen).model
     kept = kept_counts(groups, chosen)
     assert macs_meter(subject.model, groups, subject.example)(kept) == count_macs(slim, subject.example)
     assert params_meter(subject.model, groups)(kept) == sum(parameter.numel() for parameter in slim.parameters())

@@ -19,7 +19,7 @@ FREE = Limits("none", 1, 0.0)
 
 
 def _cleaned(model: nn.Module, groups: tuple[Group, ...], example: torch.Tensor, limits: Limits = FREE) -> Pruned:
-    bare = prune(model, groups, plan_of({group.name: () for group in groups}), example)
+    bare = prune(model, groups, plan_of({group.name: () for group in groups}))
 
     def meter(kept: object) -> float:
         return float(sum(kept.values()))  # type: ignore[attr-defined]
@@ -30,7 +30,7 @@ def _cleaned(model: nn.Module, groups: tuple[Group, ...], example: torch.Tensor,
 def _silenced(subject: Subject, seed: int) -> tuple[nn.Module, dict[str, set[int]]]:
     """A copy in which about a third of each group's units is read by nobody."""
     silent = {}
-    model = prune(subject.model, subject.groups, plan_of({}), subject.example).model
+    model = prune(subject.model, subject.groups, plan_of({})).model
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for group in subject.groups:
@@ -95,7 +95,7 @@ def test_a_constant_in_front_of_zero_padding_stays() -> None:
 def test_widths_stay_aligned(round_to: int, kept: int) -> None:
     """Groups with fewer than two steps are not aligned."""
     subject = subject_named("flatten_cnn")
-    model = prune(subject.model, subject.groups, plan_of({}), subject.example).model
+    model = prune(subject.model, subject.groups, plan_of({})).model
     with torch.no_grad():
         model.get_submodule("conv2").weight[:, :5] = 0  # type: ignore[operator,index]
     cleaned = _cleaned(model, subject.groups, subject.example, Limits("none", round_to, 0.0))
@@ -105,7 +105,7 @@ def test_widths_stay_aligned(round_to: int, kept: int) -> None:
 
 def test_one_unit_stays_where_all_are_dead() -> None:
     subject = subject_named("flatten_cnn")
-    model = prune(subject.model, subject.groups, plan_of({}), subject.example).model
+    model = prune(subject.model, subject.groups, plan_of({})).model
     with torch.no_grad():
         model.get_submodule("conv2").weight.zero_()  # type: ignore[operator]
     cleaned = _cleaned(model, subject.groups, subject.example)

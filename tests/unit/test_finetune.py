@@ -65,7 +65,7 @@ def data(count: int, size: int, seed: int = 0) -> list[Batch]:
 
 def small_cnn() -> Pruned:
     subject = subject_named("flatten_cnn")
-    return prune(subject.model, subject.groups, random_plan(subject.groups, 1), subject.example)
+    return prune(subject.model, subject.groups, random_plan(subject.groups, 1))
 
 
 def images(count: int, size: int) -> list[Batch]:
@@ -295,7 +295,7 @@ def test_only_images_are_moved() -> None:
     subject = subject_named("conv1d")
     results = []
     for augment in ("true", "false"):
-        pruned = prune(subject.model, subject.groups, random_plan(subject.groups, 1), subject.example)
+        pruned = prune(subject.model, subject.groups, random_plan(subject.groups, 1))
         results.append(state(tuned(f"steps=2,augment={augment}", pruned, batches_of(subject.inputs, 3))))
     assert equal(*results)
 

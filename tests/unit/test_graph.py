@@ -71,7 +71,7 @@ def _assert_removal_is_exact(pruned: Pruned, inputs: Tensor) -> None:
 @pytest.mark.parametrize("plan", PLANS)
 def test_removal_equals_masking(subject: Subject, plan: str) -> None:
     chosen = PLANS[plan](subject.groups)
-    pruned = prune(subject.model, subject.groups, chosen, subject.example)
+    pruned = prune(subject.model, subject.groups, chosen)
     assert count_params(pruned.model) < count_params(subject.model)
     _assert_removal_is_exact(pruned, subject.inputs)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_removal_equals_masking(subject: Subject, plan: str) -> None:
 def test_every_group_can_be_pruned_alone(small: Subject) -> None:
     for group in small.groups:
         plan = plan_of({group.name: [0]})
-        pruned = prune(small.model, [group], plan, small.example)
+        pruned = prune(small.model, [group], plan)
         assert removal_error(pruned, small.inputs) < 1e-4
         for member in group.members:
             before = _rows(small.model.get_submodule(member.module), member.axis)
@@ -100,7 +100,7 @@ def test_masking_changes_consumers_only(small: Subject) -> None:
 
 
 def test_an_empty_plan_changes_nothing(small: Subject) -> None:
-    pruned = prune(small.model, small.groups, plan_of({}), small.example)
+    pruned = prune(small.model, small.groups, plan_of({}))
     for name, value in pruned.model.state_dict().items():
         assert torch.equal(value, small.model.state_dict()[name]), name
 
@@ -108,7 +108,7 @@ def test_an_empty_plan_changes_nothing(small: Subject) -> None:
 def test_kept_rows_are_those_of_the_dense_model(small: Subject) -> None:
     """Surgery selects weights; it does not change them."""
     plan = random_plan(small.groups, 4)
-    pruned = prune(small.model, small.groups, plan, small.example)
+    pruned = prune(small.model, small.groups, plan)
     for group in small.groups:
         kept = plan.kept(group)
         for member in group.members:
@@ -189,7 +189,7 @@ def test_the_classifier_stays(subject: Subject) -> None:
 def test_the_classifier_stays_even_when_nobody_names_it(small: Subject) -> None:
     """Its outputs are the model's outputs: torch-pruning would cut a classifier called fc."""
     structure = find_groups(small.model, small.example)
-    pruned = prune(small.model, structure.groups, extreme_plan(structure.groups), small.example)
+    pruned = prune(small.model, structure.groups, extreme_plan(structure.groups))
     with torch.no_grad():
         assert pruned.model(small.inputs).shape[1] == CLASSES
 
@@ -213,7 +213,7 @@ def test_finding_does_not_depend_on_the_example_values_or_modes(small: Subject) 
 def test_finding_and_pruning_work_without_gradients(small: Subject) -> None:
     with torch.no_grad():
         structure = find_groups(small.model, small.example, CLASSIFIERS[small.name])
-        pruned = prune(small.model, structure.groups, random_plan(structure.groups, 0), small.example)
+        pruned = prune(small.model, structure.groups, random_plan(structure.groups, 0))
         assert not torch.is_grad_enabled()
     assert _described(structure) == _described(small.structure)
     assert removal_error(pruned, small.inputs) < 1e-4
@@ -268,7 +268,7 @@ def test_nothing_touches_the_dense_model(subject: Subject) -> None:
     next(model.parameters()).requires_grad_(False)
     before = snapshot(model)
     structure = find_groups(model, subject.example, CLASSIFIERS[subject.name])
-    pruned = prune(model, structure.groups, random_plan(structure.groups, 2), subject.example)
+    pruned = prune(model, structure.groups, random_plan(structure.groups, 2))
     mask_units(model, structure.groups, pruned.plan)
     assert snapshot(model) == before
     assert pruned.dense is model
@@ -279,7 +279,7 @@ def test_the_slim_model_inherits_modes_and_gradients(small: Subject) -> None:
     frozen = next(iter(model.parameters()))
     frozen.requires_grad_(False)
     next(iter(model.children())).eval()
-    slim = prune(model, small.groups, random_plan(small.groups, 2), small.example).model
+    slim = prune(model, small.groups, random_plan(small.groups, 2)).model
     assert [module.training for module in slim.modules()] == [module.training for module in model.modules()]
     assert [p.requires_grad for p in slim.parameters()] == [p.requires_grad for p in model.parameters()]
     assert all(parameter.grad is None for parameter in slim.parameters())
@@ -289,7 +289,7 @@ def test_the_slim_model_inherits_modes_and_gradients(small: Subject) -> None:
 
 
 def test_the_slim_model_carries_no_hooks(small: Subject) -> None:
-    slim = prune(small.model, small.groups, random_plan(small.groups, 2), small.example).model
+    slim = prune(small.model, small.groups, random_plan(small.groups, 2)).model
     for module in slim.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
@@ -300,7 +300,7 @@ def test_the_slim_model_carries_no_hooks(small: Subject) -> None:
 
 
 def test_layers_know_their_new_sizes(subject: Subject) -> None:
-    slim = prune(subject.model, subject.groups, random_plan(subject.groups, 5), subject.example).model
+    slim = prune(subject.model, subject.groups, random_plan(subject.groups, 5)).model
     for name, module in slim.named_modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d):
             assert module.weight.shape[:2] == (module.out_channels, module.in_channels // module.groups), name
@@ -313,7 +313,7 @@ def test_layers_know_their_new_sizes(subject: Subject) -> None:
 
 def test_grouped_convolutions_are_pruned_and_stay_regular() -> None:
     subject = subject_named("resnext")
-    slim = prune(subject.model, subject.groups, extreme_plan(subject.groups), subject.example).model
+    slim = prune(subject.model, subject.groups, extreme_plan(subject.groups)).model
     grouped = 0
     for name, module in subject.model.named_modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1 and not is_depthwise(module):
@@ -327,7 +327,7 @@ def test_grouped_convolutions_are_pruned_and_stay_regular() -> None:
 
 def test_depthwise_convolutions_stay_depthwise() -> None:
     subject = subject_named("mobilenetv2")
-    slim = prune(subject.model, subject.groups, random_plan(subject.groups, 1), subject.example).model
+    slim = prune(subject.model, subject.groups, random_plan(subject.groups, 1)).model
     seen = 0
     for name, module in subject.model.named_modules():
         if is_depthwise(module):
@@ -340,7 +340,7 @@ def test_depthwise_convolutions_stay_depthwise() -> None:
 def test_heads_leave_whole_and_attention_knows() -> None:
     subject = subject_named("vit")
     dense = subject.model.blocks[0].attn
-    slim = prune(subject.model, subject.groups, plan_of({"blocks.0.attn": (0, 2)}), subject.example).model
+    slim = prune(subject.model, subject.groups, plan_of({"blocks.0.attn": (0, 2)})).model
     attention = slim.blocks[0].attn
     assert (attention.num_heads, attention.head_dim, attention.attn_dim) == (2, 6, 12)
     assert attention.scale == dense.scale
@@ -356,7 +356,7 @@ def test_pruned_attention_is_the_same_fused_and_unfused(fused: bool) -> None:
     model = copy.deepcopy(subject.model)
     for block in model.blocks:
         block.attn.fused_attn = fused
-    pruned = prune(model, subject.groups, random_plan(subject.groups, 7), subject.example)
+    pruned = prune(model, subject.groups, random_plan(subject.groups, 7))
     assert removal_error(pruned, subject.inputs) < 1e-4
 
 
@@ -372,7 +372,7 @@ def test_is_depthwise() -> None:
 
 def test_removal_error_notices_a_wrong_surgery() -> None:
     subject = subject_named("resnet_basic")
-    pruned = prune(subject.model, subject.groups, random_plan(subject.groups, 0), subject.example)
+    pruned = prune(subject.model, subject.groups, random_plan(subject.groups, 0))
     with torch.no_grad():
         pruned.model.fc.weight[:, 0] += 0.1
     assert removal_error(pruned, subject.inputs) > 1e-3
@@ -393,7 +393,7 @@ def test_rounding_is_no_wrong_surgery() -> None:
     with seeded(0):
         model, inputs = Amplifier().eval(), torch.randn(16, 32)
     structure = find_groups(model, inputs[:1], ("head",))
-    pruned = prune(model, structure.groups, plan_of({"body": range(0, 64, 2)}), inputs[:1])
+    pruned = prune(model, structure.groups, plan_of({"body": range(0, 64, 2)}))
     with torch.no_grad():
         slim, reference = pruned.model(inputs), mask_units(model, structure.groups, pruned.plan)(inputs)
     assert float((slim - reference).abs().max()) > REMOVAL_TOLERANCE
@@ -420,7 +420,7 @@ def test_float64_reaches_recurrent_layers_and_buffers() -> None:
         model, inputs = Recurrent().eval(), torch.randn(16, 32)
     groups = find_groups(model, inputs[:1], ("net.head",)).groups
     assert [group.name for group in groups] == ["net.body"]
-    assert removal_error(prune(model, groups, random_plan(groups, 0), inputs[:1]), inputs) < 1e-9
+    assert removal_error(prune(model, groups, random_plan(groups, 0)), inputs) < 1e-9
 
 
 def test_two_models_do_not_share_state() -> None:
@@ -428,7 +428,7 @@ def test_two_models_do_not_share_state() -> None:
     first, second = subject_named("resnet_basic"), subject_named("vit")
     alone = _described(find_groups(second.model, second.example, CLASSIFIERS["vit"]))
     find_groups(first.model, first.example, CLASSIFIERS["resnet_basic"])
-    prune(first.model, first.groups, extreme_plan(first.groups), first.example)
+    prune(first.model, first.groups, extreme_plan(first.groups))
     assert _described(find_groups(second.model, second.example, CLASSIFIERS["vit"])) == alone
 
 
@@ -461,7 +461,7 @@ def test_what_is_offered_can_be_removed(name: str) -> None:
         return
     for seed in range(2):
         plan = random_plan(structure.groups, seed)
-        pruned = prune(model, structure.groups, plan, inputs[:1])
+        pruned = prune(model, structure.groups, plan)
         with torch.no_grad():
             slim = pruned.model(inputs)
         expected = _silenced(model, structure.groups, plan, inputs)
@@ -508,7 +508,7 @@ def test_a_channel_of_selective_kernels_is_in_every_path(paths: int) -> None:
     for name in (*alone, "1.attn.fc_reduce", "2"):
         assert rows[name] == [[channel] for channel in range(6)]
     for seed in range(2):
-        assert removal_error(prune(model, groups, random_plan(groups, seed), inputs[:1]), inputs) < 1e-5
+        assert removal_error(prune(model, groups, random_plan(groups, seed)), inputs) < 1e-5
 
 
 def test_groups_of_one_layer_are_tried_apart() -> None:
@@ -523,7 +523,7 @@ def test_sizes_of_a_split_follow_in_every_round() -> None:
         model, inputs = PartialGate().eval(), torch.randn(2, 3, 12, 12)
     for sizes, removed in (((5, 3, 2), {"fc1": (1,)}), ((3, 2, 1), {"fc1": (0,), "conv": (1,)})):
         groups = find_groups(model, inputs[:1]).groups
-        pruned = prune(model, groups, plan_of(removed), inputs[:1])
+        pruned = prune(model, groups, plan_of(removed))
         assert pruned.model.sizes == sizes
         assert sum(model.sizes) == len(model.fc1.weight), "the dense model keeps its own sizes"
         assert removal_error(pruned, inputs) < 1e-6

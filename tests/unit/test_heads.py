@@ -99,7 +99,7 @@ def test_removal_equals_masking(subject: Subject) -> None:
     model, groups, inputs = subject
     before = snapshot(model)
     plan = _halved(_heads(groups))
-    pruned = prune(model, groups, plan, inputs[:1])
+    pruned = prune(model, groups, plan)
     with torch.no_grad():
         slim, dense = pruned.model(inputs), model(inputs)
     expected = _silenced(model, groups, plan, inputs)
@@ -112,7 +112,7 @@ def test_removal_equals_masking(subject: Subject) -> None:
 def test_costs_are_those_of_the_slim_model(subject: Subject) -> None:
     model, groups, inputs = subject
     plan = _halved(groups)
-    slim = prune(model, groups, plan, inputs[:1]).model
+    slim = prune(model, groups, plan).model
     kept = kept_counts(groups, plan)
     assert params_meter(model, groups)(kept) == count_params(slim)
     assert macs_meter(model, groups, inputs[:1])(kept) == count_macs(slim, inputs[:1])
@@ -120,10 +120,10 @@ def test_costs_are_those_of_the_slim_model(subject: Subject) -> None:
 
 def test_rounds_lead_where_one_cut_leads(subject: Subject) -> None:
     model, groups, inputs = subject
-    first = prune(model, groups, plan_of({group.name: range(group.units // 3) for group in groups}), inputs[:1])
+    first = prune(model, groups, plan_of({group.name: range(group.units // 3) for group in groups}))
     plan = plan_of({group.name: range(group.units // 2) for group in groups})
-    twice = prune_further(first, groups_left(first), plan, inputs[:1]).model
-    once = prune(model, groups, plan, inputs[:1]).model
+    twice = prune_further(first, groups_left(first), plan).model
+    once = prune(model, groups, plan).model
     with torch.no_grad():
         assert torch.equal(twice(inputs), once(inputs))
 
@@ -131,11 +131,11 @@ def test_rounds_lead_where_one_cut_leads(subject: Subject) -> None:
 def test_a_plan_and_a_state_rebuild_the_slim_model(subject: Subject) -> None:
     model, groups, inputs = subject
     plan = _halved(groups)
-    slim = prune(model, groups, plan, inputs[:1]).model
+    slim = prune(model, groups, plan).model
     other = copy.deepcopy(model)
     again = find_groups(other, torch.zeros_like(inputs[:1]), prove=False).groups
     named = tuple(group for group in again if group.name in plan.removed)
-    rebuilt = prune(other, named, plan, inputs[:1]).model
+    rebuilt = prune(other, named, plan).model
     nn.init.zeros_(next(rebuilt.parameters()))
     rebuilt.load_state_dict(slim.state_dict())
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_a_plan_and_a_state_rebuild_the_slim_model(subject: Subject) -> None:
 
 def test_a_narrow_model_is_copied_and_pickled() -> None:
     model, groups, inputs = _subject("pvt_v2_b0")
-    slim = prune(model, groups, _halved(groups), inputs[:1]).model
+    slim = prune(model, groups, _halved(groups)).model
     file = io.BytesIO()
     torch.save(slim, file)
     file.seek(0)
@@ -165,7 +165,7 @@ def test_relevance_and_fold_work_on_such_heads(name: str) -> None:
         assert scores[group.name].shape == (group.units,)
         assert scores[group.name].isfinite().all()
         assert group.units == 1 or scores[group.name].std() > 0
-    pruned = prune(model, groups, _halved(_heads(groups)), inputs[:1])
+    pruned = prune(model, groups, _halved(_heads(groups)))
     with torch.no_grad():
         dense = model(batches[0][0])
         before = float((pruned.model(batches[0][0]) - dense).square().mean())
@@ -212,7 +212,7 @@ def test_a_narrow_model_exports(tmp_path: Path) -> None:
     with seeded(0):
         model, inputs = _around(ByWidth()), torch.randn(5, 4, 16)
     groups = find_groups(model, inputs[:1]).groups
-    pruned = prune(model, groups, plan_of({"1": (0, 2, 3)}), inputs[:1])
+    pruned = prune(model, groups, plan_of({"1": (0, 2, 3)}))
     assert removal_error(pruned, inputs) < 1e-5
     export_onnx(pruned.model, inputs[:1], tmp_path / "model.onnx", {})
     assert verify_parity(pruned.model, tmp_path / "model.onnx", [inputs]).passed
@@ -270,12 +270,12 @@ def test_a_registered_family_loses_heads() -> None:
     register_attention(TOY)
     groups = find_groups(model, inputs[:1]).groups
     assert [(group.name, group.units) for group in _heads(groups)] == [("1", 4)]
-    pruned = prune(model, groups, plan_of({"1": (0, 2, 3)}), inputs[:1])
+    pruned = prune(model, groups, plan_of({"1": (0, 2, 3)}))
     assert removal_error(pruned, inputs) < 1e-5
     assert (pruned.model[1].n_head, pruned.model[1].to_qkv.out_features) == (1, 12)
     assert pruned.model[1].by_position.shape == (4, 4, 1)
-    other = prune(model, groups, plan_of({"1": (1,)}), inputs[:1])
-    again = prune_further(other, groups_left(other), plan_of({"1": (1, 3)}), inputs[:1])
+    other = prune(model, groups, plan_of({"1": (1,)}))
+    again = prune_further(other, groups_left(other), plan_of({"1": (1, 3)}))
     assert removal_error(again.whole, inputs) < 1e-5
 
 

@@ -152,7 +152,7 @@ def test_detectors_lose_heads_and_channels_and_keep_their_raw_outputs(name: str,
     view = as_judged(loaded.model, example[:1], Detection())
     groups = find_groups(view, example[:1], classifier_names(view, example[:1])).groups
     assert sum(group.kind == "head" for group in groups) == heads
-    pruned = prune(view, groups, random_plan(groups, 0), example[:1])
+    pruned = prune(view, groups, random_plan(groups, 0))
     assert sum(map(Tensor.numel, pruned.model.parameters())) < 0.9 * sum(map(Tensor.numel, view.parameters()))
     assert removal_error(pruned, example[:1]) < 1e-4
 
@@ -219,12 +219,12 @@ def test_from_pretrained_loads_what_a_configuration_can_say(saved: Path, tmp_pat
     heads, first, _, second, *_ = groups
     assert (heads.kind, first.units, second.units) == ("head", 24, 24)
     neurons = {first.name: tuple(range(18)), second.name: tuple(range(14))}
-    pruned = prune(loaded.model, groups, Plan(neurons, "", "", 0, 0, 0), example)
+    pruned = prune(loaded.model, groups, Plan(neurons, "", "", 0, 0, 0))
     assert "every layer with 10 neurons" in save_slim(pruned.model, pruned.dense, tmp_path)
     net = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "transformers").eval()
     assert net.config.intermediate_size == 10
     inputs = {name: torch.randint(1, 2, (2, 5)) for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
         torch.testing.assert_close(net(**inputs).logits, pruned.model.net(**inputs).logits, atol=1e-5, rtol=1e-4)
-    pruned = prune(loaded.model, groups, Plan({heads.name: (0,)}, "", "", 0, 0, 0), example)
+    pruned = prune(loaded.model, groups, Plan({heads.name: (0,)}, "", "", 0, 0, 0))
     assert "from_pretrained does not" in save_slim(pruned.model, pruned.dense, tmp_path)

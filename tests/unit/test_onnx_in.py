@@ -101,7 +101,7 @@ def halved(module: OnnxModule) -> Pruned:
     example = next(iter(module.source.example.values()))[:1]
     groups = find_groups(module, example, classifier_names(module, example)).groups
     removed = {group.name: tuple(range(group.units // 2)) for group in groups}
-    return prune(module, groups, Plan(removed, "macs", "MACs", 1.0, 1.0, 1.0), example)
+    return prune(module, groups, Plan(removed, "macs", "MACs", 1.0, 1.0, 1.0))
 
 
 def outputs_of(path: Path, module: OnnxModule, samples: int = 3) -> list[np.ndarray]:
@@ -165,7 +165,7 @@ def test_layers_that_keep_their_units_are_bit_for_bit_as_they_were(tmp_path: Pat
     example = torch.zeros(1, 3, 32, 32)
     groups = find_groups(module, example, classifier_names(module, example)).groups
     heads = next(group for group in groups if group.kind == "head")
-    pruned = prune(module, groups, Plan({heads.name: (0, 2)}, "macs", "MACs", 1.0, 1.0, 1.0), example)
+    pruned = prune(module, groups, Plan({heads.name: (0, 2)}, "macs", "MACs", 1.0, 1.0, 1.0))
     pruned.model.write_onnx(tmp_path / "slim.onnx", {})
     before, after = (
         {tensor.name: tensor.raw_data for tensor in onnx.load(each).graph.initializer}

@@ -131,7 +131,7 @@ def test_every_change_can_be_written_back(kind: type[Block], fixed: bool, tmp_pa
     assert any("inner" in member.module for group in groups for member in group.members)
     assert any(group.kind == "head" for group in groups) == (kind is Biased)
     removed = {group.name: tuple(range(group.units // 2)) for group in groups}
-    slim = prune(module, groups, Plan(removed, "macs", "MACs", 1.0, 1.0, 1.0), example).model
+    slim = prune(module, groups, Plan(removed, "macs", "MACs", 1.0, 1.0, 1.0)).model
     assert_written(slim, tmp_path / "slim.onnx", 1 if fixed else 3)
     for trained in (copy.deepcopy(module), slim):  # training changes every parameter
         draw = torch.Generator().manual_seed(0)

@@ -80,7 +80,7 @@ def test_the_budget_example_is_a_whole_budget(monkeypatch: pytest.MonkeyPatch, t
     assert Recipe("resnet50", 0.5, budget="energy:weight=3").label == "resnet50-energy-0.50"
     net = subject("flatten_cnn")
     meter = BUDGETS.build("energy:weight=3").meter(net.model, net.groups, net.example)
-    slim = prune(net.model, net.groups, plan_of({"conv1": (0, 1)}), net.example).model
+    slim = prune(net.model, net.groups, plan_of({"conv1": (0, 1)})).model
     left = {"conv1": next(group.units for group in net.groups if group.name == "conv1") - 2}
     assert meter(left) == count_macs(slim, net.example) + 3 * count_params(slim)
 
@@ -89,7 +89,7 @@ def test_the_repair_example_is_a_whole_repair(monkeypatch: pytest.MonkeyPatch, t
     _registered(REPAIR, REPAIRS, monkeypatch, tmp_path)
     assert Recipe("resnet50", 0.5, repair=("fold", "mean-logits")).repair == ("fold", "mean-logits")
     net = subject("flatten_cnn")
-    pruned = prune(net.model, net.groups, plan_of({"conv1": (0, 1)}), net.example)
+    pruned = prune(net.model, net.groups, plan_of({"conv1": (0, 1)}))
     batches = [(inputs, torch.zeros(len(inputs), dtype=torch.int64)) for inputs in net.inputs.split(3)]
     slim = REPAIRS.build("mean-logits")(pruned, batches).model.eval()
     with torch.no_grad():

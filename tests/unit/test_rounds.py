@@ -22,8 +22,8 @@ from pxcompress.types import Plan, Price, Pruned
 
 
 def _further(subject: Subject, first: Plan, whole: Plan) -> Pruned:
-    before = prune(subject.model, subject.groups, first, subject.example)
-    return prune_further(before, groups_left(before), whole, subject.example)
+    before = prune(subject.model, subject.groups, first)
+    return prune_further(before, groups_left(before), whole)
 
 
 def _joined(first: Plan, second: Plan, subject: Subject) -> Plan:
@@ -41,7 +41,7 @@ def test_two_rounds_remove_what_one_would(subject: Subject) -> None:
     joined = _joined(random_plan(subject.groups, 1), random_plan(subject.groups, 2), subject)
     first = replace(joined, removed={name: units[::2] for name, units in joined.removed.items()})
     further = _further(subject, first, joined)
-    at_once = prune(subject.model, subject.groups, joined, subject.example).model
+    at_once = prune(subject.model, subject.groups, joined).model
     assert further.whole.dense is subject.model
     assert further.whole.model is further.model
     assert further.whole.plan == joined
@@ -51,7 +51,7 @@ def test_two_rounds_remove_what_one_would(subject: Subject) -> None:
 
 def test_scores_of_the_rest_stand_at_their_dense_places(small: Subject) -> None:
     plan = random_plan(small.groups, 3)
-    pruned = prune(small.model, small.groups, plan, small.example)
+    pruned = prune(small.model, small.groups, plan)
     scores = {group.name: torch.arange(len(plan.kept(group))) + 1.0 for group in small.groups}
     for group in small.groups:
         values = spread_scores(scores, pruned)[group.name]

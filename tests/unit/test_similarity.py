@@ -31,7 +31,7 @@ def pruned_of(name: str) -> Pruned:
     """The subject `name` without the first unit of each group."""
     subject = subject_named(name)
     plan = Plan({group.name: (0,) for group in subject.groups}, "channels", "units", 0.0, 0.0, 0.0)
-    return prune(subject.model, subject.groups, plan, subject.example)
+    return prune(subject.model, subject.groups, plan)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -37,7 +37,7 @@ def test_constant_units_are_absorbed_exactly() -> None:
         model[0].weight[2] = 0
         model[0].bias[2] = 3.0
     groups = find_groups(model.eval(), inputs[:1], ["4"]).groups
-    pruned = prune(model, groups, plan_of({"0": (2,)}), inputs[:1])
+    pruned = prune(model, groups, plan_of({"0": (2,)}))
     assert not torch.allclose(pruned.model(inputs), model(inputs))
     MeanAbsorption()(pruned, batches_of(inputs, 4))
     torch.testing.assert_close(pruned.model(inputs), model(inputs))
@@ -49,7 +49,7 @@ def test_outputs_of_every_consumer_get_their_moments_back(name: str) -> None:
     subject: Subject = subject_named(name)
     with seeded(1):
         inputs = torch.randn(24, *subject.inputs.shape[1:])
-    pruned = prune(subject.model, subject.groups, random_plan(subject.groups, 2), subject.example)
+    pruned = prune(subject.model, subject.groups, random_plan(subject.groups, 2))
     VarianceMatching()(pruned, batches_of(inputs, 24))
     for layer in find_consumers(pruned):
         mean, variance = _moments(pruned.model, layer.name, inputs)
@@ -61,7 +61,7 @@ def test_outputs_of_every_consumer_get_their_moments_back(name: str) -> None:
 
 def test_layers_in_front_of_batchnorm_are_left_to_it() -> None:
     subject = subject_named("resnet_basic")
-    pruned = prune(subject.model, subject.groups, random_plan(subject.groups, 2), subject.example)
+    pruned = prune(subject.model, subject.groups, random_plan(subject.groups, 2))
     before = {name: value.clone() for name, value in pruned.model.state_dict().items()}
     VarianceMatching()(pruned, batches_of(subject.inputs, 4))
     after = pruned.model.state_dict()

@@ -72,9 +72,9 @@ def test_full_width_gives_the_dense_outputs_and_removal_is_zeroing(label: str) -
         basis, _ = torch.linalg.qr(torch.randn(23, 23, dtype=torch.float64))
         rotate_(twin, group, basis)
     assert error(model, twin) < 1e-5
-    whole = settle_streams(prune(twin, groups, Plan({}, "", "", 0.0, 0.0, 0.0), IMAGE[:1].double()))
+    whole = settle_streams(prune(twin, groups, Plan({}, "", "", 0.0, 0.0, 0.0)))
     assert error(model, whole.model) < 1e-5
-    pruned = prune(twin, structure.groups, plan_of(groups[-1], 8), IMAGE[:1].double())
+    pruned = prune(twin, structure.groups, plan_of(groups[-1], 8))
     assert removal_error(pruned, IMAGE.double()) < 1e-10
     narrowed = copy.deepcopy(pruned.model)
     assert error(narrowed, settle_streams(pruned).model) < 1e-10
@@ -87,7 +87,7 @@ def test_heads_neurons_and_directions_go_together() -> None:
     twin = make_rotatable(model_of("BEiT"), IMAGE[:1].double())
     groups = groups_of(twin).groups
     removed = {group.name: tuple(range(group.units // 2)) for group in groups}
-    pruned = prune(twin, groups, Plan(removed, "", "", 0.0, 0.0, 0.0), IMAGE[:1].double())
+    pruned = prune(twin, groups, Plan(removed, "", "", 0.0, 0.0, 0.0))
     assert {group.kind for group in groups} == {"head", "neuron", "direction"}
     assert removal_error(pruned, IMAGE.double()) < 1e-10
 
@@ -97,7 +97,7 @@ def test_prices_are_those_of_the_narrowed_model() -> None:
     groups = groups_of(twin).groups
     kept = {group.name: group.units // 2 for group in groups}
     removed = {group.name: tuple(range(group.units // 2, group.units)) for group in groups}
-    slim = settle_streams(prune(twin, groups, Plan(removed, "", "", 0.0, 0.0, 0.0), IMAGE[:1])).model
+    slim = settle_streams(prune(twin, groups, Plan(removed, "", "", 0.0, 0.0, 0.0))).model
     assert macs_meter(twin, groups, IMAGE[:1])(kept) == count_macs(slim, IMAGE[:1])
     assert params_meter(twin, groups)(kept) == count_params(slim)
 
