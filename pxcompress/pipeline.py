@@ -49,14 +49,16 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
     model that passes, or the dense one where none does: `report.certificate` says which. It is for one process, or the
     first of several; `work` is for all of them.
     """
-    report = work(recipe, out, force=force, note=note)
+    report = compress_in_process(recipe, out, force=force, note=note)
     if report is None:
         raise ProcessError(f"compress was called in process {rank()}, which writes nothing; call pipeline.work there")
     return report
 
 
-def work(recipe: Recipe, out: Path | None = None, *, force: bool = False, note: Note = silent) -> Report | None:
-    """Run `compress` in one of several processes: each has its share of the data, the first one measures and writes.
+def compress_in_process(
+    recipe: Recipe, out: Path | None = None, *, force: bool = False, note: Note = silent
+) -> Report | None:
+    """What `compress` does, in one process or in each of several: all have a share of the data, the first one writes.
 
     What follows is done by the first one alone; the others write and say nothing, and return None. Raises as `compress`
     does, for what the user gave in all of them.

@@ -196,7 +196,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class StageTime:
-    """One stage of a run; `quality_after`, on the select split, stands where the stage changed the model."""
+    """Time and peak memory of a stage of a run, and `quality_after` it on the select split if it changed the model."""
 
     name: str
     seconds: Positive

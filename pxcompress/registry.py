@@ -60,7 +60,7 @@ def names_in(package: str) -> tuple[str, ...]:
 
 
 def search_option(field: Any) -> Any:
-    """An `option` that `pxcompress search` varies: over its choices, or from low to high."""
+    """The field that `option` makes, marked as one that `pxcompress search` varies (choices, or low to high)."""
     return dataclasses.field(default=field.default, metadata={**field.metadata, "searched": True})
 
 

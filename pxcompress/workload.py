@@ -125,7 +125,7 @@ def _load_model(request: ModelAndData, source: Source, task: Task) -> Loaded:
             input_size=_choose_input_size(request, source),
             classifier=isinstance(task, Classification),
             inputs=source.inputs,
-            data_classes=source.classes if source.layout == "classes" else (),
+            data_classes=source.classes if source.layout == "classes" and not source.embedded else (),
             layout=request.layout,
             noun=source.train.noun,
         )

@@ -31,7 +31,7 @@ _DEFAULTS: Mapping[str, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One executed linear map z = W a + b.
+    """Weight, bias and arguments of a linear map z = W a + b that was executed; its inputs and outputs are not kept.
 
     `convolution` holds stride, padding, dilation, output_padding (tuples), groups and transposed as
     `torch.ops.aten.convolution` takes them; None for a linear layer. `sides` is padding before it, as `F.pad` takes it,

@@ -60,7 +60,10 @@ def log_wealth(values: Array, alpha: float, start: ArrayLike = 0.0) -> Array:
 
 
 def e_process(values: Array, alpha: float) -> Array:
-    """P-value 1 / the largest capital so far, valid whenever one stops. Losses come in the order of the test."""
+    """P-values of "the risk is above `alpha`" from losses (..., n) in the order of the test, valid whenever one stops.
+
+    Each is 1 / the largest capital of a bet against it.
+    """
     return np.minimum(1, np.exp(-log_wealth(values, alpha).max(axis=-1)))
 
 

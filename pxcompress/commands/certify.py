@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,10 @@ class Request:
     ] = None
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for the certificate, and what is to be labelled.  [default: certificate]"),
+        typer.Option(
+            help="Folder for the certificate, and for what is to be labelled.  "
+            "[default: none, or certificate where images are to be labelled]"
+        ),
     ] = None
     losses: Annotated[
         Path | None,
@@ -145,6 +149,8 @@ def certify(request: Request) -> None:
 _MODELS = ("files", "data", "unlabelled", "part")
 """Options that say which models are tested on what."""
 
+NOT_WRITTEN = "the certificate is written nowhere; give --out FOLDER to keep it"
+
 _GOAL = ("max_drop", "confidence", "risk")
 """Options that say what is to be certified."""
 
@@ -157,7 +163,7 @@ def _go_on(request: Request, answers: Path) -> CertificateRecord:
 
 
 def _certify_losses(request: Request, table: Path) -> CertificateRecord:
-    """What a table of losses certifies; without a word on the risk that of their mean."""
+    """Certify a table of losses: for the risk that is asked for, or else for their mean."""
     from pxcompress.run_folder.loss_table import certify_losses
 
     procedure = request.procedure()
@@ -217,5 +223,8 @@ def _show(record: CertificateRecord, request: Request, out: Path | None = None) 
         out.mkdir(parents=True, exist_ok=True)
         (out / FILE).write_text(json.dumps(dataclasses.asdict(record), indent=1))
     print(json.dumps(dataclasses.asdict(record), indent=1) if request.as_json else format_certificate(record))
+    if not request.quiet and request.answers is None:
+        written = f"written to {out / FILE}; check it with pxcompress verify {out}" if out else NOT_WRITTEN
+        print(written, file=sys.stderr)
     if not record.chosen:
         raise ResultError("not certified: no model smaller than the first one passes")

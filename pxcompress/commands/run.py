@@ -28,13 +28,13 @@ def run(
     With --max-drop, models up to --ratio smaller are tested, and the smallest that passes is the result. If none
     passes, the folder holds the dense model, and the exit code is 3.
     """
-    from pxcompress.pipeline import work
+    from pxcompress.pipeline import compress_in_process
     from pxcompress.processes import join_processes
     from pxcompress.report.build import to_json
     from pxcompress.report.table import to_table
 
     with join_processes():
-        report = work(recipe, out, force=force, note=notes(quiet))
+        report = compress_in_process(recipe, out, force=force, note=notes(quiet))
     if report is None:  # in a process that is not the first
         return
     if as_json:

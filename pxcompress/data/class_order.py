@@ -18,7 +18,7 @@ from pxcompress.data.batches import ImageBatches, read_images
 from pxcompress.data.samples import Integers, Source
 from pxcompress.data.sources import extend_classes, restrict_classes
 from pxcompress.errors import list_some
-from pxcompress.models.class_names import is_part
+from pxcompress.models.class_names import are_output_numbers, is_part
 from pxcompress.models.loading import Loaded
 from pxcompress.state import device_of, evaluating
 
@@ -28,7 +28,12 @@ SIGNIFICANCE_LEVEL = 0.01
 
 def match_class_order(source: Source, loaded: Loaded) -> Source:
     """Renumber the classes of `source` in the order of the model's outputs; its notes say what was changed."""
-    if source.embedded or source.layout != "classes" or loaded.weights == "untrained":
+    if source.embedded or source.layout != "classes":
+        return source
+    if names := _numbered_outputs(source.classes, loaded):
+        message = f"the classes are numbers, taken for the model's outputs: {len(source.classes)} of {len(names)}"
+        return _add_note(extend_classes(source, names), message)
+    if loaded.weights == "untrained":
         return source
     class_by_name = {name.casefold(): name for name in source.classes}
     order = tuple(class_by_name.get(name.casefold(), "") for name in loaded.class_names)
@@ -39,14 +44,9 @@ def match_class_order(source: Source, loaded: Loaded) -> Source:
         names = [class_by_name.get(name.casefold(), name) for name in loaded.class_names]
         message = f"the data have {len(source.classes)} of the model's {len(names)} classes, by name; it keeps them all"
         return _add_note(extend_classes(source, names), message)
-    if names := _numbered_outputs(source.classes, loaded):
-        message = (
-            f"the data's classes are numbers, taken for the model's outputs: {len(source.classes)} of {len(names)}"
-        )
-        return _add_note(extend_classes(source, names), message)
     reordered = _choose_order(source, loaded) if source.other_order else source
     if not loaded.class_names:
-        return reordered
+        return _note_first_number(reordered)
     strange = next((name for name in loaded.class_names if name.casefold() not in class_by_name), loaded.class_names[0])
     return _add_note(
         reordered,
@@ -55,13 +55,20 @@ def match_class_order(source: Source, loaded: Loaded) -> Source:
     )
 
 
+def _note_first_number(source: Source) -> Source:
+    """`source` with a note where its classes are numbers that are not those of the outputs."""
+    classes = source.classes
+    if not all(map(str.isdecimal, classes)) or [int(name) for name in classes] == list(range(len(classes))):
+        return source
+    return _add_note(source, f"class {classes[0]!r} is output 0, class {classes[1]!r} output 1, and so on")
+
+
 def _numbered_outputs(classes: Sequence[str], loaded: Loaded) -> list[str]:
     """Names of all outputs where `classes` are the numbers of some of them; none where the weights name them."""
-    if loaded.class_names or len(classes) >= loaded.classes or not all(name.isdecimal() for name in classes):
+    if loaded.class_names or not are_output_numbers(classes, loaded.classes):
         return []
     name_by_number = {int(name): name for name in classes}
-    fits = len(name_by_number) == len(classes) and max(name_by_number) < loaded.classes
-    return [name_by_number.get(number, str(number)) for number in range(loaded.classes)] if fits else []
+    return [name_by_number.get(number, str(number)) for number in range(loaded.classes)]
 
 
 def _choose_order(source: Source, loaded: Loaded) -> Source:

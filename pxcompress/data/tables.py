@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pxcompress.data.folder import HELD_OUT_FOLDERS, TRAIN_FOLDERS, Files
 from pxcompress.data.samples import Layout, Samples, UserData
 from pxcompress.data.targets import Targets, Values
-from pxcompress.data.texts import LABEL, read_classes, read_texts, text_columns
+from pxcompress.data.texts import label_column, read_classes, read_texts, text_columns
 from pxcompress.errors import DataError, unknown
 
 SUFFIXES = (".csv", ".jsonl")
@@ -36,7 +36,7 @@ class _Table:
     names: tuple[str, ...]
 
     def error(self, row: int, text: str) -> DataError:
-        """The error for what is wrong with a row, `text`; rows are counted from 1."""
+        """The error that says `text` of the row at this position, from 0; it counts rows from 1."""
         return DataError(f"data {self.spec!r}, row {row + 1}: {text}")
 
 
@@ -52,15 +52,16 @@ def open_table(spec: str) -> UserData:
         layout: Layout = "labels"
         classes, values = _read_labels(table)
         targets = Values(values)
-    elif _has_classes(table):
+    elif column := _class_column(table):
         layout = "classes"
-        classes, labels = read_classes(table.spec, table.rows)
+        classes, labels = read_classes(table.spec, table.rows, column)
     else:
         layout = "numbers"
         classes, values = _read_numbers(table, (_path_column(table),))
         targets = Values(values)
     train, held_out = _halves(table, Samples.of(images, labels, Files(root, images), targets))
-    return UserData(classes, train, held_out, layout=layout, outputs=len(classes))
+    notes = tuple(_note_whole_numbers(table, classes)) if layout == "numbers" else ()
+    return UserData(classes, train, held_out, notes, layout=layout, outputs=len(classes))
 
 
 def _read_table(spec: str) -> _Table:
@@ -108,9 +109,9 @@ def _open_texts(table: _Table, columns: tuple[str, ...]) -> UserData:
     classes: tuple[str, ...] = ()
     targets: Targets | None = None
     layout: Layout = "unlabelled"
-    if _has_classes(table):
+    if column := _class_column(table):
         layout = "classes"
-        classes, labels = read_classes(table.spec, table.rows)
+        classes, labels = read_classes(table.spec, table.rows, column)
     elif _LABELS in table.names:
         layout = "labels"
         classes, values = _read_labels(table)
@@ -197,12 +198,14 @@ def _image_paths(table: _Table, folder: Path) -> tuple[str, ...]:
     return paths
 
 
-def _has_classes(table: _Table) -> bool:
-    """Whether a column `label` says the class of every row: by words, by whole numbers, or by both."""
-    if LABEL not in table.names:
-        return False
-    cells = [row[LABEL] for row in table.rows]
-    return any(cell is None or _is_word(cell) for cell in cells) or all(str(cell).isdecimal() for cell in cells)
+def _class_column(table: _Table) -> str | None:
+    """The column that says the class of a row, by words, whole numbers, or both; None for other numbers, or without."""
+    column = label_column(table.names)
+    if column is None:
+        return None
+    cells = [row[column] for row in table.rows if row[column] not in (None, "")]
+    has_classes = any(map(_is_word, cells)) or all(str(cell).isdecimal() for cell in cells)
+    return column if has_classes else None
 
 
 def _read_labels(table: _Table) -> tuple[tuple[str, ...], NDArray[np.float32]]:
@@ -237,9 +240,18 @@ def _read_numbers(table: _Table, inputs: Sequence[str]) -> tuple[tuple[str, ...]
     others = tuple(name for name in table.names if name not in (*inputs, _SPLIT, _GROUP))
     columns = tuple(name for name in others if not all(_is_word(row[name]) for row in table.rows)) or others
     if not columns:
-        raise DataError(f"data {table.spec!r} has no targets; expected a column {_LABELS!r}, or columns of numbers")
+        raise DataError(
+            f"data {table.spec!r} has no targets; expected a column 'label', 'labels', or columns of numbers"
+        )
     values = [[_number(table, number, name) for name in columns] for number in range(len(table.rows))]
     return columns, np.array(values, dtype=np.float32)
+
+
+def _note_whole_numbers(table: _Table, columns: Sequence[str]) -> Iterator[str]:
+    """What to say where the only target could have been meant as a class."""
+    cells = [str(row[columns[0]]) for row in table.rows]
+    if len(columns) == 1 and all(map(str.isdecimal, cells)) and 4 * len(set(cells)) <= len(cells):
+        yield f"column {columns[0]!r} holds few whole numbers, and is learned as numbers; for classes call it 'label'"
 
 
 def _is_word(value: object) -> bool:
@@ -257,7 +269,7 @@ def _number(table: _Table, number: int, column: str) -> float:
         raise table.error(
             number,
             f"column {column!r} holds {value!r}, which is no finite number; mend it, or name a column of classes "
-            f"{LABEL!r}, or one of several names a row {_LABELS!r}",
+            f"'label', or one of several names a row {_LABELS!r}",
         )
     return result
 

@@ -29,12 +29,13 @@ PAIRS = (
 SINGLE = ("text", "sentence", "content", "review")
 """Names of a column of texts."""
 
-LABEL = "label"
+LABELS = ("label", "class")
+"""Columns that name the class of a row, in any case; the first that is there counts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Inputs that are texts: whoever reads them takes `values` by position."""
+    """Texts in the place of images: take `values` by position; a call raises `DataError`, since they are no images."""
 
     values: tuple[Text, ...]
     noun: ClassVar[str] = "texts"
@@ -66,12 +67,18 @@ def read_texts(spec: str, rows: Sequence[Mapping[str, object]], columns: Sequenc
     return Texts(tuple(texts))
 
 
-def read_classes(spec: str, rows: Sequence[Mapping[str, object]]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the classes in the column `label`, numbers in their order, and each row's class (n,) int64."""
-    values = [str(row[LABEL]).strip() for row in rows]
+def label_column(names: Sequence[str]) -> str | None:
+    """The column of a table with these `names` that says the class of a row; None where there is none."""
+    name_by_word = {name.casefold(): name for name in reversed(names)}
+    return next((name_by_word[word] for word in LABELS if word in name_by_word), None)
+
+
+def read_classes(spec: str, rows: Sequence[Mapping[str, object]], column: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of the classes in a `column`, numbers in their order, and each row's class (n,) int64."""
+    values = [str(row[column]).strip() for row in rows]
     for number, value in enumerate(values, 1):
-        if not value or rows[number - 1][LABEL] is None:
-            raise DataError(f"data {spec!r}, row {number}: column {LABEL!r} is empty; expected a class in every row")
+        if not value or rows[number - 1][column] is None:
+            raise DataError(f"data {spec!r}, row {number}: column {column!r} is empty; expected a class in every row")
     whole = all(value.isdecimal() for value in values)
     classes = tuple(sorted(set(values), key=int if whole else str))
     number_of = {name: number for number, name in enumerate(classes)}

@@ -29,6 +29,14 @@ def imagenet_classes(count: int, names: Sequence[str]) -> tuple[str, ...]:
     return classes if set(names) <= set(classes) else ()
 
 
+def are_output_numbers(names: Sequence[str], count: int) -> bool:
+    """Whether `names` are whole numbers that number some of `count` outputs, from 0, but not all of them."""
+    if not names or not all(name.isdecimal() for name in names):
+        return False
+    numbers = set(map(int, names))
+    return len(numbers) == len(names) < count and max(numbers) < count
+
+
 def is_part(names: Sequence[str], classes: Sequence[str]) -> bool:
     """Whether `names` are some of `classes`, upper and lower case alike, but not all of them."""
     some, every = ({name.casefold() for name in each} for each in (names, classes))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from pxcompress.errors import ModelError, NoClassifierError, short
 from pxcompress.models.adapter import all_outputs, with_packed_inputs
 from pxcompress.models.checkpoint import Fit, best_fit, load_state, read_checkpoint
-from pxcompress.models.class_names import are_wordnet_ids, imagenet_classes, is_part
+from pxcompress.models.class_names import are_output_numbers, are_wordnet_ids, imagenet_classes, is_part
 from pxcompress.models.factories import call_factory, find_factory
 from pxcompress.models.hugging_face import build_hugging_face, gives_embeddings, is_hugging_face, load_hugging_face
 from pxcompress.models.inputs import blank_inputs, check_takes, config_of, preprocessing_of
@@ -167,7 +167,8 @@ def _class_names(
         )
     labels = loaded.class_names or config_of(model).get("label_names") or imagenet_classes(count, data_classes)
     names = tuple(str(label) for label in labels) if len(labels) == count else ()
-    if classes is not None and count != classes and not is_part(data_classes, names):
+    fits = is_part(data_classes, names) if names else are_output_numbers(data_classes, count)
+    if classes is not None and count != classes and not fits:
         raise ModelError(
             f"model {name!r} has {count} classes, the data has {classes}; let the model have {classes}, or give "
             "--task embedding or --task agreement"

@@ -113,10 +113,11 @@ def _port(path: Path, value: onnx.ValueInfoProto) -> Input:
 def load_onnx(
     name: str, checkpoint: Path | None, input_size: Asked, inputs: tuple[Input, ...] = (), layout: str = AUTO
 ) -> tuple[OnnxModule, tuple[str, ...]]:
-    """The file's module, and what to know about it; its `pretrained_cfg` holds what the file says of its input.
+    """The ONNX file `name` as a module, with notes for the user; its `pretrained_cfg` says what the input is.
 
     `input_size`, the side of a square image or the shape of another input, counts where the file leaves sizes open.
-    Several `inputs`, which the data have, are packed in one tensor of that shape. Raises `ModelError`.
+    Several `inputs`, which the data have, are packed in one tensor of that shape. Raises `ModelError`, also for
+    a `checkpoint`: the file has its weights.
     """
     if checkpoint is not None:
         raise ModelError(f"checkpoint {str(checkpoint)!r} is given, but {name!r} holds its own weights; leave it out")

@@ -42,7 +42,7 @@ class Origin:
 
 
 def digest(layer: nn.Module) -> str:
-    """A hash of a layer's values and shapes: equal for equal ones."""
+    """Hashes of a layer's values and shapes, by which `Origin` tells whether they are still those that were read."""
     return " ".join(f"{name}:{digest_of(value)}" for name, value in layer.state_dict().items())
 
 

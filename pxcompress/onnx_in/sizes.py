@@ -69,7 +69,7 @@ def _resize_sizes(
 
 
 def _set_heads(node: ir.Node, after: Shapes) -> None:
-    """How many heads lie side by side in what an attention reads."""
+    """Write how many heads are left after pruning into an `Attention` node, as its attributes."""
     shape = after.get(heads_of(node.outputs[0].name or ""))
     if shape is not None:
         for name in ("q_num_heads", "kv_num_heads"):

@@ -255,7 +255,7 @@ def is_smaller(certificate: Certificate) -> bool:
 
 
 def choose_threshold(part: Part, dense: Path, samples: ReservedSamples) -> Part:
-    """`part` with the threshold that the select split gives, where it has one."""
+    """`part` "confident" with the threshold of confidence that the select split gives; another part as it is."""
     return part if part.coverage is None else part.with_threshold_from(samples.predict(dense, samples.select)[0])
 
 
@@ -339,7 +339,11 @@ def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> R
         everything = keep_for_certificates(source)
         all_splits = load_splits(everything, preprocessing, seed=seed, has_served=has_served)
         if everything is not source and not all_splits.served:
-            note(f"the models' runs have seen none of these data: {len(all_splits.ids['certify'])} samples count")
+            total = sum(map(len, all_splits.ids.values()))
+            note(
+                f"the runs of these models have seen none of these data, so that {len(all_splits.ids['certify'])} of "
+                f"{total} samples certify; the others are the select split"
+            )
             source, splits = everything, all_splits
     return ReservedSamples.of(data, source, splits, task, draw.group)
 

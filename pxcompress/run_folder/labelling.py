@@ -102,7 +102,7 @@ def request_labels(
     file_by_name = _name_files(files, unlabelled)
     limit = guarantee if isinstance(guarantee, RiskLimit) else replace(guarantee.limit, anytime=procedure.anytime)
     check_few_labels(limit.risk)
-    group = procedure.group or _group_of_part(guarantee)
+    group = procedure.group or _group_of_guarantee(guarantee)
     if folder.exists():
         raise InputError(f"{str(folder)!r} exists, perhaps with answers; choose another with --out, or remove it")
     check_descending([(name, float(file_bytes(file)), file) for name, file in file_by_name.items()])
@@ -142,8 +142,11 @@ def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
         (folder / name).write_text(text)
 
 
-def _group_of_part(guarantee: Guarantee | RiskLimit) -> str:
-    """What a guarantee holds the risk for by itself: classes, which only the dense model's answers tell apart."""
+def _group_of_guarantee(guarantee: Guarantee | RiskLimit) -> str:
+    """The group to hold the risk in: `BY_ANSWER` for part "classes", else "" for all samples together.
+
+    Raises `InputError` for part "confident".
+    """
     part = "all" if isinstance(guarantee, RiskLimit) else guarantee.part
     if part == "confident":
         raise InputError("part 'confident' needs labelled data; give --data, or leave --part out")

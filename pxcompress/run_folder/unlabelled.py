@@ -101,7 +101,7 @@ def _groups(
 
 
 def with_questions(observed: ModelAnswers, limit: RiskLimit, turn: ledger.Turn | None) -> ModelAnswers:
-    """`observed` with the images that need a label for `limit`, among those that an anytime test may look at."""
+    """`observed` with the images to label for `limit`, in the order of the test or, if anytime, of its `turn`."""
     order = observed.order if turn is None else turn.order
     places = samples_to_label(limit.risk, observed.predicted, order, anytime=limit.anytime)
     return replace(observed, to_label=places, order=order)

@@ -167,3 +167,12 @@ def test_numbers_are_outputs_where_the_data_have_some_of_them(data: Source) -> N
 def test_other_names_are_no_numbers_of_outputs(data: Source, names: Sequence[str]) -> None:
     some = replace(restrict_classes(data, ("Bee", "c10")), classes=tuple(names), other_order=())
     assert match_class_order(some, loaded(BY_CODE)).classes == tuple(names)
+
+
+def test_numbers_that_do_not_begin_at_0_are_noted(data: Source) -> None:
+    numbered = replace(data, classes=("1", "2", "3", "4"), other_order=())
+    assert (
+        match_class_order(numbered, loaded(BY_CODE)).notes[-1] == "class '1' is output 0, class '2' output 1, and so on"
+    )
+    numbered = replace(data, classes=("0", "1", "2", "3"), other_order=())
+    assert match_class_order(numbered, loaded(BY_CODE)) is numbered

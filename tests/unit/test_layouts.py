@@ -56,13 +56,13 @@ def save_table(folder: Path, header: str, row: object, *, suffix: str = "csv") -
 
 
 def batches_by_id(source: Source, preprocessing: Preprocessing = SMALL) -> dict[str, torch.Tensor]:
-    """Targets of all roles by sample id; the roles are disjoint."""
+    """Targets of all roles by sample id; the roles are disjoint, but for score and repair."""
     splits = load_splits(source, preprocessing, batch_size=4)
     targets: dict[str, torch.Tensor] = {}
     for role in ROLES:
         rows = torch.cat([batch for _, batch in getattr(splits, role)])
         assert len(rows) == len(splits.ids[role])
-        assert not targets.keys() & set(splits.ids[role])
+        assert role == "repair" or not targets.keys() & set(splits.ids[role])
         targets.update(zip(splits.ids[role], rows, strict=True))
     return targets
 
@@ -223,6 +223,27 @@ def test_a_column_label_holds_classes_by_name_or_whole_number(tmp_path, cells, c
     assert (source.layout, source.classes) == ("classes", classes)
     for part in (source.train, source.select, source.held_out):
         assert [classes[label] for label in part.labels] == [cells[int(Path(name).stem) % 3] for name in part.ids]
+
+
+@pytest.mark.parametrize("column", ["Label", "class", "CLASS"])
+def test_other_names_of_the_column(tmp_path, column):
+    source = open_source(
+        str(save_table(tmp_path, f"path,{column},age", lambda index, name: f"{name},{index % 3},{index}"))
+    )
+    assert (source.layout, source.classes) == ("classes", ("0", "1", "2"))
+
+
+def test_an_empty_label_is_said(tmp_path):
+    table = save_table(tmp_path, "path,label", lambda index, name: f"{name},{'' if index == 9 else index % 3}")
+    assert "row 10: column 'label' is empty; expected a class in every row" in error_of(table)
+
+
+@pytest.mark.parametrize(("value", "is_noted"), [("{0}", False), ("{1}", True), ("{1}.5", False)])
+def test_few_whole_numbers_could_be_classes(tmp_path, value, is_noted):
+    table = save_table(tmp_path, "path,kind", lambda index, name: f"{name},{value.format(index, index % 3)}")
+    source = open_source(str(table))
+    assert source.layout == "numbers"
+    assert any("for classes call it 'label'" in note for note in source.notes) == is_noted
 
 
 def test_a_column_label_of_other_numbers_is_a_regression(tmp_path):

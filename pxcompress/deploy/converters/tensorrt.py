@@ -32,7 +32,7 @@ class TensorRt:
         return explain_missing("tensorrt", self.package) or explain_missing_gpu()
 
     def convert(self, source: Source, path: Path) -> None:
-        """Parse the file and build an engine for the batch of its inputs."""
+        """Build an engine for the batch of the inputs, and write it to `path`."""
         import tensorrt
 
         logger = tensorrt.Logger(tensorrt.Logger.ERROR)
