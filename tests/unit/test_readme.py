@@ -122,7 +122,7 @@ def test_commands_that_guides_show_are_understood(monkeypatch: pytest.MonkeyPatc
         seen.append(recipe)
         raise InputError("seen")
 
-    monkeypatch.setattr(pipeline, "work", work)
+    monkeypatch.setattr(pipeline, "compress_in_process", work)
     lines = [
         line.split("#")[0]
         for guide in GUIDES

@@ -744,7 +744,7 @@ def test_command_gives_the_recipe_back(recipe: Recipe, monkeypatch: pytest.Monke
         seen.append(recipe)
         return REPORT
 
-    monkeypatch.setattr(pipeline, "work", work)
+    monkeypatch.setattr(pipeline, "compress_in_process", work)
     words = shlex.split(format_command(recipe))
     assert words[0] == "pxcompress"
     result = typer.testing.CliRunner().invoke(cli.app, words[1:])
