@@ -144,9 +144,10 @@ def _check_folder(spec: str, root: Path, others: Sequence[str]) -> None:
         raise DataError(
             f"data {spec!r} is a file; expected a folder with one folder of images per class, or a table: .csv, .jsonl"
         )
+    where = "" if root.is_absolute() else f" in {str(Path.cwd())!r}"
     if os.sep in spec or spec.startswith((".", "~")):
-        raise DataError(f"data folder {spec!r} does not exist; give a folder, or one of: {', '.join(others)}")
-    raise DataError(f"{unknown('data', spec, others)} (nor is there a folder of that name)")
+        raise DataError(f"data folder {spec!r} does not exist{where}; give a folder, or one of: {', '.join(others)}")
+    raise DataError(f"{unknown('data', spec, others)} (nor is there a folder of that name{where})")
 
 
 @dataclass(eq=False)
