@@ -13,14 +13,14 @@ from command import Px, one_line
 from torch import nn
 
 import pxcompress
-from pxcompress.data import open_source
+from pxcompress.data import are_known_by_content, load_splits, open_source
 from pxcompress.data.arrays import open_arrays
 from pxcompress.data.samples import Numbers, Samples
 from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import DataError, ModelError
 from pxcompress.models.onnx_file import Ports, read_ports
 from pxcompress.recipe import Recipe
-from pxcompress.types import Input
+from pxcompress.types import Input, Preprocessing
 from pxcompress.workload import load_workload
 
 PORTS = Ports(
@@ -223,3 +223,9 @@ def test_all_commands_take_a_file_with_several_inputs(
     }
     for message, command in ends.items():
         assert message in one_line(px(*command, *(["--max-drop", 0.5] if command[0] == "certify" else []))), command
+
+
+def test_samples_of_arrays_are_known_by_their_place_only(tmp_path: Path) -> None:
+    splits = load_splits(open_source(str(write(tmp_path, "file"))), Preprocessing((193,)))
+    assert not are_known_by_content(splits)
+    assert are_known_by_content(load_splits(open_source("digits"), Preprocessing((3, 8, 8), (0.0,) * 3, (1.0,) * 3)))

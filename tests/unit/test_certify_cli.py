@@ -24,6 +24,7 @@ from pxcompress import pipeline
 from pxcompress.certify.learn_then_test import fixed_sequence
 from pxcompress.certify.used import FILE, Use, add_use, count_seen_elsewhere
 from pxcompress.data import load_splits, open_source
+from pxcompress.data.samples import USER_LIMITS
 from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import DataError, InputError
 from pxcompress.proof import Warning
@@ -757,6 +758,16 @@ def test_all_samples_of_new_data_are_certified_on(
     outcome = px(*asked, "--json")
     assert abs(json.loads(outcome.out)["reserved"] - share) <= 1
     strange.unlink()
+    for role in ("score", "repair"):  # an old image that no role of the draw has
+        monkeypatch.setitem(USER_LIMITS, role, 2)
+    ids = _reserved(tmp_path / "new")
+    unread = next(
+        name for name in open_source(str(tmp_path / "new")).train.ids if name not in ids["score"] + ids["repair"]
+    )
+    shutil.move(tmp_path / "new" / unread, tmp_path / "aside.png")
+    shutil.copy(old, tmp_path / "new" / unread)
+    assert json.loads(px(*asked, "--json").out)["reserved"] == len(ids["certify"])
+    shutil.move(tmp_path / "aside.png", tmp_path / "new" / unread)
     halves = tmp_path / "halves"
     shutil.copytree(tmp_path / "new", halves / "train")
     image_folder(halves, {"val": 8}, CLASSES, SIZE)

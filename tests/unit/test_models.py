@@ -285,6 +285,9 @@ def test_bad_factory(factory: str, function: str, said: str) -> None:
 
 def test_factory_with_another_class_count(factory: str) -> None:
     assert "has 4 classes, the data has 5" in refusal(f"{factory}:plain", classes=5)
+    assert load(f"{factory}:plain", classes=2, data_classes=("0", "3")).classes == 4
+    for names in (("0", "4"), ("0", "b")):
+        assert "the data has 2" in refusal(f"{factory}:plain", classes=2, data_classes=names)
 
 
 @pytest.mark.usefixtures("factory")
