@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,8 +222,8 @@ def _show(record: CertificateRecord, request: Request, out: Path | None = None) 
         out.mkdir(parents=True, exist_ok=True)
         (out / FILE).write_text(json.dumps(dataclasses.asdict(record), indent=1))
     print(json.dumps(dataclasses.asdict(record), indent=1) if request.as_json else format_certificate(record))
-    if not request.quiet and request.answers is None:
+    if request.answers is None:
         written = f"written to {out / FILE}; check it with pxcompress verify {out}" if out else NOT_WRITTEN
-        print(written, file=sys.stderr)
+        notes(request.quiet)(written)
     if not record.chosen:
         raise ResultError("not certified: no model smaller than the first one passes")

@@ -335,10 +335,10 @@ def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> R
     splits = load_splits(source, preprocessing, seed=seed, has_served=has_served)
     if splits.served:
         note(f"{splits.served} {LEFT_OUT}")
-    if _are_new(splits, has_served):
-        everything = keep_for_certificates(source)
+    everything = keep_for_certificates(source)
+    if everything is not source and _are_new(splits, has_served):
         all_splits = load_splits(everything, preprocessing, seed=seed, has_served=has_served)
-        if everything is not source and not all_splits.served:
+        if not all_splits.served:
             total = sum(map(len, all_splits.ids.values()))
             note(
                 f"the runs of these models have seen none of these data, so that {len(all_splits.ids['certify'])} of "
