@@ -9,7 +9,7 @@ import pytest
 import torch
 from command import Px, check_sums, image_folder, one_line
 from models import CLASSES
-from test_report import latency, make_report
+from reports import latency, make_report
 
 from pxcompress.proof import Contender, ContenderKind, Estimate, Speedup
 from pxcompress.recipe import Recipe

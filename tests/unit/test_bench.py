@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 from command import Px, image_folder, one_line
-from conftest import Exported
+from exports import Exported
 from onnx import TensorProto, helper
 
 from pxcompress.deploy import hardware, runtime

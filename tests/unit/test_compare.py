@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 from command import Px, one_line
 from PIL import Image
-from test_report import NASTY, REPORT, Page, certified, make_report, make_target, measurement
+from reports import NASTY, REPORT, Page, certified, make_report, make_target, measurement
 
 from pxcompress.deploy.comparison import ratios
 from pxcompress.errors import InputError

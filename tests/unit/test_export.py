@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import METADATA, Exported, make_cnn
+from exports import METADATA, Exported, make_cnn
 from torch import Tensor, nn
 
 from pxcompress.deploy import precision, runtime

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from models import CLASSES, batches_of, kept_counts, plan_of, randomised, snapshot
-from test_graph import _silenced
+from models import CLASSES, batches_of, kept_counts, plan_of, randomised, silenced, snapshot
 from torch import Tensor, nn
 
 from pxcompress.cost.count import count_macs, count_params, macs_meter, params_meter
@@ -102,7 +101,7 @@ def test_removal_equals_masking(subject: Subject) -> None:
     pruned = prune(model, groups, plan)
     with torch.no_grad():
         slim, dense = pruned.model(inputs), model(inputs)
-    expected = _silenced(model, groups, plan, inputs)
+    expected = silenced(model, groups, plan, inputs)
     assert float((slim - expected).abs().max() / expected.abs().max()) < 1e-4
     assert float((slim - dense).abs().max() / dense.abs().max()) > 1e-3
     assert removal_error(pruned, inputs) < 1e-4

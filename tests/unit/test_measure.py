@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Exported
+from exports import Exported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn

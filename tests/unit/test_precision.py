@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import METADATA, Exported
+from exports import METADATA, Exported
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
@@ -270,7 +270,7 @@ def test_the_recipe_orders_targets_and_refuses_unknown_ones() -> None:
 
 
 def test_the_table_says_no_difference_where_it_cannot_tell(folder: Path) -> None:
-    from test_report import make_report
+    from reports import make_report
 
     assert describe_speed(Speedup(1.04, 0.98, 1.1)) == "not shown (0.98 to 1.10)"
     assert describe_speed(Speedup(2.0, 1.9, 2.1)) == "2.00x (1.90 to 2.10)"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Exported
+from exports import Exported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -1,99 +1,21 @@
-"""Certificates on images without labels, from the command line: what is asked, what is done with answers, tampering."""
+"""Certificates on images without labels, from the command line: what is asked, and what is done with answers."""
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command import Px, one_line
-from linear_files import LEVELS, NAMES, classifier_file, grey_images
-from PIL import Image
+from label_tables import COUNT, edit_json, filled, limit, models, predicted, read, truth_of
+from linear_files import NAMES
 
 from pxcompress.certify.path import Candidate, RiskLimit, certify, losses
 from pxcompress.recipe import Recipe
-
-COUNT = 250
-Rows = list[dict[str, str]]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A record of used splits of its own for every test."""
-    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three models of a path, and images."""
-    root = tmp_path_factory.mktemp("path")
-    for name, shift, spare in (("dense", 0, 9000), ("half", 6, 4000), ("small", 30, 0)):
-        classifier_file(root / f"{name}.onnx", [level + shift for level in LEVELS], spare)
-    (root / "truth.json").write_text(json.dumps(grey_images(root / "photos", COUNT)))
-    return root
-
-
-@pytest.fixture
-def asked(place: Path, px: Px, tmp_path: Path) -> Path:
-    """A folder that asks for labels."""
-    outcome = px("certify", *models(place), "--unlabelled", place / "photos", *limit(), "--out", tmp_path / "asked")
-    assert outcome.code == 0, outcome.err
-    return tmp_path / "asked"
-
-
-def limit(*more: object) -> list[object]:
-    return ["--max-drop", 0.1, "--quiet", *more]
-
-
-def models(place: Path) -> list[Path]:
-    return [place / f"{name}.onnx" for name in ("dense", "half", "small")]
-
-
-def truth_of(place: Path) -> Mapping[str, str]:
-    return json.loads((place / "truth.json").read_text())
-
-
-def read(path: Path) -> Rows:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def filled(asked: Path, label: Callable[[dict[str, str]], str]) -> Path:
-    """A copy of the table beside the folder, with what `label` says of each line."""
-    rows = read(asked / "to_label.csv")
-    path = asked.parent / "filled.csv"
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, rows[0].keys())
-        table.writeheader()
-        table.writerows({**row, "label": label(row)} for row in rows)
-    return path
-
-
-@pytest.fixture
-def certified(asked: Path, place: Path, px: Px) -> Path:
-    """A folder with a certificate."""
-    truth = truth_of(place)
-    outcome = px("certify", "--answers", filled(asked, lambda row: truth[row["image"]]), "--out", asked, "--quiet")
-    assert outcome.code == 0, outcome.err
-    return asked
-
-
-def predicted(place: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Classes (models, n) by the means of the images, and labels (n,), in the order of the names."""
-    truth = truth_of(place)
-    means = np.array([np.asarray(Image.open(place / "photos" / name)).mean() for name in sorted(truth)])
-    centres = np.array([[level + shift for level in LEVELS] for shift in (0, 6, 30)])
-    return np.abs(means[None, :, None] - centres[:, None]).argmin(axis=2), np.array(
-        [NAMES.index(truth[name]) for name in sorted(truth)]
-    )
-
 
 # --- asking and answering
 
@@ -248,147 +170,6 @@ def test_spreadsheets_may_write_semicolons_and_a_mark(asked: Path, px: Px) -> No
     assert json.loads((asked / "certificate.json").read_text())["labels"]["answered"] == 0
 
 
-# --- tampering
-
-
-def _edit(name: str, change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
-    def edit(folder: Path) -> None:
-        content = json.loads((folder / name).read_text())
-        change(content)
-        (folder / name).write_text(json.dumps(content))
-
-    return edit
-
-
-def _other_answer(folder: Path) -> None:
-    """An error is made none."""
-    rows = read(folder / "answers.csv")
-    flip = next(row for row in rows if row["label"] == row["dense"])
-    text = (folder / "answers.csv").read_text()
-    line = f"{flip['image']},{flip['dense']},{flip['pruned']},"
-    (folder / "answers.csv").write_text(text.replace(line + flip["label"], line + "-"))
-
-
-@pytest.mark.parametrize(
-    ("tamper", "words"),
-    [
-        (_other_answer, "errors on 250 samples"),
-        (lambda folder: (folder / "answers.csv").open("a").write("\n"), "the answers is not the certified one"),
-        (_edit("request.json", lambda it: it.update(delta=0.2)), "the request is not the certified one"),
-        (_edit("request.json", lambda it: it.update(alpha=0.2)), "p = "),
-        (_edit("certificate.json", lambda it: it.update(sentence="All is well.")), "its 'sentence'"),
-        (_edit("certificate.json", lambda it: it.update(spent="")), ""),
-        (_edit("certificate.json", lambda it: it["rows"][1].update(errors=0)), "errors on 250 samples"),
-        (_edit("certificate.json", lambda it: it.update(chosen=2)), "does not follow from its own p-values"),
-        (_edit("certificate.json", lambda it: it["labels"].update(answered=1)), "its 'labels'"),
-        (_edit("certificate.json", lambda it: it["hashes"].update(split="0")), "the split is not the certified one"),
-        (
-            lambda folder: (folder / "to_label.csv").open("a").write("\n"),
-            "'to_label.csv' is not the file that was written",
-        ),
-        (lambda folder: (folder / "to_label.html").open("a").write(" "), "'to_label.html' is not the file"),
-    ],
-)
-def test_tampering_with_a_file_is_found(certified: Path, px: Px, tamper: Callable[[Path], None], words: str) -> None:
-    tamper(certified)
-    outcome = px("verify", certified, "--quiet")
-    assert outcome.code == (3 if words else 0)
-    assert words in outcome.err
-    assert len(outcome.err.strip().splitlines()) <= 1
-
-
-def test_the_table_may_be_filled_in_where_it_lies(asked: Path, place: Path, px: Px) -> None:
-    truth, table = truth_of(place), asked / "to_label.csv"
-    table.write_bytes(filled(asked, lambda row: truth[row["image"]]).read_bytes())
-    assert px("certify", "--answers", table, "--out", asked, "--quiet").code == 0
-    outcome = px("verify", asked, "--quiet")
-    assert outcome.code == 0, outcome.err
-
-
-def test_without_answers_models_images_and_questions_are_held_against_what_was_asked(
-    asked: Path, certified: Path, px: Px
-) -> None:
-    assert certified == asked
-    (asked / "answers.csv").unlink()
-    outcome = px("verify", asked, "--quiet")
-    assert outcome.code == 3
-    assert "answers.csv is missing, without which errors cannot be counted again" in outcome.err
-    (asked / "certificate.json").unlink()
-    count = len(read(asked / "to_label.csv"))
-    waiting = one_line(px("verify", asked, "--quiet"), 3)
-    assert (
-        f"nothing is certified yet: {count} of {COUNT} images need a label; models, images and questions are" in waiting
-    )
-    assert "certify --answers" in waiting
-    (asked / "to_label.csv").open("a").write(" ")
-    assert "nothing is certified yet: 'to_label.csv' is not" in one_line(px("verify", asked, "--quiet"), 3)
-
-
-@pytest.fixture
-def moved(place: Path, px: Px, tmp_path: Path) -> Iterator[Path]:
-    """A copy of the models and images with a certificate of theirs in `asked`."""
-    shutil.copytree(place, tmp_path / "moved")
-    return tmp_path / "moved"
-
-
-def test_other_models_or_images_are_found(moved: Path, px: Px, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    px("certify", *models(moved), "--unlabelled", moved / "photos", *limit(), "--out", out)
-    truth = truth_of(moved)
-    answers = filled(out, lambda row: truth[row["image"]])
-    assert px("certify", "--answers", answers, "--out", out, "--quiet").code == 0
-    classifier_file(moved / "half.onnx", [level + 6 for level in LEVELS], 4001)
-    assert "half.onnx' is not what labels were asked for" in px("verify", out, "--quiet").err
-    refused = one_line(px("certify", "--answers", answers, "--out", out, "--quiet"))
-    assert "is not what labels were asked for; ask for labels anew" in refused
-    Image.new("RGB", (8, 8), (5, 5, 5)).save(moved / "photos" / "000.png")
-    assert "the images are not what labels were asked for" in px("verify", out, "--quiet").err
-    (moved / "half.onnx").unlink()
-    assert "is not there any more" in one_line(px("verify", out, "--quiet"))
-
-
-# --- the page
-
-
-def test_the_page_is_whole_and_does_not_tell_whose_an_answer_is(asked: Path) -> None:
-    text = (asked / "to_label.html").read_text()
-    rows = read(asked / "to_label.csv")
-    assert text.isascii()
-    assert text.count("<fieldset") == len(rows)
-    assert "http" not in text.replace("http-equiv", "")
-    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'unsafe-inline'" in text
-    for row, block in zip(rows, text.split("<fieldset")[1:], strict=True):
-        choices = re.findall(r'<input type="radio" name="case\d+" value="([^"]+)"', block)
-        assert choices == [*sorted({row["dense"], *row["pruned"].split(" | ")}), "-"]
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
-def test_the_page_fills_the_table(asked: Path, tmp_path: Path) -> None:
-    """Every second image gets its first choice by a key or a click; the page's table is the one that was written."""
-    text = (asked / "to_label.html").read_text()
-    script = """<script>
-    cases[0].querySelector("input").focus();
-    document.dispatchEvent(new KeyboardEvent("keydown", { key: "1" }));
-    for (const one of cases.slice(1).filter((_, place) => place % 2)) one.querySelector("input").click();
-    document.body.replaceChildren(Object.assign(document.createElement("pre"), { textContent: table() }));
-    </script></body>"""
-    page = tmp_path / "page.html"
-    page.write_text(text.replace("</body>", script))
-    options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    command = ["chromium", *options.split(), "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}"]
-    done = subprocess.run(
-        [*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert "CONSOLE" not in done.stderr
-    table = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
-    assert table is not None
-    rows = read(asked / "to_label.csv")
-    for place, row in enumerate(rows):
-        chosen = place == 0 or place % 2 == 0
-        row["label"] = min(row["dense"], *row["pruned"].split(" | ")) if chosen else ""
-    assert list(csv.DictReader(table[1].splitlines())) == rows
-
-
 # --- anytime
 
 
@@ -415,7 +196,7 @@ def test_labelling_may_stop_at_any_line_and_what_is_not_looked_at_stays_fresh(
     px(*asked, tmp_path / "second")
     request = json.loads((tmp_path / "second" / "request.json").read_text())
     assert request["budget"] == {**record["budget"], "begins": seen, "ends": seen, "lost": False}
-    _edit("request.json", lambda it: it["budget"].update(stake=0.05))(out)
+    edit_json("request.json", lambda it: it["budget"].update(stake=0.05))(out)
     assert px("verify", out, "--quiet").code == 3
 
 
@@ -431,9 +212,6 @@ def test_a_test_that_fails_loses_its_stake(place: Path, px: Px, tmp_path: Path) 
         assert json.loads((tmp_path / "second" / "request.json").read_text())["delta"] == 0.0125
 
 
-# --- groups, and more images later
-
-
 def asked_again(px: Px, place: Path, images: Path, out: Path, *more: object) -> dict[str, object]:
     """The certificate of the path on `images`, with the true labels of what is asked for."""
     outcome = px("certify", *models(place), "--unlabelled", images, "--quiet", "--out", out, *more)
@@ -442,6 +220,9 @@ def asked_again(px: Px, place: Path, images: Path, out: Path, *more: object) -> 
     answers = filled(out, lambda row: truth[Path(row["image"]).name])
     px("certify", "--answers", answers, "--out", out, "--quiet")
     return json.loads((out / "certificate.json").read_text())
+
+
+# --- groups, and more images later
 
 
 @pytest.mark.parametrize("more", [["--part", "classes"], ["--group", "camera"], ["--group", "camera", "--anytime"]])
