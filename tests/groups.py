@@ -19,4 +19,4 @@ def coins_of(meter: Meter) -> Price:
 
 
 def price_by_count(groups: Sequence[Group]) -> Price:
-    return coins_of(lambda kept: float(sum(kept.get(group.name, group.units) for group in groups)))
+    return coins_of(lambda widths: float(sum(widths.get(group.name, group.units) for group in groups)))

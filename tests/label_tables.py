@@ -32,10 +32,10 @@ def read(path: Path) -> Rows:
         return list(csv.DictReader(file))
 
 
-def filled(asked: Path, label: Callable[[dict[str, str]], str]) -> Path:
+def filled(questions: Path, label: Callable[[dict[str, str]], str]) -> Path:
     """A copy of the table beside the folder, with what `label` says of each line."""
-    rows = read(asked / "to_label.csv")
-    path = asked.parent / "filled.csv"
+    rows = read(questions / "to_label.csv")
+    path = questions.parent / "filled.csv"
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, rows[0].keys())
         table.writeheader()

@@ -78,11 +78,11 @@ def export(kind: Callable[[], nn.Module], path: Path, opset: int = 17, **options
     net = kind().eval()
     outputs = ["score/1:0", "second"][: 2 if kind is Dense else 1]
     names = {"pixels:0": {0: "N"}, **{name: {0: "N"} for name in outputs}}
-    given = {"dynamic_axes": names, "input_names": ["pixels:0"], "output_names": outputs, **options}
-    inputs = given.pop("inputs", torch.randn(2, 3, 32, 32))
+    arguments = {"dynamic_axes": names, "input_names": ["pixels:0"], "output_names": outputs, **options}
+    inputs = arguments.pop("inputs", torch.randn(2, 3, 32, 32))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(net, (inputs,), path, dynamo=False, opset_version=opset, **given)
+        torch.onnx.export(net, (inputs,), path, dynamo=False, opset_version=opset, **arguments)
     proto = onnx.load(path)
     proto.metadata_props.add(key="author", value="someone")
     onnx.save(proto, path)

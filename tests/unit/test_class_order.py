@@ -118,7 +118,7 @@ def test_a_part_of_the_classes_is_found_by_name_and_the_model_keeps_all(data: So
 
 
 @pytest.mark.parametrize(
-    ("count", "names", "known"),
+    ("count", "names", "is_imagenet"),
     [
         (1000, ("n01440764", "n15075141"), True),
         (1000, ("n01440764", "n99999999"), False),
@@ -127,19 +127,21 @@ def test_a_part_of_the_classes_is_found_by_name_and_the_model_keeps_all(data: So
         (1000, (), False),
     ],
 )
-def test_folders_named_as_in_imagenet_say_which_outputs_they_are(count: int, names: Sequence[str], known: bool) -> None:
+def test_folders_named_as_in_imagenet_say_which_outputs_they_are(
+    count: int, names: Sequence[str], is_imagenet: bool
+) -> None:
     classes = imagenet_classes(count, names)
-    assert bool(classes) == known
-    assert not known or (classes[0], classes[-1], len(classes)) == ("n01440764", "n15075141", 1000)
+    assert bool(classes) == is_imagenet
+    assert not is_imagenet or (classes[0], classes[-1], len(classes)) == ("n01440764", "n15075141", 1000)
 
 
 def test_weights_of_more_classes_serve_data_of_some(tmp_path: Path) -> None:
     save_file(timm.create_model("resnet10t", num_classes=1000).state_dict(), tmp_path / "weights.safetensors")
-    given = {"classes": 2, "checkpoint": tmp_path / "weights.safetensors", "input_size": 32}
-    loaded_model = load_model("resnet10t", **given, data_classes=("n01440764", "n01443537"))
+    options = {"classes": 2, "checkpoint": tmp_path / "weights.safetensors", "input_size": 32}
+    loaded_model = load_model("resnet10t", **options, data_classes=("n01440764", "n01443537"))
     assert (loaded_model.classes, loaded_model.class_names[1]) == (1000, "n01443537")
     with pytest.raises(ModelError, match="1000"):
-        load_model("resnet10t", **given, data_classes=("tench", "goldfish"))
+        load_model("resnet10t", **options, data_classes=("tench", "goldfish"))
 
 
 def test_a_factory_is_told_how_many_classes_the_data_have() -> None:

@@ -69,8 +69,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory, images: Path, checkpoint: Path) -> tuple[Path, Outcome]:
     """One whole run."""
     out = tmp_path_factory.mktemp("runs") / "slim"
-    asked = ["--model", MODEL, "--ratio", 0.5, "--round-to", 1, "--data", images, "--checkpoint", checkpoint]
-    return out, call_once("run", *asked, "--input-size", SIZE, "--out", out)
+    options = ["--model", MODEL, "--ratio", 0.5, "--round-to", 1, "--data", images, "--checkpoint", checkpoint]
+    return out, call_once("run", *options, "--input-size", SIZE, "--out", out)
 
 
 def test_a_run_ends_with_a_verdict_and_a_whole_folder(finished: tuple[Path, Outcome]) -> None:
@@ -220,9 +220,9 @@ def test_the_recipe_of_a_run_reproduces_it_also_where_a_goal_of_speed_is_missed(
     for name in ("recipe.json", "plan.json", "dense.onnx", "model.onnx", "predict.py"):
         assert (again / name).read_bytes() == (folder / name).read_bytes(), name
     for name in ("scores.safetensors", "model.safetensors"):
-        found, expected = load_file(again / name), load_file(folder / name)
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[key], expected[key]) for key in expected)
+        tensors, expected = load_file(again / name), load_file(folder / name)
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[key], expected[key]) for key in expected)
 
 
 def test_the_same_seed_gives_the_same_plan_and_json_on_stdout_and_class_scores_come_along(
@@ -279,7 +279,7 @@ def test_an_existing_folder_is_refused_and_a_foreign_one_is_never_replaced(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--model", "resnet5O", "--ratio", 0.5], "resnet50"),
         (["--model", "resnet18", "--ratio", 1.5], "between 0 and 1"),
@@ -298,8 +298,8 @@ def test_an_existing_folder_is_refused_and_a_foreign_one_is_never_replaced(
         (["--model", "models:nothing", "--ratio", 0.5], "nothing"),
     ],
 )
-def test_wrong_input_getsone_line(px: Px, tmp_path: Path, options: list[object], said: str) -> None:
-    assert said in one_line(px("run", *options, "--out", tmp_path / "out", "--quiet"))
+def test_wrong_input_getsone_line(px: Px, tmp_path: Path, options: list[object], message: str) -> None:
+    assert message in one_line(px("run", *options, "--out", tmp_path / "out", "--quiet"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -330,9 +330,9 @@ def test_an_unreachable_ratio_exits_3_with_the_largest_reachable_one(
     size = ["--only", "conv1", "--max-bytes", "2kB", *options[:2], *options[4:], "--input-size", SIZE]
     line = one_line(px("run", *size, "--out", tmp_path / "out"), code=3)
     whole = 4 * sum(value.numel() for value in FlattenCNN().parameters())
-    found = re.search(r"leaves ([\d,]+) of ([\d,]+) bytes .*not to be, take ([\d,]+) alone", line)
-    assert found, line
-    least, dense, rest = (int(number.replace(",", "")) for number in found.groups())
+    numbers = re.search(r"leaves ([\d,]+) of ([\d,]+) bytes .*not to be, take ([\d,]+) alone", line)
+    assert numbers, line
+    least, dense, rest = (int(number.replace(",", "")) for number in numbers.groups())
     assert 2000 < rest < least < dense == whole
     assert list(tmp_path.iterdir()) == []
 

@@ -25,11 +25,11 @@ from pxcompress.recipe import Bench, Guarantee, Recipe
 def test_inspect_needs_no_data(px: Px) -> None:
     outcome = px("inspect", "--model", "resnet18", "--input-size", 32, "--json")
     assert outcome.code == 0
-    found = json.loads(outcome.out)
-    assert {group["kind"] for group in found["groups"]} == {"channel"}
-    assert [layer["name"] for layer in found["fixed"]] == ["fc"]
+    survey = json.loads(outcome.out)
+    assert {group["kind"] for group in survey["groups"]} == {"channel"}
+    assert [layer["name"] for layer in survey["fixed"]] == ["fc"]
     table = px("inspect", "--model", "resnet18", "--input-size", 32).out
-    assert all(group["name"] in table for group in found["groups"])
+    assert all(group["name"] in table for group in survey["groups"])
     assert outcome.err == ""
 
 

@@ -102,7 +102,7 @@ def test_factory_preprocessing(factory: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "said"),
+    ("function", "words"),
     [
         ("plian", "did you mean plain?"),
         ("constant", "is a int; expected a callable"),
@@ -112,9 +112,9 @@ def test_factory_preprocessing(factory: str) -> None:
         ("nan", "NaN"),
     ],
 )
-def test_bad_factory(factory: str, function: str, said: str) -> None:
+def test_bad_factory(factory: str, function: str, words: str) -> None:
     message = refusal(f"{factory}:{function}")
-    assert said in message
+    assert words in message
     assert f"{factory}:{function}" in message
 
 

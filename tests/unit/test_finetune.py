@@ -59,8 +59,10 @@ def test_steps_are_those_of_a_plain_loop(labels: bool) -> None:
 def test_how_long_it_takes_follows_from_the_samples(samples: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five passes over them, but no more steps than is usual."""
     monkeypatch.setattr(finetune, "MOST_STEPS", 20)
-    usual, asked = (state(tuned(f"{text}batch_size=4", pair(), data(samples, 4))) for text in ("", f"steps={steps},"))
-    assert equal(usual, asked)
+    usual, explicit = (
+        state(tuned(f"{text}batch_size=4", pair(), data(samples, 4))) for text in ("", f"steps={steps},")
+    )
+    assert equal(usual, explicit)
 
 
 @pytest.mark.parametrize("labels", [False, True])
@@ -108,9 +110,9 @@ def test_the_best_weights_on_held_out_samples_are_kept() -> None:
     ],
 )
 def test_every_option_has_an_effect(change: str) -> None:
-    given = {"steps": "3", "batch_size": "6"}
+    usual = {"steps": "3", "batch_size": "6"}
     results = []
-    for options in (given, given | dict([change.split("=")])):
+    for options in (usual, usual | dict([change.split("=")])):
         text = ",".join(f"{key}={value}" for key, value in options.items())
         results.append(state(tuned(text, small_cnn(), images(12, 4))))
     assert not equal(*results)
@@ -222,8 +224,8 @@ def test_no_samples() -> None:
 
 def test_divergence_is_told() -> None:
     batches = [(torch.full((8, INPUTS), float("nan")), torch.zeros(8, dtype=torch.int64))]
-    said = r"diverged at step 1 \(loss nan, norm of the gradient nan\); give a learning_rate below 0.5"
-    with pytest.raises(ResultError, match=said):
+    message = r"diverged at step 1 \(loss nan, norm of the gradient nan\); give a learning_rate below 0.5"
+    with pytest.raises(ResultError, match=message):
         tuned("learning_rate=0.5", pair(), batches)
     with pytest.raises(ResultError, match="diverged at step 1"):  # the only step; there is no loss after it
         tuned("steps=1", pair(), [(torch.full((8, INPUTS), 1e30), torch.zeros(8, dtype=torch.int64))])
@@ -245,6 +247,6 @@ def test_every_epoch_has_all_samples_in_a_new_order(pool: int, monkeypatch: pyte
     epochs = [torch.cat([labels for _, labels in drawn[start : start + 6]]).tolist() for start in (0, 6, 12)]
     assert all(len(set(epoch)) == 24 for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    for taken in (1, 6, 8):
-        later = list(islice(feed.iterate_from(taken), 18 - taken))
-        assert all(torch.equal(one[1], other[1]) for one, other in zip(later, drawn[taken:], strict=True))
+    for start_step in (1, 6, 8):
+        later = list(islice(feed.iterate_from(start_step), 18 - start_step))
+        assert all(torch.equal(one[1], other[1]) for one, other in zip(later, drawn[start_step:], strict=True))

@@ -112,9 +112,9 @@ def test_costs_are_those_of_the_slim_model(subject: Subject) -> None:
     model, groups, inputs = subject
     plan = _halved(groups)
     slim = prune(model, groups, plan).model
-    kept = kept_counts(groups, plan)
-    assert params_meter(model, groups)(kept) == count_params(slim)
-    assert macs_meter(model, groups, inputs[:1])(kept) == count_macs(slim, inputs[:1])
+    widths = kept_counts(groups, plan)
+    assert params_meter(model, groups)(widths) == count_params(slim)
+    assert macs_meter(model, groups, inputs[:1])(widths) == count_macs(slim, inputs[:1])
 
 
 def test_rounds_lead_where_one_cut_leads(subject: Subject) -> None:

@@ -44,14 +44,18 @@ def test_only_architectures_with_a_fixed_size_are_given_it() -> None:
 def test_preprocessing_is_timms() -> None:
     loaded = load_model("test_resnet.r160_in1k", classes=None, device="cpu")
     config = timm.data.resolve_model_data_config(loaded.model)
-    found = loaded.preprocessing
-    assert (found.input_size, found.mean, found.std) == (config["input_size"], config["mean"], config["std"])
-    assert (found.interpolation, found.crop) == (config["interpolation"], config["crop_pct"])
+    preprocessing = loaded.preprocessing
+    assert (preprocessing.input_size, preprocessing.mean, preprocessing.std) == (
+        config["input_size"],
+        config["mean"],
+        config["std"],
+    )
+    assert (preprocessing.interpolation, preprocessing.crop) == (config["interpolation"], config["crop_pct"])
     assert loaded.classes == 1000
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "words"),
     [
         ("test_resnt", "did you mean test_resnet"),
         ("qqqqqqqq", "package.module:factory"),
@@ -64,10 +68,10 @@ def test_preprocessing_is_timms() -> None:
         ("./nets/mynet.py:make_net", "--model nets.mynet:make_net"),
     ],
 )
-def test_unknown_name(name: str, said: str) -> None:
+def test_unknown_name(name: str, words: str) -> None:
     message = refusal(name)
     assert repr(name) in message or name.partition(".")[0] in message
-    assert said in message
+    assert words in message
 
 
 def test_input_that_the_model_cannot_take() -> None:

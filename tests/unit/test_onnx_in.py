@@ -215,9 +215,9 @@ def test_compress_module_takes_a_file_with_any_outputs(tmp_path: Path) -> None:
     slim = compress_module(module, batches[0][:1], batches, ratio=0.4, round_to=1, repair=("fold",))
     slim.pruned.model.write_onnx(tmp_path / "slim.onnx", {})
     made = slim.pruned.model(batches[0])
-    found = run_graph(tmp_path / "slim.onnx", {"pixels:0": batches[0].numpy()})
-    assert [value.shape for value in found] == [(16, 2, 32, 32), (16, 3)]
-    assert all(np.allclose(a, b.detach().numpy(), atol=1e-5) for a, b in zip(found, made, strict=True))
+    outputs = run_graph(tmp_path / "slim.onnx", {"pixels:0": batches[0].numpy()})
+    assert [value.shape for value in outputs] == [(16, 2, 32, 32), (16, 3)]
+    assert all(np.allclose(a, b.detach().numpy(), atol=1e-5) for a, b in zip(outputs, made, strict=True))
 
 
 def test_initialisers_listed_as_inputs_stay_listed(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_alignment_leaves_groups_alone_that_lose_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "units", "round_to", "ratio", "kept"),
+    ("kind", "units", "round_to", "ratio", "width"),
     [
         ("channel", 64, 8, 0.5, 32),
         ("channel", 64, 8, 0.49, 32),  # nearest multiple of the width that meets the target
@@ -75,12 +75,12 @@ def test_alignment_leaves_groups_alone_that_lose_nothing() -> None:
         ("channel", 64, 1, 0.3, 44),
     ],
 )
-def test_alignment_by_hand(kind: Kind, units: int, round_to: int, ratio: float, kept: int) -> None:
+def test_alignment_by_hand(kind: Kind, units: int, round_to: int, ratio: float, width: int) -> None:
     groups = [make_group("a", units, kind)]
     scores = {"a": torch.arange(units, dtype=torch.float32)}
     plan = make_plan(groups, scores, price_by_count(groups), ratio, Limits("none", round_to, 0.0))
-    assert len(plan.kept(groups[0])) == kept
-    assert plan.removed["a"] == tuple(range(units - kept))
+    assert len(plan.kept(groups[0])) == width
+    assert plan.removed["a"] == tuple(range(units - width))
 
 
 def test_ties_do_not_over_prune() -> None:
@@ -120,13 +120,13 @@ def test_scores_that_cannot_be_ranked(scores: Tensor) -> None:
 
 def test_a_model_without_groups_is_a_budget_error() -> None:
     with pytest.raises(BudgetError):
-        make_plan([], {}, coins_of(lambda kept: 100.0), 0.5, FREE)
+        make_plan([], {}, coins_of(lambda widths: 100.0), 0.5, FREE)
 
 
 def test_a_budget_that_no_group_touches_is_a_budget_error() -> None:
     groups = [make_group("a", 4)]
     with pytest.raises(BudgetError, match=r"0\.0"):
-        make_plan(groups, {"a": torch.ones(4)}, coins_of(lambda kept: 100.0), 0.5, FREE)
+        make_plan(groups, {"a": torch.ones(4)}, coins_of(lambda widths: 100.0), 0.5, FREE)
 
 
 @pytest.mark.parametrize(

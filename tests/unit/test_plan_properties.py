@@ -27,8 +27,8 @@ fast = settings(max_examples=80, deadline=None, derandomize=True, database=None)
 def _chain(groups: Sequence[Group], prices: Sequence[int]) -> Meter:
     """Like a chain of layers: a layer costs its width times that of the layer before it."""
 
-    def cost(kept: Mapping[str, int]) -> float:
-        widths = [kept.get(group.name, group.units) for group in groups]
+    def cost(width_by_name: Mapping[str, int]) -> float:
+        widths = [width_by_name.get(group.name, group.units) for group in groups]
         inner = sum(a * b * price for a, b, price in zip(widths, widths[1:], prices, strict=False))
         return float(7 + widths[0] + inner + widths[-1])
 
@@ -70,13 +70,13 @@ ratios = st.sampled_from([0.01, 0.1, 0.25, 0.5, 0.6, 0.75, 0.9, 0.99])
 def _normalised(case: Case) -> dict[str, list[float]]:
     how = case.limits.normalise
     if how == "isomorphic":
-        found: dict[str, list[float]] = {}
+        values_by_group: dict[str, list[float]] = {}
         for kind in {group.kind for group in case.groups}:
             alike = [group for group in case.groups if group.kind == kind]
             ranks = _shares([value for group in alike for value in case.scores[group.name].tolist()])
             for group in alike:
-                found[group.name], ranks = ranks[: group.units], ranks[group.units :]
-        return found
+                values_by_group[group.name], ranks = ranks[: group.units], ranks[group.units :]
+        return values_by_group
     return {group.name: _normalised_alone(case, group) for group in case.groups}
 
 
@@ -124,13 +124,13 @@ def _reference(case: Case, ratio: float) -> dict[str, tuple[int, ...]] | None:
     )
     for length in range(len(ranking) + 1):
         lost = [place for _, place, _ in ranking[:length]]
-        kept = {
+        widths = {
             group.name: _width(group, group.units - lost.count(place), case.limits)
             for place, group in enumerate(case.groups)
         }
-        if Fraction(case.meter(kept)) <= (1 - Fraction(str(ratio))) * Fraction(case.meter({})):
+        if Fraction(case.meter(widths)) <= (1 - Fraction(str(ratio))) * Fraction(case.meter({})):
             return {
-                group.name: tuple(sorted(_lowest(normalised[group.name], group.units - kept[group.name])))
+                group.name: tuple(sorted(_lowest(normalised[group.name], group.units - widths[group.name])))
                 for group in case.groups
             }
     return None
@@ -165,13 +165,13 @@ def test_widths_keep_floors_and_alignment(case: Case, ratio: float) -> None:
     except BudgetError:
         return
     for group in case.groups:
-        kept = plan.kept(group)
+        remaining = plan.kept(group)
         removed = plan.removed[group.name]
-        assert sorted([*kept, *removed]) == list(range(group.units))
+        assert sorted([*remaining, *removed]) == list(range(group.units))
         assert list(removed) == sorted(removed)
-        assert len(kept) >= _floor(group, case.limits)
+        assert len(remaining) >= _floor(group, case.limits)
         if _is_aligned(group, case.limits):
-            assert len(kept) % case.limits.round_to == 0 or len(kept) == group.units
+            assert len(remaining) % case.limits.round_to == 0 or len(remaining) == group.units
 
 
 @fast
@@ -212,9 +212,9 @@ def test_the_largest_reachable_ratio_is_named_and_reachable(case: Case) -> None:
     else:
         return
     assert "\n" not in message
-    found = re.search(r"largest reachable ratio is (\d+\.\d+)", message)
-    assert found, message
-    reachable = float(found[1])
+    match = re.search(r"largest reachable ratio is (\d+\.\d+)", message)
+    assert match, message
+    reachable = float(match[1])
     if reachable > 0.002:
         case.plan(reachable - 0.002)
     if reachable < 0.997:

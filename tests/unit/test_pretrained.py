@@ -38,9 +38,13 @@ def test_local_dir_configuration_is_honoured(tmp_path: Path) -> None:
     config["label_names"] = ["a", "b", "c", "d"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = load_model(f"local-dir:{tmp_path}", classes=None, device="cpu")
-    found = loaded.preprocessing
-    assert (found.input_size, found.mean, found.std) == ((3, 48, 48), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    assert (found.interpolation, found.crop) == ("bilinear", 0.9)
+    preprocessing = loaded.preprocessing
+    assert (preprocessing.input_size, preprocessing.mean, preprocessing.std) == (
+        (3, 48, 48),
+        (0.1, 0.2, 0.3),
+        (0.4, 0.5, 0.6),
+    )
+    assert (preprocessing.interpolation, preprocessing.crop) == ("bilinear", 0.9)
     assert (loaded.classes, loaded.class_names) == (4, ("a", "b", "c", "d"))
     assert load(f"local-dir:{tmp_path}").preprocessing.input_size == (3, 32, 32)
 
@@ -90,7 +94,7 @@ def test_local_dir_pickle_with_code_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "words"),
     [
         (None, "no config.json"),
         ("{", "config.json is not timm's"),
@@ -99,10 +103,10 @@ def test_local_dir_pickle_with_code_is_refused(tmp_path: Path, monkeypatch: pyte
         ('{"architecture": "test_resnet", "pretrained_cfg": {"colour": 1}}', "cannot be built"),
     ],
 )
-def test_local_dir_that_timm_did_not_write(tmp_path: Path, text: str | None, said: str) -> None:
+def test_local_dir_that_timm_did_not_write(tmp_path: Path, text: str | None, words: str) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text)
-    assert said in refusal(f"local-dir:{tmp_path}")
+    assert words in refusal(f"local-dir:{tmp_path}")
 
 
 @pytest.mark.parametrize("name", ["test_resnet.r160_in1k", "hf-hub:timm/test_resnet.r160_in1k"])

@@ -91,7 +91,7 @@ def test_fewer_keys_take_the_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "canonical"),
+    ("options", "canonical"),
     [
         ({"scorer": "magnitude:p=2"}, {"scorer": "magnitude"}),
         ({"scorer": " magnitude : p = 1 "}, {"scorer": "magnitude:p=1"}),
@@ -100,8 +100,8 @@ def test_fewer_keys_take_the_defaults() -> None:
         ({"budget": "macs:"}, {"budget": "macs"}),
     ],
 )
-def test_texts_are_put_in_their_shortest_form(given: dict[str, Any], canonical: dict[str, Any]) -> None:
-    recipe = Recipe("resnet50", 0.5, **given)
+def test_texts_are_put_in_their_shortest_form(options: dict[str, Any], canonical: dict[str, Any]) -> None:
+    recipe = Recipe("resnet50", 0.5, **options)
     assert recipe == Recipe("resnet50", 0.5, **canonical)
     assert recipe.hash == Recipe("resnet50", 0.5, **canonical).hash
     for key, value in canonical.items():
@@ -285,7 +285,7 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_line(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "budget", "share", "label"),
+    ("goal", "budget", "share", "label"),
     [
         ({"ratio": 0.25}, "macs", 0.25, "m-macs-0.25"),
         ({"speedup": "2x"}, "latency", 0.5, "m-latency-2x"),
@@ -293,8 +293,8 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_line(text: str) -> None:
         ({"max_bytes": "80"}, "bytes", 0.2, "m-bytes-80B"),
     ],
 )
-def test_goals_are_shares_of_the_dense_cost(said: dict[str, Any], budget: str, share: float, label: str) -> None:
-    recipe = recipe_of({"model": "m", **said}, None)
+def test_goals_are_shares_of_the_dense_cost(goal: dict[str, Any], budget: str, share: float, label: str) -> None:
+    recipe = recipe_of({"model": "m", **goal}, None)
     assert recipe.budget.partition(":")[0] == budget
     assert recipe.share(100.0) == pytest.approx(share)
     assert recipe.label == label
@@ -302,7 +302,7 @@ def test_goals_are_shares_of_the_dense_cost(said: dict[str, Any], budget: str, s
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("goal", "words"),
     [
         ({}, "nothing says how small; give one of --ratio, --speedup, --latency-ms, --max-bytes"),
         ({"ratio": 0.5, "speedup": "2"}, "--ratio and --speedup are given"),
@@ -314,9 +314,9 @@ def test_goals_are_shares_of_the_dense_cost(said: dict[str, Any], budget: str, s
         ({"latency_ms": 3.0, "budget": "macs"}, "--latency-ms counts by latency, --budget says macs"),
     ],
 )
-def test_goals_that_cannot_be_are_refused(said: dict[str, Any], words: str) -> None:
+def test_goals_that_cannot_be_are_refused(goal: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        recipe_of({"model": "m", **said}, None)
+        recipe_of({"model": "m", **goal}, None)
 
 
 def test_a_goal_that_is_met_already_is_refused() -> None:
@@ -332,9 +332,9 @@ def test_sizes_are_read_with_their_unit() -> None:
 def test_what_followed_from_an_old_value_does_not_outlive_it(tmp_path: Path) -> None:
     file = tmp_path / "recipe.json"
 
-    def again(old: Recipe, **said: object) -> Recipe:
+    def again(old: Recipe, **options: object) -> Recipe:
         file.write_text(old.to_json())
-        return recipe_of(said, file)
+        return recipe_of(options, file)
 
     channels = Recipe("m", 0.5, budget="channels")
     assert again(channels) == channels

@@ -17,8 +17,8 @@ from pxcompress.recipe import Bench, Guarantee, Recipe
 
 
 def test_a_file_and_options_make_one_recipe(tmp_path: Path) -> None:
-    said = {"model": "resnet18", "ratio": 0.5, "batch_size": 4, "max_drop": 0.1, "repair": ["none"]}
-    recipe = recipe_of(said, None)
+    options = {"model": "resnet18", "ratio": 0.5, "batch_size": 4, "max_drop": 0.1, "repair": ["none"]}
+    recipe = recipe_of(options, None)
     (tmp_path / "recipe.json").write_text(recipe.to_json())
     assert recipe_of({}, tmp_path / "recipe.json") == recipe
     (tmp_path / "recipe.toml").write_text('model = "resnet18"\nratio = 0.3\nrepair = ["fold"]\n[bench]\nthreads = 2\n')

@@ -89,12 +89,12 @@ def test_kept_rows_are_those_of_the_dense_model(small: Subject) -> None:
     plan = random_plan(small.groups, 4)
     pruned = prune(small.model, small.groups, plan)
     for group in small.groups:
-        kept = plan.kept(group)
+        units = plan.kept(group)
         for member in group.members:
             dense, slim = (model.get_submodule(member.module) for model in (small.model, pruned.model))
             owners = sum(other.module == member.module for one in small.groups for other in one.members)
             if member.axis == "out" and owners == 1:
-                assert torch.equal(slim.weight, dense.weight[member.rows(kept)])
+                assert torch.equal(slim.weight, dense.weight[member.rows(units)])
 
 
 # --- the dense model ---

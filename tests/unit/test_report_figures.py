@@ -59,8 +59,8 @@ def test_interval_of_a_paired_drop_is_newcombes_method_10(cells: tuple[int, int,
 def test_a_paired_interval_holds_the_truth_as_often_as_it_says_and_is_narrower() -> None:
     """Of 400 tests of 300 samples, of which the slim model gets 2 % wrong that were right and 1 % the other way."""
     drawn = np.random.default_rng(0).multinomial(300, (0.9, 0.02, 0.01, 0.07), size=400).tolist()
-    found = {tuple(cells): paired(*cells) for cells in drawn}
-    held = [found[tuple(cells)].low <= -0.01 <= found[tuple(cells)].high for cells in drawn]
+    intervals = {tuple(cells): paired(*cells) for cells in drawn}
+    held = [intervals[tuple(cells)].low <= -0.01 <= intervals[tuple(cells)].high for cells in drawn]
     assert 0.93 <= np.mean(held) <= 0.99
     apart, together = paired(251, 25, 22, 2), paired(270, 6, 3, 21)
     assert together.high - together.low < 0.6 * (apart.high - apart.low)

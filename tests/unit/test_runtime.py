@@ -206,8 +206,8 @@ def test_several_inputs_are_given_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64])
 def test_inputs_of_other_numbers_are_converted(tmp_path: Path, kind: int) -> None:
     session = runtime.open_session(_save(tmp_path / "odd.onnx", {"a": 2}, kind), "cpu")
-    found = session.predict(np.ones((1, 2), np.float32))
-    np.testing.assert_array_equal(found, np.full((1, 2), 2, session.input.dtype), strict=True)
+    outputs = session.predict(np.ones((1, 2), np.float32))
+    np.testing.assert_array_equal(outputs, np.full((1, 2), 2, session.input.dtype), strict=True)
 
 
 @pytest.fixture(scope="module")

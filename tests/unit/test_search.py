@@ -167,9 +167,9 @@ def test_what_is_measured_is_what_run_makes(changes: dict[str, Any]) -> None:
         parts = {role: list(part) for role, part in bench.parts.items()}
         made = prune_and_repair(net.model, net.inputs[:1], Run(recipe, parts)).pruned
     assert measured.plan.removed == made.plan.removed
-    found, expected = measured.model.state_dict(), made.model.state_dict()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
+    state, expected = measured.model.state_dict(), made.model.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
 
 
 def test_infinite_scores_end_a_trial(bench: Workbench) -> None:
@@ -193,16 +193,16 @@ def test_moments_are_computed_once_for_the_model_they_are_of() -> None:
     net = subject("flatten_cnn")
     batches = _Counted([(net.inputs, torch.zeros(len(net.inputs), dtype=torch.int64))])
     layouts = input_layouts(net.model, net.groups)
-    kept = MomentCache(batches, net.model)
+    cache = MomentCache(batches, net.model)
     expected = collect_moments(net.model, layouts, batches)
     some = dict(list(layouts.items())[:1])
-    for asked in (some, layouts, some, layouts):
-        found = collect_moments(net.model, asked, kept)
-        assert list(found) == list(asked)
-        assert all(torch.equal(found[name].whole.second, expected[name].whole.second) for name in asked)
+    for wanted in (some, layouts, some, layouts):
+        moments = collect_moments(net.model, wanted, cache)
+        assert list(moments) == list(wanted)
+        assert all(torch.equal(moments[name].whole.second, expected[name].whole.second) for name in wanted)
     assert batches.passes == 1 + 2  # the first, and one for each set of names that was not known
     with seeded(1):
-        other = collect_moments(FlattenCNN().eval(), layouts, kept)
+        other = collect_moments(FlattenCNN().eval(), layouts, cache)
     assert not torch.allclose(other["fc1"].whole.second, expected["fc1"].whole.second)
 
 

@@ -84,9 +84,9 @@ def test_test_and_certify_are_never_read(
     real = run_module.load_workload
 
     def guarded(recipe: Recipe) -> Any:
-        found = real(recipe)
-        splits = dataclasses.replace(found.splits, test=_Forbidden(), certify=_Forbidden())
-        return dataclasses.replace(found, splits=splits)
+        workload = real(recipe)
+        splits = dataclasses.replace(workload.splits, test=_Forbidden(), certify=_Forbidden())
+        return dataclasses.replace(workload, splits=splits)
 
     monkeypatch.setattr(run_module, "load_workload", guarded)
     _search(px, args, tmp_path / "a", "--trials", 1)
@@ -94,7 +94,7 @@ def test_test_and_certify_are_never_read(
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         (["--objective", "px"], "did you mean pxp"),
         (["--sampler", "bayes"], "known: gp, random, tpe"),
@@ -104,10 +104,10 @@ def test_test_and_certify_are_never_read(
     ],
 )
 def test_wrong_input_is_one_line_before_any_work(
-    px: Px, args: list[object], tmp_path: Path, more: list[object], said: str
+    px: Px, args: list[object], tmp_path: Path, more: list[object], message: str
 ) -> None:
     out = tmp_path / "never"
-    assert said in one_line(px("search", *args, "--out", out, *more))
+    assert message in one_line(px("search", *args, "--out", out, *more))
     assert not out.exists()
 
 

@@ -94,6 +94,6 @@ def test_several_inputs_go_the_whole_way(module: SimpleNamespace, tmp_path: Path
         ("place", "tensor(int64)"),
     ]
     picture, place = torch.randn(4, 3, 6, 6), torch.arange(4)
-    (found,) = session.run(None, {"picture": picture.numpy(), "place": place.numpy()})
+    (output,) = session.run(None, {"picture": picture.numpy(), "place": place.numpy()})
     with torch.no_grad():
-        np.testing.assert_allclose(found, pxcompress.load(out)(picture, place), atol=1e-4)
+        np.testing.assert_allclose(output, pxcompress.load(out)(picture, place), atol=1e-4)

@@ -95,14 +95,14 @@ def test_padding_counts_in_no_statistic(reader: nn.Module) -> None:
     groups = find_groups(reader, encoded(TEXTS[0]), ("head",)).groups
     assert {group.kind for group in groups} == {"head", "neuron"}
     for statistic in (lambda a, m: a.abs().mean(2), lambda a, m: a.amax(2)):
-        found, expected = (collect(reader, groups, batches, statistic) for batches in (together, alone))
+        results, expected = (collect(reader, groups, batches, statistic) for batches in (together, alone))
         for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(results[name], value, atol=1e-6, rtol=1e-5)
     layouts = input_layouts(reader, groups)
-    found, expected = (collect_moments(reader, layouts, batches) for batches in (together, alone))
+    results, expected = (collect_moments(reader, layouts, batches) for batches in (together, alone))
     for name, value in expected.items():
-        assert found[name].whole.count == value.whole.count
-        torch.testing.assert_close(found[name].whole.second, value.whole.second, atol=1e-6, rtol=1e-5)
+        assert results[name].whole.count == value.whole.count
+        torch.testing.assert_close(results[name].whole.second, value.whole.second, atol=1e-6, rtol=1e-5)
     rows = {name: torch.arange(index.numel()) for name, index in layouts.items()}
     torch.manual_seed(1)
     other = NoteReader(width=16, depth=1, heads=2).eval()

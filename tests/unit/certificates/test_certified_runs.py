@@ -118,9 +118,20 @@ def test_where_the_dense_model_fails_nothing_is_certified(px: Px, options: list[
     """Without training it is wrong nearly always; the paper's own code returned its sparsest model here."""
     with seeded(1):
         save_file(FlattenCNN().state_dict(), tmp_path / "random.safetensors")
-    asked = ["--max-drop", 0.3, "--risk", "top1-error", "--part", "classes", "--steps", 1, "--out", tmp_path / "out"]
+    guarantee = [
+        "--max-drop",
+        0.3,
+        "--risk",
+        "top1-error",
+        "--part",
+        "classes",
+        "--steps",
+        1,
+        "--out",
+        tmp_path / "out",
+    ]
     outcome = px(
-        "run", *options, "--ratio", 0.5, "--repair", "none", "--checkpoint", tmp_path / "random.safetensors", *asked
+        "run", *options, "--ratio", 0.5, "--repair", "none", "--checkpoint", tmp_path / "random.safetensors", *guarantee
     )
     assert outcome.code == 3
     told = read_certificate(tmp_path / "out")
@@ -134,7 +145,7 @@ def test_where_the_dense_model_fails_nothing_is_certified(px: Px, options: list[
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("guarantee", "message"),
     [
         (["--max-drop", 0.01], "needs at least 299"),
         (["--max-drop", 0.03, "--confidence", 0.99], "needs at least 152"),
@@ -154,13 +165,18 @@ def test_where_the_dense_model_fails_nothing_is_certified(px: Px, options: list[
     ],
 )
 def test_what_cannot_be_certified_is_said_before_any_work(
-    px: Px, options: list[object], tmp_path: Path, asked: list[object], said: str, monkeypatch: pytest.MonkeyPatch
+    px: Px,
+    options: list[object],
+    tmp_path: Path,
+    guarantee: list[object],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def work(*args: object) -> None:
         raise AssertionError("work was done")
 
     monkeypatch.setattr(pipeline, "with_baseline", work)
-    assert said in one_line(px("run", *options, "--ratio", 0.5, *asked, "--out", tmp_path / "out"))
+    assert message in one_line(px("run", *options, "--ratio", 0.5, *guarantee, "--out", tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -254,8 +270,8 @@ def test_a_spent_split_is_noted_in_the_report_and_on_stderr(
     px: Px, options: list[object], refused: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
     told = [option for option in options if option != "--quiet"]
-    asked = ["--ratio", 0.2, "--repair", "fold", "--max-drop", 0.32, "--steps", 1, "--out", tmp_path / "out"]
-    outcome = px("run", *told, *asked, "--part", "confident")
+    more = ["--ratio", 0.2, "--repair", "fold", "--max-drop", 0.32, "--steps", 1, "--out", tmp_path / "out"]
+    outcome = px("run", *told, *more, "--part", "confident")
     assert outcome.code == 0, outcome.err
     _check_confident(px, tmp_path / "out")
     message = str(read_certificate(tmp_path / "out")["spent"])
@@ -291,12 +307,12 @@ def test_a_run_holds_the_risk_in_every_group_of_its_table(
         for place, image in enumerate(sorted(images.rglob("*.png"))):
             half, label, _ = image.relative_to(images).parts
             lines.writerow([image.relative_to(images), label, ("front", "back")[place % 3 == 0], half])
-    asked = ["run", *options, "--data", table, "--ratio", 0.3, "--repair", "fold", "--steps", 1, "--out"]
+    command = ["run", *options, "--data", table, "--ratio", 0.3, "--repair", "fold", "--steps", 1, "--out"]
     group = ["--max-drop", 0.5, "--group", "camera"]
-    assert "'classes' is given with --group" in one_line(px(*asked, tmp_path / "no", *group, "--part", "classes"))
-    assert "did you mean camera" in one_line(px(*asked, tmp_path / "no", *group[:-1], "kamera"))
-    assert "'back', the smallest group" in one_line(px(*asked, tmp_path / "no", *group, "--max-drop", 0.01))
-    outcome = px(*asked, tmp_path / "run", *group)
+    assert "'classes' is given with --group" in one_line(px(*command, tmp_path / "no", *group, "--part", "classes"))
+    assert "did you mean camera" in one_line(px(*command, tmp_path / "no", *group[:-1], "kamera"))
+    assert "'back', the smallest group" in one_line(px(*command, tmp_path / "no", *group, "--max-drop", 0.01))
+    outcome = px(*command, tmp_path / "run", *group)
     assert outcome.code == 0, outcome.err
     told = read_certificate(tmp_path / "run")
     assert told["group"] == "camera"

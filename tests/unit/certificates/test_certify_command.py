@@ -22,8 +22,8 @@ from pxcompress.workload import load_workload
 
 def test_files_are_tested_in_order(px: Px, certified: tuple[Path, Outcome], images: Path) -> None:
     dense, model = certified[0] / "dense.onnx", certified[0] / "model.onnx"
-    asked = ["--data", images, "--max-drop", 0.3]
-    outcome = px("certify", dense, model, *asked, "--json")
+    more = ["--data", images, "--max-drop", 0.3]
+    outcome = px("certify", dense, model, *more, "--json")
     assert outcome.code == 0, outcome.err
     told, run = json.loads(outcome.out), read_certificate(certified[0])
     assert [row["name"] for row in told["rows"]] == [str(dense), str(model)]
@@ -31,16 +31,16 @@ def test_files_are_tested_in_order(px: Px, certified: tuple[Path, Outcome], imag
     assert told["rows"][1]["p_value"] == run["rows"][run["chosen"]]["p_value"]
     assert told["hashes"]["split"] == run["hashes"]["split"]
     assert told["chosen_name"] == str(model)
-    assert "With 95 % confidence" in px("certify", dense, model, *asked).out
-    assert "path out of order" in one_line(px("certify", model, dense, *asked))
-    assert "given twice" in one_line(px("certify", dense, dense, *asked))
-    assert "expected a run folder" in one_line(px("certify", model, *asked))
+    assert "With 95 % confidence" in px("certify", dense, model, *more).out
+    assert "path out of order" in one_line(px("certify", model, dense, *more))
+    assert "given twice" in one_line(px("certify", dense, dense, *more))
+    assert "expected a run folder" in one_line(px("certify", model, *more))
     assert "--data" in one_line(px("certify", dense, model, "--max-drop", 0.3))
     assert "data that the models are for" in one_line(
         px("certify", dense, model, "--data", "digits", "--max-drop", 0.3)
     )
     assert "needs at least 299" in one_line(px("certify", dense, model, "--data", images, "--max-drop", 0.01))
-    assert "nothing.onnx" in one_line(px("certify", dense, "nothing.onnx", *asked))
+    assert "nothing.onnx" in one_line(px("certify", dense, "nothing.onnx", *more))
 
 
 def test_a_run_folder_is_a_path_of_two(px: Px, certified: tuple[Path, Outcome], images: Path, tmp_path: Path) -> None:
@@ -71,8 +71,8 @@ def _outputs(folder: Path, images: Path) -> tuple[dict[str, np.ndarray], dict[st
 
 
 def test_the_confident_part_by_hand(px: Px, certified: tuple[Path, Outcome], images: Path) -> None:
-    asked = ["--max-drop", 0.3, "--risk", "disagreement", "--part", "confident", "--coverage", 0.6]
-    told = json.loads(px("certify", certified[0], *asked, "--json").out)
+    guarantee = ["--max-drop", 0.3, "--risk", "disagreement", "--part", "confident", "--coverage", 0.6]
+    told = json.loads(px("certify", certified[0], *guarantee, "--json").out)
     logits, _ = _outputs(certified[0], images)
     sure = {role: np.exp(logits[f"dense {role}"]) for role in ("select", "certify")}
     sure = {role: (values / values.sum(1, keepdims=True)).max(1) for role, values in sure.items()}
@@ -89,8 +89,8 @@ def test_the_confident_part_by_hand(px: Px, certified: tuple[Path, Outcome], ima
 
 
 def test_every_class_by_hand(px: Px, certified: tuple[Path, Outcome], images: Path) -> None:
-    asked = ["--max-drop", 0.35, "--risk", "disagreement", "--part", "classes"]
-    told = json.loads(px("certify", certified[0], *asked, "--json").out)
+    guarantee = ["--max-drop", 0.35, "--risk", "disagreement", "--part", "classes"]
+    told = json.loads(px("certify", certified[0], *guarantee, "--json").out)
     logits, labels = _outputs(certified[0], images)
     differ = logits["dense certify"].argmax(1) != logits["model certify"].argmax(1)
     expected = [(f"class{place}", 15, differ[labels["certify"] == place].sum()) for place in range(CLASSES)]
@@ -98,7 +98,7 @@ def test_every_class_by_hand(px: Px, certified: tuple[Path, Outcome], images: Pa
     worst = max(expected, key=lambda each: each[2])
     assert told["rows"][1]["p_value"] == pytest.approx(binom.cdf(worst[2], 15, 0.35))
     assert f"in each of the {CLASSES} classes" in told["sentence"]
-    table = px("certify", certified[0], *asked)
+    table = px("certify", certified[0], *guarantee)
     assert table.code == (0 if told["chosen"] else 3)
     assert f"{worst[2]} of 15 in '{worst[0]}'" in table.out
     assert f"the weakest of {CLASSES} classes (by true label)" in table.out
@@ -108,13 +108,13 @@ def test_an_anytime_test_leaves_samples_to_the_next(
     px: Px, certified: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
-    asked = ["certify", certified[0], "--max-drop", 0.6, "--anytime"]
-    first, second = (json.loads(px(*asked, "--json").out) for _ in range(2))
+    command = ["certify", certified[0], "--max-drop", 0.6, "--anytime"]
+    first, second = (json.loads(px(*command, "--json").out) for _ in range(2))
     assert (first["bound"], first["delta"], first["budget"]["lost"]) == ("e-process", 0.025, False)
     assert 0 < first["n"] == first["budget"]["ends"] == second["budget"]["begins"] < 75
-    assert "'confident' is given with --anytime" in one_line(px(*asked, "--part", "confident"))
-    assert "no table" in one_line(px(*asked, "--group", "camera"))
-    assert "LEFT for other tests" in px(*asked[:2], "--max-drop", 0.7, "--anytime").out
+    assert "'confident' is given with --anytime" in one_line(px(*command, "--part", "confident"))
+    assert "no table" in one_line(px(*command, "--group", "camera"))
+    assert "LEFT for other tests" in px(*command[:2], "--max-drop", 0.7, "--anytime").out
 
 
 def test_where_too_few_are_confident_after_all_nothing_is_certified(
@@ -127,8 +127,8 @@ def test_where_too_few_are_confident_after_all_nothing_is_certified(
         pixels = np.full((SIZE, SIZE, 3), 100, np.uint8)
         pixels.flat[number] += 1  # equal images would be no independent samples
         Image.fromarray(pixels).save(file)
-    asked = ["--max-drop", 0.4, "--part", "confident", "--coverage", 0.1]
-    outcome = px("certify", certified[0], "--data", tmp_path, *asked)
+    guarantee = ["--max-drop", 0.4, "--part", "confident", "--coverage", 0.1]
+    outcome = px("certify", certified[0], "--data", tmp_path, *guarantee)
     assert outcome.code == 3
     assert "Not certified: the dense model stays." in outcome.out
     assert "lost 0 of 0 samples (p = 1; it takes at least 6 samples)" in outcome.out

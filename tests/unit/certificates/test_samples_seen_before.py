@@ -51,14 +51,14 @@ def test_data_that_have_grown_are_known_again(
 ) -> None:
     """Under another name, too; what told something already is not looked at again in silence."""
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "cache"))
-    asked = ["certify", certified[0], "--max-drop", 0.6, "--anytime", "--quiet"]
-    assert px(*asked, "--out", tmp_path / "one").code == 0
+    command = ["certify", certified[0], "--max-drop", 0.6, "--anytime", "--quiet"]
+    assert px(*command, "--out", tmp_path / "one").code == 0
     image_folder(tmp_path / "more", {"val": 10}, CLASSES, SIZE)
     shutil.copytree(images, tmp_path / "grown")
     for file in (tmp_path / "more").rglob("*.png"):
         pixels = 255 - np.asarray(Image.open(file))
         Image.fromarray(pixels).save(tmp_path / "grown" / "val" / file.parent.name / f"more-{file.name}")
-    again = one_line(px(*asked, "--data", tmp_path / "grown"))
+    again = one_line(px(*command, "--data", tmp_path / "grown"))
     assert "samples served certificates before the data changed; to go on from one" in again
     assert "--resume FOLDER" in again
     resumed = ["certify", certified[0], "--data", tmp_path / "grown", "--resume", tmp_path / "one"]
@@ -94,8 +94,8 @@ def test_samples_that_served_in_another_role_are_never_certified_on(
     certify = draw_roles(grown)["certify"]
     fresh = [name for name in certify if name.replace("old-", "") not in served or "old-" not in name]
     assert 0 < len(fresh) < len(certify)
-    asked = ["certify", certified[0], "--data", grown, "--max-drop", 0.6]
-    outcome = px(*asked, "--out", tmp_path / "out")
+    command = ["certify", certified[0], "--data", grown, "--max-drop", 0.6]
+    outcome = px(*command, "--out", tmp_path / "out")
     assert f"{len(certify) - len(fresh)} samples are left out: the runs of these models used them" in outcome.err
     assert read_certificate(tmp_path / "out")["reserved"] == len(fresh)
     assert px("verify", tmp_path / "out", "--quiet").code == (0 if read_certificate(tmp_path / "out")["chosen"] else 3)
@@ -103,7 +103,7 @@ def test_samples_that_served_in_another_role_are_never_certified_on(
     bare.mkdir()
     for name in ("dense.onnx", "model.onnx"):
         shutil.copy(certified[0] / name, bare)
-    outcome = px("certify", bare / "dense.onnx", bare / "model.onnx", *asked[2:], "--json")
+    outcome = px("certify", bare / "dense.onnx", bare / "model.onnx", *command[2:], "--json")
     assert f"no served.txt in '{bare}'" in outcome.err
     assert json.loads(outcome.out)["reserved"] == len(certify)
 
@@ -116,13 +116,13 @@ def test_all_samples_of_new_data_are_certified_on(
     image_folder(tmp_path, {"new": 20}, CLASSES, SIZE)
     for file in (tmp_path / "new").rglob("*.png"):
         Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
-    asked = ["certify", certified[0], "--max-drop", 0.6, "--data", tmp_path / "new"]
-    outcome = px(*asked, "--out", tmp_path / "out")
+    command = ["certify", certified[0], "--max-drop", 0.6, "--data", tmp_path / "new"]
+    outcome = px(*command, "--out", tmp_path / "out")
     everything = 20 * CLASSES
     expected = everything - round(0.15 * everything) - 2
     assert f"seen none of these data, so that {expected} of {everything} samples certify" in outcome.err
     assert f"check it with pxcompress verify {tmp_path / 'out'}" in outcome.err
-    assert "give --out FOLDER to keep it" in px(*asked, "--json").err
+    assert "give --out FOLDER to keep it" in px(*command, "--json").err
     assert read_certificate(tmp_path / "out")["reserved"] == expected
     assert px("verify", tmp_path / "out", "--quiet").code == (0 if read_certificate(tmp_path / "out")["chosen"] else 3)
     share = len(draw_roles(tmp_path / "new")["certify"])
@@ -130,12 +130,12 @@ def test_all_samples_of_new_data_are_certified_on(
     bare.mkdir()
     for name in ("dense.onnx", "model.onnx"):
         shutil.copy(certified[0] / name, bare)
-    outcome = px("certify", bare / "dense.onnx", bare / "model.onnx", *asked[2:], "--json")
+    outcome = px("certify", bare / "dense.onnx", bare / "model.onnx", *command[2:], "--json")
     assert json.loads(outcome.out)["reserved"] == share, "nobody knows what chose these models"
     old = images / draw_roles(images)["score"][0]
     strange = next((tmp_path / "new").iterdir()) / "old.png"
     shutil.copy(old, strange)
-    outcome = px(*asked, "--json")
+    outcome = px(*command, "--json")
     assert abs(json.loads(outcome.out)["reserved"] - share) <= 1
     strange.unlink()
     for role in ("score", "repair"):  # an old image that no role of the draw has
@@ -146,22 +146,22 @@ def test_all_samples_of_new_data_are_certified_on(
     )
     shutil.move(tmp_path / "new" / unread, tmp_path / "aside.png")
     shutil.copy(old, tmp_path / "new" / unread)
-    assert json.loads(px(*asked, "--json").out)["reserved"] == len(ids["certify"])
+    assert json.loads(px(*command, "--json").out)["reserved"] == len(ids["certify"])
     shutil.move(tmp_path / "aside.png", tmp_path / "new" / unread)
     halves = tmp_path / "halves"
     shutil.copytree(tmp_path / "new", halves / "train")
     image_folder(halves, {"val": 8}, CLASSES, SIZE)
     for file in (halves / "val").rglob("*.png"):
         Image.fromarray(np.asarray(Image.open(file))[::-1]).save(file)
-    assert len(draw_roles(halves)["certify"]) == json.loads(px(*asked[:-1], halves, "--json").out)["reserved"]
+    assert len(draw_roles(halves)["certify"]) == json.loads(px(*command[:-1], halves, "--json").out)["reserved"]
 
 
 def test_a_run_of_what_a_run_made_keeps_to_its_samples(
     px: Px, certified: tuple[Path, Outcome], images: Path, tmp_path: Path
 ) -> None:
     """Another seed cuts the same images in another way."""
-    asked = ["run", "--model", certified[0] / "model.onnx", "--data", images, "--max-drop", 0.3, "--ratio", 0.2]
-    refused = one_line(px(*asked, "--seed", 1, "--out", tmp_path / "out", "--quiet"))
+    command = ["run", "--model", certified[0] / "model.onnx", "--data", images, "--max-drop", 0.3, "--ratio", 0.2]
+    refused = one_line(px(*command, "--seed", 1, "--out", tmp_path / "out", "--quiet"))
     certify = load_splits(open_source(str(images), seed=1), PREPROCESSING, seed=1).ids["certify"]
     served = {name for role, ids in draw_roles(images).items() if role != "certify" for name in ids}
     assert f"{len(served.intersection(certify))} samples to certify on served the run that made" in refused

@@ -31,11 +31,11 @@ def test_verify_recomputes_and_does_not_count(px: Px, certified: tuple[Path, Out
 
 
 def test_verify_takes_data_that_have_moved(px: Px, copy: Path, images: Path, tmp_path: Path) -> None:
-    moved = tmp_path / "moved"
-    shutil.copytree(images, moved)
-    assert px("verify", copy, "--data", moved, "--quiet").code == 0
-    next((moved / "val" / "class0").iterdir()).unlink()
-    outcome = px("verify", copy, "--data", moved, "--quiet")
+    elsewhere = tmp_path / "moved"
+    shutil.copytree(images, elsewhere)
+    assert px("verify", copy, "--data", elsewhere, "--quiet").code == 0
+    next((elsewhere / "val" / "class0").iterdir()).unlink()
+    outcome = px("verify", copy, "--data", elsewhere, "--quiet")
     assert outcome.code == 3
     assert "the split is not the certified one" in outcome.err
 
@@ -110,7 +110,7 @@ def test_verify_measures_and_does_not_only_compare_hashes(px: Px, copy: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda told: told.update(alpha=0.29), "p = "),
         (lambda told: told.update(delta=1e-15), "does not follow from its own p-values"),
@@ -121,20 +121,20 @@ def test_verify_measures_and_does_not_only_compare_hashes(px: Px, copy: Path) ->
     ],
 )
 def test_verify_detects_a_certificate_that_was_edited(
-    px: Px, copy: Path, change: Callable[[dict[str, object]], object], said: str
+    px: Px, copy: Path, change: Callable[[dict[str, object]], object], message: str
 ) -> None:
     told = read_certificate(copy)
     change(told)
     (copy / "certificate.json").write_text(json.dumps(told))
     outcome = px("verify", copy, "--quiet")
     assert outcome.code == 3
-    assert said in outcome.err
+    assert message in outcome.err
     assert len(outcome.err.strip().splitlines()) == 1
 
 
-def _remade(px: Px, folder: Path, *asked: object) -> dict[str, object]:
+def _remade(px: Px, folder: Path, *options: object) -> dict[str, object]:
     """The certificate of a run folder's two models, as a run with them as its path would have left it there."""
-    told = json.loads(px("certify", folder, "--json", *asked).out)
+    told = json.loads(px("certify", folder, "--json", *options).out)
     told["hashes"] = read_certificate(folder)["hashes"]
     (folder / "certificate.json").write_text(json.dumps(told))
     write_sums(folder)
@@ -153,14 +153,14 @@ def test_verify_honours_the_part(px: Px, copy: Path, part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [[], ["--part", "classes"], ["--part", "confident", "--risk", "disagreement"], ["--anytime"]]
+    "more", [[], ["--part", "classes"], ["--part", "confident", "--risk", "disagreement"], ["--anytime"]]
 )
 def test_verify_recomputes_a_certificate_of_files(
-    px: Px, copy: Path, images: Path, asked: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    px: Px, copy: Path, images: Path, more: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "cache"))
     out, files = tmp_path / "out", [copy / "dense.onnx", copy / "model.onnx"]
-    made = px("certify", *files, "--data", images, "--max-drop", 0.7, *asked, "--out", out, "--quiet")
+    made = px("certify", *files, "--data", images, "--max-drop", 0.7, *more, "--out", out, "--quiet")
     assert made.code == 0, made.err
     before = (tmp_path / "cache" / FILE).read_bytes()
     outcome = px("verify", out, "--quiet")
@@ -187,7 +187,7 @@ def _count_another(classes: list[dict[str, float]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "change", "said"),
+    ("part", "change", "message"),
     [
         ("confident", lambda told: told.update(threshold=told["threshold"] * 1.001), "confident means a softmax"),
         ("confident", lambda told: told.update(coverage=0.7), "confident means a softmax"),
@@ -203,14 +203,14 @@ def _count_another(classes: list[dict[str, float]]) -> None:
     ],
 )
 def test_verify_detects_another_part(
-    px: Px, copy: Path, part: str, change: Callable[[dict[str, object]], object], said: str
+    px: Px, copy: Path, part: str, change: Callable[[dict[str, object]], object], message: str
 ) -> None:
     told = _remade(px, copy, "--max-drop", 0.5, "--part", part)
     change(told)
     (copy / "certificate.json").write_text(json.dumps(told))
     outcome = px("verify", copy, "--quiet")
     assert outcome.code == 3
-    assert said in outcome.err
+    assert message in outcome.err
     assert "holds\n" not in outcome.out
     assert len(outcome.err.strip().splitlines()) == 1
 

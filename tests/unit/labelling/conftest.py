@@ -29,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def asked(place: Path, px: Px, tmp_path: Path) -> Path:
+def questions(place: Path, px: Px, tmp_path: Path) -> Path:
     """A folder that asks for labels."""
     outcome = px("certify", *models(place), "--unlabelled", place / "photos", *limit(), "--out", tmp_path / "asked")
     assert outcome.code == 0, outcome.err
@@ -37,9 +37,11 @@ def asked(place: Path, px: Px, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def certified(asked: Path, place: Path, px: Px) -> Path:
+def certified(questions: Path, place: Path, px: Px) -> Path:
     """A folder with a certificate."""
     truth = truth_of(place)
-    outcome = px("certify", "--answers", filled(asked, lambda row: truth[row["image"]]), "--out", asked, "--quiet")
+    outcome = px(
+        "certify", "--answers", filled(questions, lambda row: truth[row["image"]]), "--out", questions, "--quiet"
+    )
     assert outcome.code == 0, outcome.err
-    return asked
+    return questions

@@ -20,10 +20,10 @@ from pxcompress.recipe import Recipe
 # --- asking and answering
 
 
-def test_only_disagreements_are_asked_for_the_first_model_first(asked: Path, place: Path) -> None:
+def test_only_disagreements_are_asked_for_the_first_model_first(questions: Path, place: Path) -> None:
     classes, _ = predicted(place)
     names = np.array(sorted(truth_of(place)))
-    rows = read(asked / "to_label.csv")
+    rows = read(questions / "to_label.csv")
     first, second = (set(names[classes[place] != classes[0]]) for place in (1, 2))
     assert {row["image"] for row in rows} == first | second
     assert {row["image"] for row in rows[: len(first)]} == first
@@ -53,25 +53,27 @@ def test_the_certificate_is_that_of_full_labels(certified: Path, place: Path, px
     assert outcome.out.splitlines()[-1] == f"recomputed on {COUNT} samples: the certificate holds"
 
 
-def test_labels_may_stop_where_the_path_does(asked: Path, place: Path, px: Px) -> None:
+def test_labels_may_stop_where_the_path_does(questions: Path, place: Path, px: Px) -> None:
     """Those of the last model are left out: they count as errors, and the model before it is certified all the same."""
     classes, _ = predicted(place)
-    needed = {row["image"] for row in read(asked / "to_label.csv")[: (classes[1] != classes[0]).sum()]}
+    needed = {row["image"] for row in read(questions / "to_label.csv")[: (classes[1] != classes[0]).sum()]}
     truth = truth_of(place)
-    some = filled(asked, lambda row: truth[row["image"]] if row["image"] in needed else "")
-    outcome = px("certify", "--answers", some, "--out", asked, "--quiet")
+    some = filled(questions, lambda row: truth[row["image"]] if row["image"] in needed else "")
+    outcome = px("certify", "--answers", some, "--out", questions, "--quiet")
     assert outcome.code == 0, outcome.err
     assert "have none: they count as errors" in outcome.out
-    record = json.loads((asked / "certificate.json").read_text())
+    record = json.loads((questions / "certificate.json").read_text())
     assert (record["chosen"], record["labels"]["answered"]) == (1, len(needed))
-    assert px("verify", asked, "--quiet").code == 0
-    everything = px("certify", "--answers", filled(asked, lambda row: truth[row["image"]]), "--out", asked, "--quiet")
+    assert px("verify", questions, "--quiet").code == 0
+    everything = px(
+        "certify", "--answers", filled(questions, lambda row: truth[row["image"]]), "--out", questions, "--quiet"
+    )
     assert "spent" not in everything.out, "more answers to the same question are no new use"
 
 
-def test_none_of_the_answers_is_no_flip(asked: Path, px: Px) -> None:
-    px("certify", "--answers", filled(asked, lambda row: "-"), "--out", asked, "--quiet")
-    assert [row["errors"] for row in json.loads((asked / "certificate.json").read_text())["rows"]] == [0, 0, 0]
+def test_none_of_the_answers_is_no_flip(questions: Path, px: Px) -> None:
+    px("certify", "--answers", filled(questions, lambda row: "-"), "--out", questions, "--quiet")
+    assert [row["errors"] for row in json.loads((questions / "certificate.json").read_text())["rows"]] == [0, 0, 0]
 
 
 def test_disagreement_needs_no_label_at_all(place: Path, px: Px, tmp_path: Path) -> None:
@@ -89,7 +91,7 @@ def test_disagreement_needs_no_label_at_all(place: Path, px: Px, tmp_path: Path)
 def test_copies_count_once(place: Path, px: Px, tmp_path: Path) -> None:
     shutil.copytree(place / "photos", tmp_path / "photos" / "inner")
     shutil.copy(place / "photos" / "000.png", tmp_path / "photos" / "again.png")
-    asked = [
+    command = [
         "certify",
         *models(place),
         "--unlabelled",
@@ -99,7 +101,7 @@ def test_copies_count_once(place: Path, px: Px, tmp_path: Path) -> None:
         tmp_path / "out",
         "--json",
     ]
-    assert json.loads(px(*asked).out)["images"] == COUNT
+    assert json.loads(px(*command).out)["images"] == COUNT
 
 
 # --- refusals
@@ -122,8 +124,8 @@ def test_what_cannot_be_asked(place: Path, px: Px, tmp_path: Path, more: list[ob
     assert not (tmp_path / "out").exists()
 
 
-def test_answers_are_not_written_over(asked: Path, place: Path, px: Px) -> None:
-    again = px("certify", *models(place), "--unlabelled", place / "photos", *limit(), "--out", asked)
+def test_answers_are_not_written_over(questions: Path, place: Path, px: Px) -> None:
+    again = px("certify", *models(place), "--unlabelled", place / "photos", *limit(), "--out", questions)
     assert "exists, perhaps with answers" in one_line(again)
     assert "--max-drop" in one_line(px("certify", *models(place)))
     assert "no model is given" in one_line(px("certify", *limit()))
@@ -156,18 +158,18 @@ def _twice(text: str) -> str:
         (lambda text: "", "expected the columns"),
     ],
 )
-def test_tables_that_do_not_answer(asked: Path, px: Px, change: Callable[[str], str], words: str) -> None:
-    table = asked / "to_label.csv"
+def test_tables_that_do_not_answer(questions: Path, px: Px, change: Callable[[str], str], words: str) -> None:
+    table = questions / "to_label.csv"
     table.write_text(change(table.read_text()))
-    assert words in one_line(px("certify", "--answers", table, "--out", asked, "--quiet"))
-    assert not (asked / "certificate.json").exists()
+    assert words in one_line(px("certify", "--answers", table, "--out", questions, "--quiet"))
+    assert not (questions / "certificate.json").exists()
 
 
-def test_spreadsheets_may_write_semicolons_and_a_mark(asked: Path, px: Px) -> None:
-    text = (asked / "to_label.csv").read_text().replace(",", ";")
-    (asked.parent / "sheet.csv").write_text(text, encoding="utf-8-sig")
-    px("certify", "--answers", asked.parent / "sheet.csv", "--out", asked, "--quiet")
-    assert json.loads((asked / "certificate.json").read_text())["labels"]["answered"] == 0
+def test_spreadsheets_may_write_semicolons_and_a_mark(questions: Path, px: Px) -> None:
+    text = (questions / "to_label.csv").read_text().replace(",", ";")
+    (questions.parent / "sheet.csv").write_text(text, encoding="utf-8-sig")
+    px("certify", "--answers", questions.parent / "sheet.csv", "--out", questions, "--quiet")
+    assert json.loads((questions / "certificate.json").read_text())["labels"]["answered"] == 0
 
 
 # --- anytime
@@ -178,8 +180,8 @@ def test_labelling_may_stop_at_any_line_and_what_is_not_looked_at_stays_fresh(
 ) -> None:
     truth, command = truth_of(place), ["certify", *models(place)[:2], "--unlabelled", place / "photos"]
     out = tmp_path / "first"
-    asked = [*command, *limit("--max-drop", 0.2), "--anytime", "--out"]
-    px(*asked, out)
+    request_labels = [*command, *limit("--max-drop", 0.2), "--anytime", "--out"]
+    px(*request_labels, out)
     everything = filled(out, lambda row: truth[row["image"]])
     half = everything.read_text().splitlines()
     cut = half[: len(half) // 2] + [line[: line.rindex(",") + 1] for line in half[len(half) // 2 :]]
@@ -193,7 +195,7 @@ def test_labelling_may_stop_at_any_line_and_what_is_not_looked_at_stays_fresh(
     assert [row["n"] for row in record["rows"]] == [seen, seen]
     assert 0 < seen < COUNT / 2
     assert px("verify", out, "--quiet").code == 0
-    px(*asked, tmp_path / "second")
+    px(*request_labels, tmp_path / "second")
     request = json.loads((tmp_path / "second" / "request.json").read_text())
     assert request["budget"] == {**record["budget"], "begins": seen, "ends": seen, "lost": False}
     edit_json("request.json", lambda it: it["budget"].update(stake=0.05))(out)
@@ -202,17 +204,17 @@ def test_labelling_may_stop_at_any_line_and_what_is_not_looked_at_stays_fresh(
 
 def test_a_test_that_fails_loses_its_stake(place: Path, px: Px, tmp_path: Path) -> None:
     truth = truth_of(place)
-    asked = ["certify", *models(place), "--unlabelled", place / "photos", *limit("--anytime")]
-    px(*asked, "--out", tmp_path / "first")
+    command = ["certify", *models(place), "--unlabelled", place / "photos", *limit("--anytime")]
+    px(*command, "--out", tmp_path / "first")
     px("certify", "--answers", filled(tmp_path / "first", lambda row: truth[row["image"]]), "--out", tmp_path / "first")
     record = json.loads((tmp_path / "first" / "certificate.json").read_text())
     assert (record["budget"]["lost"], record["chosen"]) == (True, 1)
     if record["budget"]["ends"] < COUNT:
-        px(*asked, "--max-drop", 0.3, "--out", tmp_path / "second")
+        px(*command, "--max-drop", 0.3, "--out", tmp_path / "second")
         assert json.loads((tmp_path / "second" / "request.json").read_text())["delta"] == 0.0125
 
 
-def asked_again(px: Px, place: Path, images: Path, out: Path, *more: object) -> dict[str, object]:
+def certify_anew(px: Px, place: Path, images: Path, out: Path, *more: object) -> dict[str, object]:
     """The certificate of the path on `images`, with the true labels of what is asked for."""
     outcome = px("certify", *models(place), "--unlabelled", images, "--quiet", "--out", out, *more)
     assert outcome.code == 0, outcome.err
@@ -234,7 +236,7 @@ def test_the_risk_is_held_in_every_group_of_unlabelled_images(
     table.write_text(
         "\n".join(["path,camera", *(f"{name},{'front' if n % 3 else 'back'}" for n, name in enumerate(names))])
     )
-    record = asked_again(px, place, table, tmp_path / "asked", "--max-drop", 0.3, *more)
+    record = certify_anew(px, place, table, tmp_path / "asked", "--max-drop", 0.3, *more)
     rows, (classes, labels) = record["rows"], predicted(place)
     counts = {each["name"]: (each["n"], each["errors"]) for each in rows[1]["classes"]}
     if "--part" in more:
@@ -257,12 +259,12 @@ def test_a_test_goes_on_with_images_that_came_later(place: Path, px: Px, tmp_pat
         (tmp_path / part).mkdir()
         for name in some:
             shutil.copy(place / "photos" / name, tmp_path / part)
-    first = asked_again(px, place, tmp_path / "first", tmp_path / "one", "--max-drop", 0.1, "--anytime")
+    first = certify_anew(px, place, tmp_path / "first", tmp_path / "one", "--max-drop", 0.1, "--anytime")
     assert first["chosen"] in (None, 0)
     assert first["n"] == 60
     again = ["certify", *models(place), "--unlabelled", tmp_path / "all", *limit("--anytime"), "--out", tmp_path / "x"]
     assert "60 of these 250 samples served certificates before the data changed" in one_line(px(*again))
-    second = asked_again(px, place, tmp_path / "all", tmp_path / "two", "--resume", tmp_path / "one")
+    second = certify_anew(px, place, tmp_path / "all", tmp_path / "two", "--resume", tmp_path / "one")
     assert second["chosen"] == 1
     assert 60 < second["n"] <= COUNT
     assert second["looked_at"][:60] == first["looked_at"]

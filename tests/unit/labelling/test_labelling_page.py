@@ -12,9 +12,9 @@ import pytest
 from label_tables import read
 
 
-def test_the_page_is_whole_and_does_not_tell_whose_an_answer_is(asked: Path) -> None:
-    text = (asked / "to_label.html").read_text()
-    rows = read(asked / "to_label.csv")
+def test_the_page_is_whole_and_does_not_tell_whose_an_answer_is(questions: Path) -> None:
+    text = (questions / "to_label.html").read_text()
+    rows = read(questions / "to_label.csv")
     assert text.isascii()
     assert text.count("<fieldset") == len(rows)
     assert "http" not in text.replace("http-equiv", "")
@@ -25,9 +25,9 @@ def test_the_page_is_whole_and_does_not_tell_whose_an_answer_is(asked: Path) -> 
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
-def test_the_page_fills_the_table(asked: Path, tmp_path: Path) -> None:
+def test_the_page_fills_the_table(questions: Path, tmp_path: Path) -> None:
     """Every second image gets its first choice by a key or a click; the page's table is the one that was written."""
-    text = (asked / "to_label.html").read_text()
+    text = (questions / "to_label.html").read_text()
     script = """<script>
     cases[0].querySelector("input").focus();
     document.dispatchEvent(new KeyboardEvent("keydown", { key: "1" }));
@@ -44,7 +44,7 @@ def test_the_page_fills_the_table(asked: Path, tmp_path: Path) -> None:
     assert "CONSOLE" not in done.stderr
     table = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
     assert table is not None
-    rows = read(asked / "to_label.csv")
+    rows = read(questions / "to_label.csv")
     for place, row in enumerate(rows):
         chosen = place == 0 or place % 2 == 0
         row["label"] = min(row["dense"], *row["pruned"].split(" | ")) if chosen else ""

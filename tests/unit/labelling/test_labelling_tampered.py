@@ -53,51 +53,51 @@ def test_tampering_with_a_file_is_found(certified: Path, px: Px, tamper: Callabl
     assert len(outcome.err.strip().splitlines()) <= 1
 
 
-def test_the_table_may_be_filled_in_where_it_lies(asked: Path, place: Path, px: Px) -> None:
-    truth, table = truth_of(place), asked / "to_label.csv"
-    table.write_bytes(filled(asked, lambda row: truth[row["image"]]).read_bytes())
-    assert px("certify", "--answers", table, "--out", asked, "--quiet").code == 0
-    outcome = px("verify", asked, "--quiet")
+def test_the_table_may_be_filled_in_where_it_lies(questions: Path, place: Path, px: Px) -> None:
+    truth, table = truth_of(place), questions / "to_label.csv"
+    table.write_bytes(filled(questions, lambda row: truth[row["image"]]).read_bytes())
+    assert px("certify", "--answers", table, "--out", questions, "--quiet").code == 0
+    outcome = px("verify", questions, "--quiet")
     assert outcome.code == 0, outcome.err
 
 
 def test_without_answers_models_images_and_questions_are_held_against_what_was_asked(
-    asked: Path, certified: Path, px: Px
+    questions: Path, certified: Path, px: Px
 ) -> None:
-    assert certified == asked
-    (asked / "answers.csv").unlink()
-    outcome = px("verify", asked, "--quiet")
+    assert certified == questions
+    (questions / "answers.csv").unlink()
+    outcome = px("verify", questions, "--quiet")
     assert outcome.code == 3
     assert "answers.csv is missing, without which errors cannot be counted again" in outcome.err
-    (asked / "certificate.json").unlink()
-    count = len(read(asked / "to_label.csv"))
-    waiting = one_line(px("verify", asked, "--quiet"), 3)
+    (questions / "certificate.json").unlink()
+    count = len(read(questions / "to_label.csv"))
+    waiting = one_line(px("verify", questions, "--quiet"), 3)
     assert (
         f"nothing is certified yet: {count} of {COUNT} images need a label; models, images and questions are" in waiting
     )
     assert "certify --answers" in waiting
-    (asked / "to_label.csv").open("a").write(" ")
-    assert "nothing is certified yet: 'to_label.csv' is not" in one_line(px("verify", asked, "--quiet"), 3)
+    (questions / "to_label.csv").open("a").write(" ")
+    assert "nothing is certified yet: 'to_label.csv' is not" in one_line(px("verify", questions, "--quiet"), 3)
 
 
 @pytest.fixture
-def moved(place: Path, px: Px, tmp_path: Path) -> Iterator[Path]:
+def copied(place: Path, px: Px, tmp_path: Path) -> Iterator[Path]:
     """A copy of the models and images with a certificate of theirs in `asked`."""
     shutil.copytree(place, tmp_path / "moved")
     return tmp_path / "moved"
 
 
-def test_other_models_or_images_are_found(moved: Path, px: Px, tmp_path: Path) -> None:
+def test_other_models_or_images_are_found(copied: Path, px: Px, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    px("certify", *models(moved), "--unlabelled", moved / "photos", *limit(), "--out", out)
-    truth = truth_of(moved)
+    px("certify", *models(copied), "--unlabelled", copied / "photos", *limit(), "--out", out)
+    truth = truth_of(copied)
     answers = filled(out, lambda row: truth[row["image"]])
     assert px("certify", "--answers", answers, "--out", out, "--quiet").code == 0
-    classifier_file(moved / "half.onnx", [level + 6 for level in LEVELS], 4001)
+    classifier_file(copied / "half.onnx", [level + 6 for level in LEVELS], 4001)
     assert "half.onnx' is not what labels were asked for" in px("verify", out, "--quiet").err
     refused = one_line(px("certify", "--answers", answers, "--out", out, "--quiet"))
     assert "is not what labels were asked for; ask for labels anew" in refused
-    Image.new("RGB", (8, 8), (5, 5, 5)).save(moved / "photos" / "000.png")
+    Image.new("RGB", (8, 8), (5, 5, 5)).save(copied / "photos" / "000.png")
     assert "the images are not what labels were asked for" in px("verify", out, "--quiet").err
-    (moved / "half.onnx").unlink()
+    (copied / "half.onnx").unlink()
     assert "is not there any more" in one_line(px("verify", out, "--quiet"))

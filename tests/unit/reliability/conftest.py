@@ -32,7 +32,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def asked(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def run_options(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Options of a run that takes little time."""
     weights = tmp_path_factory.mktemp("weights") / "flatten.safetensors"
     with seeded(1):

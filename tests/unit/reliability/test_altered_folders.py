@@ -26,10 +26,10 @@ from pxcompress.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def made(asked: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(run_options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a certificate."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    assert call_once("run", *asked, "--max-drop", 0.9, "--steps", 1, "--quiet", "--out", out).code == 0
+    assert call_once("run", *run_options, "--max-drop", 0.9, "--steps", 1, "--quiet", "--out", out).code == 0
     return out
 
 
@@ -41,9 +41,9 @@ def folder(made: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here, where nobody can write")
-def test_where_nothing_can_be_written_one_line_says_so(px: Px, asked: list[str], made: Path) -> None:
+def test_where_nothing_can_be_written_one_line_says_so(px: Px, run_options: list[str], made: Path) -> None:
     place = "/proc/pxcompress"
-    assert "cannot write" in one_line(px("run", *asked, "--out", place, "--quiet"))
+    assert "cannot write" in one_line(px("run", *run_options, "--out", place, "--quiet"))
     assert "cannot write" in one_line(px("explain", made, "--samples", 2, "--out", place, "--quiet"))
     outcome = px("report", made, "--out", place)
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
@@ -200,6 +200,6 @@ def test_class_names_are_no_markup(px: Px, folder: Path, tmp_path: Path) -> None
     assert px("explain", folder, "--samples", 24, "--quiet").code == 0
     assert px("report", folder, "--out", tmp_path / "page.html").code == 0
     for page in (folder / "report.html", tmp_path / "page.html"):
-        found = Attributes(page.read_text())
-        assert "onerror" not in found.names
+        attributes = Attributes(page.read_text())
+        assert "onerror" not in attributes.names
     assert MARKUP in Attributes((folder / "report.html").read_text()).words

@@ -37,15 +37,15 @@ def _visible(place: Path) -> list[str]:
 
 
 def test_a_killed_run_leaves_no_folder_and_the_next_one_cleans_up(
-    px: Px, asked: list[str], cache: Path, tmp_path: Path
+    px: Px, run_options: list[str], cache: Path, tmp_path: Path
 ) -> None:
-    with _started("run", *asked, "--out", str(tmp_path / "run"), cache=cache) as process:
+    with _started("run", *run_options, "--out", str(tmp_path / "run"), cache=cache) as process:
         assert process.stderr is not None
         assert any(line.startswith("score ") for line in process.stderr)
         process.kill()
     assert _visible(tmp_path) == []
     assert list(tmp_path.iterdir()) != []  # it was killed on its way
-    assert px("run", *asked, "--out", tmp_path / "run", "--quiet").code == 0
+    assert px("run", *run_options, "--out", tmp_path / "run", "--quiet").code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert px("report", tmp_path / "run").code == 0
 
@@ -88,12 +88,12 @@ def test_runs_killed_at_random_moments(px: Px, tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["run"]
 
 
-def test_a_file_that_cannot_be_written_ends_a_run_in_one_line(px: Px, asked: list[str], tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_ends_a_run_in_one_line(px: Px, run_options: list[str], tmp_path: Path) -> None:
     """A limit on the size of files, since a full disk takes rights to make one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
-        outcome = px("run", *asked, "--out", tmp_path / "run", "--quiet")
+        outcome = px("run", *run_options, "--out", tmp_path / "run", "--quiet")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "nothing was written" in one_line(outcome)
@@ -106,8 +106,8 @@ def test_a_file_that_cannot_be_written_ends_a_run_in_one_line(px: Px, asked: lis
     reason="no mounts of one's own on this machine",
 )
 @pytest.mark.parametrize("options", ["size=8k", "size=24k", "size=32k", "ro"])
-def test_a_full_disk_and_a_read_only_one(asked: list[str], cache: Path, tmp_path: Path, options: str) -> None:
-    words = [sys.executable, "-m", "pxcompress", "run", *asked, "--out", str(tmp_path / "run"), "--quiet"]
+def test_a_full_disk_and_a_read_only_one(run_options: list[str], cache: Path, tmp_path: Path, options: str) -> None:
+    words = [sys.executable, "-m", "pxcompress", "run", *run_options, "--out", str(tmp_path / "run"), "--quiet"]
     script = f'mount -t tmpfs -o {options} tmpfs "$0" && "$@"; code=$?; ls -A "$0"; exit $code'
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     args = ["unshare", "-rm", "sh", "-c", script, str(tmp_path), *words]
@@ -119,11 +119,11 @@ def test_a_full_disk_and_a_read_only_one(asked: list[str], cache: Path, tmp_path
 # --- two at once ------------------------------------------------------------------------------------------------------
 
 
-def test_the_second_run_into_a_place_is_refused(px: Px, asked: list[str], tmp_path: Path) -> None:
+def test_the_second_run_into_a_place_is_refused(px: Px, run_options: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     with whole_folder(out, force=False) as building:
         (building / "recipe.json").write_text("{}")
-        assert "another run is writing" in one_line(px("run", *asked, "--out", out, "--quiet"))
+        assert "another run is writing" in one_line(px("run", *run_options, "--out", out, "--quiet"))
         with pytest.raises(InputError, match="another run is writing"), whole_folder(out, force=True):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -166,11 +166,11 @@ def test_a_run_that_ended_just_before_the_claim_is_not_replaced(
 
 
 @pytest.mark.slow
-def test_of_two_runs_at_once_one_wins(asked: list[str], cache: Path, tmp_path: Path) -> None:
-    words = ["run", *asked, "--out", str(tmp_path / "run"), "--quiet"]
+def test_of_two_runs_at_once_one_wins(run_options: list[str], cache: Path, tmp_path: Path) -> None:
+    words = ["run", *run_options, "--out", str(tmp_path / "run"), "--quiet"]
     both = [_started(*words, cache=cache) for _ in range(2)]
-    said = [process.communicate()[1] for process in both]
+    messages = [process.communicate()[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 2]
-    assert len("".join(said).splitlines()) == 1
-    assert "another run" in "".join(said) or "exists" in "".join(said)
+    assert len("".join(messages).splitlines()) == 1
+    assert "another run" in "".join(messages) or "exists" in "".join(messages)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

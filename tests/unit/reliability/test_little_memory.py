@@ -74,28 +74,28 @@ def test_a_repair_that_does_not_fit_ends_in_one_line(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("fits", [1, 3, 8])
 def test_batches_are_halved_until_they_fit(fits: int) -> None:
     batches = [(torch.arange(start, start + 8.0), torch.arange(start, start + 8)) for start in (0, 8)]
-    said: list[str] = []
+    notes: list[str] = []
 
-    def work(given: Batches) -> list[tuple[Tensor, Tensor]]:
+    def work(parts: Batches) -> list[tuple[Tensor, Tensor]]:
         seen = []
-        for inputs, labels in given:
+        for inputs, labels in parts:
             if len(inputs) > fits:
                 torch.empty(TOO_MUCH)
             seen.append((inputs, labels))
         return seen
 
-    parts = in_smaller_batches(work, batches, said.append)
+    parts = in_smaller_batches(work, batches, notes.append)
     assert max(len(inputs) for inputs, _ in parts) == {1: 1, 3: 2, 8: 8}[fits]
     assert torch.equal(torch.cat([inputs for inputs, _ in parts]), torch.arange(16.0))
     assert torch.equal(torch.cat([labels for _, labels in parts]), torch.arange(16))
-    assert len(said) == {1: 3, 3: 2, 8: 0}[fits]
+    assert len(notes) == {1: 3, 3: 2, 8: 0}[fits]
 
 
 def test_other_errors_are_not_tried_again() -> None:
     calls = []
 
-    def work(given: Batches) -> None:
-        calls.append(given)
+    def work(parts: Batches) -> None:
+        calls.append(parts)
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes"):

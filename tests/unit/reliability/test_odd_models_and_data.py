@@ -17,15 +17,15 @@ def _sweep(px: Px, model: str, data: Path, out: Path) -> Outcome:
 
 
 @pytest.mark.parametrize(
-    ("model", "code", "said"),
+    ("model", "code", "message"),
     [
         ("Nan", 2, "returns NaN or infinity for"),
         ("Insatiable", 3, "stage 'weights' ran out of memory"),
         ("five_channels", 2, "the model takes 5 channels; images have 1 (grey), 3 (RGB) or 4 (RGBA)"),
     ],
 )
-def test_models_that_cannot_be_used(px: Px, images: Path, tmp_path: Path, model: str, code: int, said: str) -> None:
-    assert said in one_line(_sweep(px, model, images, tmp_path / "out"), code)
+def test_models_that_cannot_be_used(px: Px, images: Path, tmp_path: Path, model: str, code: int, message: str) -> None:
+    assert message in one_line(_sweep(px, model, images, tmp_path / "out"), code)
     assert list(tmp_path.iterdir()) == []
 
 
