@@ -262,7 +262,7 @@ def test_the_recipe_orders_targets_and_refuses_unknown_ones() -> None:
         (("int8",), ("fp32", "int8")),
         (("int8", "fp16", "fp32", "int8"), ("fp32", "fp16", "int8")),
     ):
-        recipe = Recipe("m", 0.5, scorer="magnitude", targets=targets)
+        recipe = Recipe("m", 0.5, scorer="magnitude", targets=names)
         assert recipe.targets == ordered
         assert Recipe.from_json(recipe.to_json()) == recipe
         assert json.loads(recipe.to_json())["targets"] == list(ordered)
