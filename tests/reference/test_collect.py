@@ -13,6 +13,7 @@ from models import subject as subject_named
 from torch import Tensor, nn
 
 from pxcompress.passes.collect import Start, Statistic, collect
+from pxcompress.state import seeded
 from pxcompress.types import Group, Member
 
 FAMILIES = (
@@ -200,6 +201,30 @@ def test_one_tensor_with_two_readers_is_one_cut() -> None:
     assert len(group.consumers) == 2
     result = collect(subject.model, [group], batches_of(subject.inputs, 3), STATISTICS["relevance"], STARTS["label"])
     assert result[group.name].shape == (1, group.units)
+
+
+class ChangedInPlace(nn.Module):
+    """Two layers read one tensor, the second of them after a ReLU in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.before, self.after = nn.Linear(4, 6), nn.Linear(6, CLASSES), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.before(x) + self.after(x.relu_())
+
+
+def test_a_tensor_that_is_changed_in_place_is_another_cut() -> None:
+    with seeded(0):
+        net, inputs = ChangedInPlace().eval(), torch.randn(5, 4)
+    units = torch.arange(6)[:, None]
+    members = (Member("first", "out", units), Member("before", "in", units), Member("after", "in", units))
+    group = Group("first", "neuron", 6, members)
+    result = collect(net, [group], batches_of(inputs, 2), lambda a, m: a.sum(2))["first"]
+    with torch.no_grad():
+        values = net.first(inputs).double()
+    torch.testing.assert_close(result, torch.stack([values.mean(0), values.relu().mean(0)]))
 
 
 def test_relevance_of_a_linear_head_by_hand() -> None:

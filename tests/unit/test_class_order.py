@@ -18,7 +18,9 @@ from pxcompress.data import Source, match_class_order, open_source, restrict_cla
 from pxcompress.errors import ModelError
 from pxcompress.models.class_names import imagenet_classes
 from pxcompress.models.loading import Architecture, Loaded, load_model
+from pxcompress.recipe import Recipe
 from pxcompress.types import Preprocessing
+from pxcompress.workload import load_workload
 
 NAMES = ("ant", "Bee", "c10", "c2")
 BY_CODE, AS_TIMM = ("Bee", "ant", "c10", "c2"), ("ant", "Bee", "c2", "c10")
@@ -178,3 +180,11 @@ def test_numbers_that_do_not_begin_at_0_are_noted(data: Source) -> None:
     )
     numbered = replace(data, classes=("0", "1", "2", "3"), other_order=())
     assert match_class_order(numbered, loaded(BY_CODE)) is numbered
+
+
+def test_embedded_data_are_no_part_of_a_model_s_classes(tmp_path: Path) -> None:
+    """The ten digits are numbers; a user's folder of such names would be taken for some of twelve outputs."""
+    save_file(timm.create_model("test_resnet", num_classes=12).state_dict(), tmp_path / "weights.safetensors")
+    checkpoint = str(tmp_path / "weights.safetensors")
+    with pytest.raises(ModelError, match=r"12 classes.*10"):
+        load_workload(Recipe("test_resnet", 0.5, data="digits", checkpoint=checkpoint))

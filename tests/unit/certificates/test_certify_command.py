@@ -16,6 +16,7 @@ from scipy.stats import binom
 
 from pxcompress.deploy.runtime import open_session
 from pxcompress.recipe import Recipe
+from pxcompress.run_folder.certificate import choose_provider
 from pxcompress.state import seeded
 from pxcompress.workload import load_workload
 
@@ -132,3 +133,11 @@ def test_where_too_few_are_confident_after_all_nothing_is_certified(
     assert outcome.code == 3
     assert "Not certified: the dense model stays." in outcome.out
     assert "lost 0 of 0 samples (p = 1; it takes at least 6 samples)" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("provider", "expected"), [("auto", "cpu"), ("cpu", "cpu"), ("cuda", "cpu"), ("openvino", "openvino")]
+)
+def test_certificates_are_made_on_a_cpu_that_everybody_has(provider: str, expected: str) -> None:
+    """Whatever else times were measured on: `verify` has to find the same losses on any machine."""
+    assert choose_provider(provider) == expected

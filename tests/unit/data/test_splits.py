@@ -1,13 +1,15 @@
 """Roles: disjoint, of the right sizes, drawn from folders with and without halves."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from image_data import ROLES, SMALL, labels_of, save_images
+from PIL import Image
 
-from pxcompress.data import load_splits, open_source
+from pxcompress.data import keep_for_certificates, load_splits, open_source, restrict_classes
 from pxcompress.data.samples import draw_order
 from pxcompress.errors import DataError
 
@@ -167,3 +169,49 @@ def test_too_few_images(tmp_path):
     source = open_source(str(save_images(tmp_path, {"a": 4, "b": 4})))
     with pytest.raises(DataError, match="has 1 images for select; each needs at least 2"):
         load_splits(source, SMALL)
+
+
+def test_contents_are_those_of_the_samples_also_where_some_have_served(folder):
+    """A certificate counts the samples that it looked at by their content."""
+    source = open_source(str(folder))
+    every = load_splits(source, SMALL)
+    served = set(every.contents["certify"][1::3])
+    splits = load_splits(source, SMALL, has_served=served.__contains__)
+    assert splits.served == len(served)
+    content_by_id = dict(zip(every.ids["certify"], every.contents["certify"], strict=True))
+    expected = {name: content for name, content in content_by_id.items() if content not in served}
+    assert dict(zip(splits.ids["certify"], splits.contents["certify"], strict=True)) == expected
+
+
+@pytest.mark.parametrize("select", [5, 7, 8, 11])
+def test_what_is_kept_for_certificates_leaves_every_role_its_least(folder, select):
+    source = open_source(str(folder))
+    source = replace(source, select=source.select.take(np.arange(select)))
+    most = keep_for_certificates(source)
+    splits = load_splits(most, SMALL)
+    assert (most is source) == (select < 8), "two samples for score and repair, and two to select"
+    if most is not source:
+        assert {role: getattr(splits, role).samples for role in ("score", "repair", "test")} == dict.fromkeys(
+            ("score", "repair", "test"), 2
+        )
+        assert splits.certify.samples == len(source.train) + len(source.held_out) - 2
+
+
+def test_some_classes_of_data_in_one_piece_are_cut_as_the_whole(folder):
+    """Their select split has seen no training, and nobody is told that it has."""
+    part = restrict_classes(open_source(str(folder)), ("dog", "cat"))
+    assert part.select_from == "everything"
+    assert not load_splits(part, SMALL).notes
+
+
+def test_deep_images_are_counted_once(tmp_path):
+    """Score and repair share samples where these are few."""
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / name).mkdir()
+        for index in range(15):
+            pixels = np.random.default_rng([label, index]).integers(0, 65536, (8, 8), np.uint16)
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    splits = load_splits(open_source(str(tmp_path)), SMALL)
+    samples = set().union(*splits.ids.values())
+    assert set(splits.ids["score"]) & set(splits.ids["repair"])
+    assert [note.split()[0] for note in splits.notes] == [str(len(samples))]
