@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -182,9 +184,12 @@ def test_numbers_that_do_not_begin_at_0_are_noted(data: Source) -> None:
     assert match_class_order(numbered, loaded(BY_CODE)) is numbered
 
 
-def test_embedded_data_are_no_part_of_a_model_s_classes(tmp_path: Path) -> None:
+def test_embedded_data_are_no_part_of_a_model_s_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ten digits are numbers; a user's folder of such names would be taken for some of twelve outputs."""
-    save_file(timm.create_model("test_resnet", num_classes=12).state_dict(), tmp_path / "weights.safetensors")
-    checkpoint = str(tmp_path / "weights.safetensors")
-    with pytest.raises(ModelError, match=r"12 classes.*10"):
-        load_workload(Recipe("test_resnet", 0.5, data="digits", checkpoint=checkpoint))
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 12))
+
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(net=net))  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="has 12 classes, the data has 10"):
+        load_workload(Recipe("mine:net", 0.5, data="digits"))

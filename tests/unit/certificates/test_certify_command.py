@@ -14,7 +14,7 @@ from models import CLASSES
 from PIL import Image
 from scipy.stats import binom
 
-from pxcompress.deploy.runtime import open_session
+from pxcompress.deploy.runtime import explain_failure, open_session
 from pxcompress.recipe import Recipe
 from pxcompress.run_folder.certificate import choose_provider
 from pxcompress.state import seeded
@@ -140,4 +140,6 @@ def test_where_too_few_are_confident_after_all_nothing_is_certified(
 )
 def test_certificates_are_made_on_a_cpu_that_everybody_has(provider: str, expected: str) -> None:
     """Whatever else times were measured on: `verify` has to find the same losses on any machine."""
+    if provider != "auto" and explain_failure(provider):
+        pytest.skip(f"{provider} is not here")
     assert choose_provider(provider) == expected
