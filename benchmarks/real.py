@@ -34,6 +34,7 @@ from pxcompress.passes.moments import MomentCache
 from pxcompress.passes.parts import HeldOut
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
+from pxcompress.run_folder.smaller_images import resize_images
 from pxcompress.stages import cut, plan_at, score
 from pxcompress.state import seeded
 from pxcompress.types import Batch, ScoredModel
@@ -226,6 +227,30 @@ SHIFTS: dict[str, Callable[[Tensor], Tensor]] = {
 """What photographs to calibrate on are made like; models are judged on those as they are."""
 
 
+class SmallerImages(nn.Module):
+    """A model that sees images resized to a smaller side."""
+
+    def __init__(self, model: nn.Module, side: int) -> None:
+        super().__init__()
+        self.model = model
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(resize_images(x, (self.side, self.side)).clamp(-1, 1))
+
+
+def smaller_images(subject: Subject) -> Iterator[Row]:
+    """The dense model on smaller images: what fewer MACs cost where nothing is pruned, and what agreement is worth."""
+    side, example = subject.judge.shape[-1], normalised(subject.judge[:1])
+    for smaller in range(side - 16, side // 2, -16):
+        model = SmallerImages(subject.model, smaller).eval()
+        share = count_macs(model, normalised(subject.judge[:1])) / count_macs(
+            subject.model, normalised(subject.judge[:1])
+        )
+        if share > 0.45:
+            yield subject.row(f"dense, {smaller} pixels", 0, round(1 - share, 2), model, 0.0, "photographs")
+
+
 def by_data(subject: Subject) -> Iterator[Row]:
     """Closed form from few samples to many, and magnitude with the same repairs where they are fewest."""
     for samples in (32, 64, 128, 256, 512, 1024):
@@ -308,6 +333,7 @@ def main() -> None:
         ),
         "rivals": lambda: itertools.chain.from_iterable(rivals(subject, samples) for samples in sizes),
         "data": lambda: by_data(subject),
+        "smaller-images": lambda: smaller_images(subject),
         "shift": lambda: itertools.chain.from_iterable(
             ours(subject, 256, ("closed form",), name, REMOVED[1:2]) for name in SHIFTS
         ),
