@@ -244,9 +244,7 @@ def smaller_images(subject: Subject) -> Iterator[Row]:
     side, example = subject.judge.shape[-1], normalised(subject.judge[:1])
     for smaller in range(side - 16, side // 2, -16):
         model = SmallerImages(subject.model, smaller).eval()
-        share = count_macs(model, normalised(subject.judge[:1])) / count_macs(
-            subject.model, normalised(subject.judge[:1])
-        )
+        share = count_macs(model, example) / count_macs(subject.model, example)
         if share > 0.45:
             yield subject.row(f"dense, {smaller} pixels", 0, round(1 - share, 2), model, 0.0, "photographs")
 
