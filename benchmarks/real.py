@@ -263,10 +263,10 @@ def claims(rows: Sequence[Row]) -> list[dict[str, object]]:
     for samples, target in ((256, 0.65), (1024, 0.75)):
         for method in ("closed form", "defaults"):
             if row := of.get(("lite1", method, samples, 0.3, "photographs")):
-                text = f"lite1, {samples} photos, 0.7 of the MACs left, {method}: agreement"
+                text = f"lite1, {samples} samples, 0.7 of the MACs left, {method}: agreement"
                 stated.append(claim(text, row.agreement, target, "higher"))
         if row := of.get(("lite1", "defaults, 300 steps", samples, 0.3, "photographs")):
-            text = f"lite1, {samples} photos, 0.7 of the MACs left, 300 label-free steps: agreement"
+            text = f"lite1, {samples} samples, 0.7 of the MACs left, 300 label-free steps: agreement"
             stated.append(claim(text, row.agreement, 0.80, "higher"))
     sizes = {(row.model, row.samples, row.removed) for row in rows if row.images == "photographs"}
     for model, samples, removed in sorted(sizes):
@@ -278,7 +278,7 @@ def claims(rows: Sequence[Row]) -> list[dict[str, object]]:
         ]
         if mine and others:
             best = max(others, key=lambda row: row.agreement)
-            text = f"{model}, {samples} photos, {1 - removed:.1f} of the MACs: above the best other, {best.method}"
+            text = f"{model}, {samples} samples, {1 - removed:.1f} of the MACs: above the best other, {best.method}"
             stated.append(claim(text, mine.agreement - best.agreement, 0.0, "higher"))
     stated += by_data_claims(rows)
     for images in SHIFTS:
@@ -297,12 +297,12 @@ def by_data_claims(rows: Sequence[Row]) -> list[dict[str, object]]:
     curve = sorted((row.samples, row.agreement) for row in at_target if row.method == "closed form")
     if len(curve) > 2:
         worst = min(later[1] - earlier[1] for earlier, later in itertools.pairwise(curve))
-        stated.append(claim("lite1, 32 to 1024 photos: least rise for twice as many", worst, -0.02, "higher"))
+        stated.append(claim("lite1, 32 to 1024 samples: least rise for twice as many", worst, -0.02, "higher"))
     by_magnitude = next(
         (row for row in at_target if row.method == "magnitude, closed form" and row.samples == 32), None
     )
     if curve and curve[0][0] == 32 and by_magnitude:
-        text = "lite1, 32 photos: above magnitude with the same repairs"
+        text = "lite1, 32 samples: above magnitude with the same repairs"
         stated.append(claim(text, curve[0][1] - by_magnitude.agreement, 0.0, "higher"))
     return stated
 
