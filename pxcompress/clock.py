@@ -16,9 +16,9 @@ from pxcompress.proof import Metric, StageTime
 
 
 class Clock:
-    """Times stages in order; `note` is told about each when it starts and ends.
+    """Measures the time and memory of stages in order; the function `note` is told when each starts and ends.
 
-    With `measures` off quality is not taken after a stage that changes the model.
+    With `measures` off, quality is not measured after stages that change the model.
     """
 
     def __init__(self, note: Note, *, measures: bool = True) -> None:

@@ -20,6 +20,6 @@ class Channels(Budget):
     normalise = "mean"  # every unit costs the same, and raw scores leave early layers bare
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
-        """Number of units that stay."""
+        """A function from kept units to their number."""
         sizes = {group.name: group.units for group in groups}
         return lambda kept_units: float(sum(kept_units.get(name, units) for name, units in sizes.items()))

@@ -20,5 +20,5 @@ class MACs(Budget):
     unit = "MACs"
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
-        """Exact multiply-accumulates of the pruned model."""
+        """A function from kept units to the exact number of multiply-accumulates."""
         return macs_meter(model, groups, example)

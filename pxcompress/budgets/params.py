@@ -20,5 +20,5 @@ class Params(Budget):
     unit = "parameters"
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
-        """Exact parameter count of the pruned model."""
+        """A function from kept units to the exact number of parameters."""
         return params_meter(model, groups)
