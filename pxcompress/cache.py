@@ -29,7 +29,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A context with a temporary path beside `path`: renamed to `path` when the block ends well, deleted when it fails."""
+    """A context with a temporary path beside `path`: renamed to `path` if the block ends well, else deleted."""
     temporary_path = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary_path

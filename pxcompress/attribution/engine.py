@@ -43,10 +43,7 @@ from pxcompress.state import device_of, gradients
 
 @dataclass(frozen=True)
 class RuledLayer:
-    """A layer and its rule, for listings.
-
-    `name` is the module that holds the weight, `part` the part of the network.
-    """
+    """A layer and its rule, for listings: `name` is the module that holds the weight, `part` its part of the net."""
 
     name: str
     kind: str
@@ -56,9 +53,9 @@ class RuledLayer:
 
 @dataclass(frozen=True)
 class UnruledFunction:
-    """A torch function without an LRP rule, through which relevance flows by the ordinary gradient, which may be wrong.
+    """A torch function without an LRP rule, through which relevance flows by its ordinary gradient.
 
-    `module` and `kind` are the name and class of the module that it runs in, `function` is the torch function.
+    `module` and `kind` are the name and class of the module it runs in, `function` is its name.
     """
 
     module: str
@@ -100,7 +97,7 @@ class Attributed:
     def flow(self, x: Tensor, start: Callable[[Tensor], Tensor]) -> tuple[Flow, ...]:
         """Relevance in and out of every layer, and through every function without a rule, in executed order.
 
-        `start` maps the output to its multipliers; the relevance that starts, sum of start(out) * out, must not be 0.
+        `start` maps the output to its multipliers; the starting relevance, sum of start(out) * out, must not be 0.
         """
         with gradients():
             with self._rules.tracing(self.model) as trace:
@@ -260,9 +257,7 @@ class _Rules(TorchFunctionMode):
 
     @contextmanager
     def tracing(self, twin: nn.Module) -> Iterator[list[_TracedCall]]:
-        """A context whose list is filled with the calls of one forward pass, each tensor with one reader and one
-        writer.
-        """
+        """A context whose list is filled with the calls of one forward pass, each tensor with one reader and writer."""
         unruled = self.unruled.copy()
         self._trace = []
         try:

@@ -88,7 +88,7 @@ def bind(function: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dic
 
 
 def as_layer(function: str, values: Mapping[str, Any]) -> tuple[Tensor, Layer]:
-    """The input and the `Layer` of a call whose arguments are bound by name, in the precision that autocast would use."""
+    """The input and the `Layer` of a call with arguments bound by name, in the precision that autocast would use."""
     a, weight, bias = values["input"], values["weight"].detach(), values["bias"]
     bias = None if bias is None else bias.detach()
     if torch.is_autocast_enabled(a.device.type):
@@ -113,7 +113,7 @@ def _repeat_per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]
 def _split_padding(
     padding: int | tuple[int, ...] | str, kernel: torch.Size, dilation: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Symmetric padding for every axis, and, for "same" with an even kernel, uneven padding for `F.pad` in its place."""
+    """Symmetric padding for every axis; for "same" with an even kernel, uneven padding for `F.pad` in its place."""
     none = (0,) * len(kernel)
     if not isinstance(padding, str):
         return _repeat_per_axis(padding, len(kernel)), ()

@@ -51,7 +51,7 @@ class Reach:
             yield
 
     def run(self, forward: Callable[[], Any], source: Any, *, all_outputs: bool = False) -> Any:
-        """The output of `forward` for the input `source`, linked so that a backward pass from it reaches every layer."""
+        """The output of `forward` for the input `source`, with links that let a backward pass reach every layer."""
         self._numbers.clear()
         self.outputs.clear()
         self._source, self._all = source, all_outputs

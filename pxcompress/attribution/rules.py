@@ -231,7 +231,7 @@ class ZPlus(Rule):
     name: ClassVar[str] = "zplus"
 
     def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
-        """The multiplier of the input, by a forward and a transposed map where no input is negative, else two of each."""
+        """The multiplier of the input, by a forward and a transposed map, or two of each for inputs of both signs."""
         return AlphaBeta(1.0, 0.0).multiplier(layer, a, z, m, shape)
 
     def hook(self) -> BasicHook:

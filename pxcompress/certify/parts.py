@@ -96,7 +96,7 @@ class Part:
 
 
 def check_groups(limit: RiskLimit, masks: Mapping[str, Array], n: int, where: str = "to certify on") -> None:
-    """Raise `DataError` where n samples, or those of the smallest group (name -> mask), are too few for a certificate."""
+    """Raise `DataError` where n samples, or those of the smallest group (name -> mask), are too few to certify."""
     if masks:
         smallest = min(masks, key=lambda name: int(masks[name].sum()))
         n, where = int(masks[smallest].sum()), f"of {smallest!r}, the smallest group, {where}"
