@@ -1,4 +1,4 @@
-"""How attention modules are built: one record for each family, by which their heads are found and removed.
+"""Descriptions of attention modules: one record for each family, used to find and remove their heads.
 
 A family of your own is one record in one file that is imported before the model is pruned, such as the one that defines
 the model:
@@ -24,7 +24,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """How the attention modules of one family hold their heads.
+    """How the attention modules of one family store their heads.
 
     All names are those of attributes of the attention module, or of a part of it ("self.num_attention_heads").
     """
@@ -32,26 +32,26 @@ class AttentionLayout:
     name: str
 
     projections: tuple[str, ...]
-    """Children whose linear layers make queries, keys and values; those that a module has are taken."""
+    """Names of child modules whose linear layers make queries, keys and values; those that exist are used."""
 
     outputs: tuple[str, ...]
-    """Children that may hold the linear layer which reads the heads; a module has exactly one of them."""
+    """Names of child modules that may hold the linear layer behind the heads; a module has exactly one."""
 
     counts: tuple[str, ...] = ("num_heads",)
-    """Attributes that may hold the number of heads, the likeliest first."""
+    """Attributes that may hold the number of heads, the most likely first."""
 
     sizes: tuple[str, ...] = ()
-    """Attributes that may hold the features of one head, of modules that do not hold their number."""
+    """Attributes that may hold the width of one head, for modules that do not store the number of heads."""
 
     rows: Literal["blocks", "heads"] = "blocks"
     """Order of a projection's rows. "blocks": the queries of all heads, then the keys of all, then the values.
     "heads": queries, keys and values of the first head, then those of the second."""
 
     widths: tuple[str, ...] = ()
-    """Further attributes that grow with the number of heads; the scale and the size of one head do not."""
+    """Further attributes that grow with the number of heads, unlike the scale or the width of one head."""
 
     tables: tuple[str, ...] = ("table",)
-    """Parts of the names of parameters whose last axis has one entry a head; in others it is the first axis."""
+    """Parts of names of parameters with one entry a head on their last axis; in others it is the first axis."""
 
     caches: tuple[str, ...] = ()
     """Attributes with a dictionary of what was computed from all heads: emptied when heads are removed."""
