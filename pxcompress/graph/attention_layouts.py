@@ -54,13 +54,13 @@ class AttentionLayout:
     """Parts of names of parameters with one entry a head on their last axis; in others it is the first axis."""
 
     caches: tuple[str, ...] = ()
-    """Attributes with a dictionary of what was computed from all heads: emptied when heads are removed."""
+    """Attributes with a dictionary of values computed from all heads, which is emptied when heads are removed."""
 
     marks: tuple[str, ...] = ()
-    """Attributes of which a module must have one that is true, where the family is not told by its children alone."""
+    """Attributes of which one must be true, for families that the names of children alone do not identify."""
 
     def heads(self, module: nn.Module) -> int:
-        """Number of heads of a module of this family; 0 for any other module."""
+        """Number of heads of `module` if it belongs to this family; 0 for any other module."""
         if self.marks and not any(getattr(module, mark, False) for mark in self.marks):
             return 0
         outputs = layers_below(module, self.outputs)
@@ -73,20 +73,20 @@ class AttentionLayout:
 
 
 def _read_first(module: nn.Module, paths: Sequence[str]) -> int:
-    """The first whole number among attributes; 0 where there is none."""
+    """The first whole number among the attributes `paths` of a module; 0 if there is none."""
     values = (read_attribute(module, path) for path in paths)
     return next((value for value in values if isinstance(value, int)), 0)
 
 
 def read_attribute(module: nn.Module, path: str) -> Any:
-    """The value of an attribute of `module` or of a part of it, such as "self.num_attention_heads"; None without it."""
+    """The value of an attribute of `module` or its parts, such as "self.num_attention_heads"; None if it is missing."""
     for name in path.split("."):
         module = getattr(module, name, None)  # type: ignore[assignment]
     return module
 
 
 def layers_below(module: nn.Module, children: Sequence[str], kind: type[nn.Module] = nn.Linear) -> list[str]:
-    """Names of the layers of `kind` in the `children` of `module`, as far as it has them."""
+    """Names of all layers of `kind` inside those `children` that `module` has."""
     parts = [(name, child) for name in children if isinstance(child := getattr(module, name, None), nn.Module)]
     return [
         f"{part}.{name}".rstrip(".")
@@ -97,18 +97,18 @@ def layers_below(module: nn.Module, children: Sequence[str], kind: type[nn.Modul
 
 
 ATTENTION_LAYOUTS: dict[str, AttentionLayout] = {}
-"""The registered families by name. A module belongs to the one among its families that was registered last."""
+"""The registered families by name. A module that fits several belongs to the one registered last."""
 
 
 def register_attention(layout: AttentionLayout) -> None:
-    """Add a family. It comes before those registered earlier; raises `ValueError` for a name that is taken."""
+    """Register a family, which takes precedence over earlier ones. Raises `ValueError` for a name that is taken."""
     if layout.name in ATTENTION_LAYOUTS:
         raise ValueError(f"attention layout {layout.name!r} is registered twice; give it another name")
     ATTENTION_LAYOUTS[layout.name] = layout
 
 
 def layout_of(module: nn.Module) -> AttentionLayout | None:
-    """The family of an attention module; None for any other module."""
+    """The family (`AttentionLayout`) of an attention module; None for any other module."""
     return next((layout for layout in reversed(ATTENTION_LAYOUTS.values()) if layout.heads(module)), None)
 
 
