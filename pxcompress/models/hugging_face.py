@@ -301,13 +301,13 @@ def _read_json(path: Path) -> Any:
 
 
 def _labels(config: Any) -> tuple[str, ...]:
-    """Names of the classes; none where the configuration only numbers them."""
+    """Names of the classes; empty if the configuration only numbers them."""
     names = [str(config.id2label[number]) for number in sorted(config.id2label or {})]
     return () if all(name.startswith("LABEL_") for name in names) else tuple(names)
 
 
 def _read_image_config(place: str, config: Any) -> dict[str, Any]:
-    """Size and values of the images that a model was made for, in timm's terms."""
+    """Size, mean, std and resizing of the images that the model takes, by timm's names for them."""
     facts = _read_json(Path(place) / "preprocessor_config.json") or {}
     size, crop = facts.get("size") or {}, facts.get("crop_size") or {}
     sizes = {"height": size, "width": size} if isinstance(size, int) else dict(size)
@@ -334,7 +334,7 @@ def _read_image_config(place: str, config: Any) -> dict[str, Any]:
 
 
 def _read_tokenizer(name: str, place: str, net: Any) -> Tokenizer:
-    """The folder's tokenizer, as long as the model takes texts. Raises `ModelError` where it has none."""
+    """The tokenizer of the folder, cut to the length that the model takes. Raises `ModelError` if there is none."""
     transformers = _library()
     folder = Path(place)
     if folder.is_dir() and not any((folder / file).is_file() for file in _VOCABULARIES):
