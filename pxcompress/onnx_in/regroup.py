@@ -1,4 +1,4 @@
-"""A reshape said relative to the axes it reads, so that it holds for any batch and any width."""
+"""Describes a reshape relative to the axes of its input, so that it is valid for any batch and any width."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from math import prod
 from torch import Tensor
 
 Sizes = list[int | None] | None
-"""What some axes become: sizes, of which the one that is None follows; None alone where they are joined to one axis."""
+"""What some axes become: a list of sizes, where None is computed from the rest; None alone joins them to one axis."""
 
 HEADS = -2
-"""Placeholder among sizes for the number of heads, which pruning changes."""
+"""Placeholder in a list of sizes for the number of heads, which pruning changes."""
 
 
 class Regroup:
-    """Each segment is a number of axes of the input, and what they become."""
+    """A reshape in segments: each is a number of axes of the input, and the sizes that they become."""
 
     def __init__(self, segments: Sequence[tuple[int, Sizes]]) -> None:
         self.segments = list(segments)
 
     def shape(self, before: Sequence[int], heads: int = 1) -> list[int]:
-        """The shape after, for one before."""
+        """The shape after the reshape, for an input of shape `before`."""
         after: list[int] = []
         place = 0
         for count, sizes in self.segments:
@@ -42,7 +42,10 @@ class Regroup:
 def find_regroup(
     before: Sequence[int], after: Sequence[int], other: tuple[Sequence[int], Sequence[int]]
 ) -> Regroup | None:
-    """How `before` becomes `after` axis by axis, such that it holds for the `other` pair too; None if it does not."""
+    """The `Regroup` that turns shape `before` into `after`, and also the first shape of `other` into its second.
+
+    Else None.
+    """
     segments: list[tuple[int, Sizes]] = []
     start = (0, 0)
     while start != (len(before), len(after)):
@@ -61,7 +64,7 @@ def find_regroup(
 
 
 def _end_of_segment(before: Sequence[int], after: Sequence[int], start: tuple[int, int]) -> tuple[int, int] | None:
-    """The axes behind the next stretch, from `start` on, in which both shapes have equally many elements; else None."""
+    """The axes behind the next segment from `start` on, which has as many elements in both shapes; else None."""
     i, j = start
     left = right = 1
     if (i < len(before) and before[i] != 1) or j >= len(after):
@@ -81,7 +84,7 @@ def _end_of_segment(before: Sequence[int], after: Sequence[int], start: tuple[in
 
 
 def _add_segment(segments: list[tuple[int, Sizes]], count: int, sizes: list[int], other: list[int]) -> None:
-    """Add `count` axes that become `sizes`, in a second case `other`."""
+    """Append a segment: `count` axes that become `sizes`, or `other` for the second pair of shapes."""
     if len(sizes) == 1 and count:
         segments.append((count, None))
         return
