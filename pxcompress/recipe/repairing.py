@@ -61,7 +61,10 @@ def _check_one_each(repairs: Sequence[str]) -> None:
 
 
 def _check_order(repairs: Sequence[str], phases: Sequence[int]) -> None:
-    """Raise `InputError` where a repair stands twice, or before one of an earlier phase, as a place in `PHASES`."""
+    """Raise `InputError` for a repair that is given twice, or before one of an earlier phase.
+
+    `phases` are the repairs' phases, as positions in `PHASES`.
+    """
     names = [text.partition(":")[0] for text in repairs]
     for name in names:
         if names.count(name) > 1:
