@@ -42,10 +42,7 @@ _Line = tuple[str, ...]
 
 
 def to_table(report: Report) -> str:
-    """The output of `pxcompress run`: figures of both models, conditions, notes, verdict, next step.
-
-    It has no newline at the end.
-    """
+    """The output of `pxcompress run`: both models' figures, conditions, notes, verdict, next step. No final newline."""
     lines: list[_Line] = [("", "dense", "pruned", "ratio")]
     lines += _list_accuracy(report)
     lines += [

@@ -82,7 +82,7 @@ def _class(label: str, classes: Sequence[str], line: str) -> int:
 
 
 def _rows(path: Path) -> list[Mapping[str, str]]:
-    """The table's lines. Spreadsheets may have put a mark at its beginning, and semicolons between its columns."""
+    """The lines of the table, also as spreadsheets save it: with a byte-order mark, and semicolons between columns."""
     text = read_text(path, "give the filled to_label.csv, as UTF-8")
     header = text.partition("\n")[0]
     table = csv.DictReader(io.StringIO(text), delimiter=";" if ";" in header and "," not in header else ",")
