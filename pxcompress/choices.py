@@ -18,7 +18,7 @@ LOSS_RISKS = ("mean-loss", "loss-increase")
 """Risks that can be certified for any task, from a table of losses in [0, 1]; also keys of `certify.path.RISKS`."""
 
 PARTS = ("all", "confident", "classes")
-"""Predictions that a certificate is about: all, those of which the dense model is sure, or every class by itself."""
+"""Which predictions a certificate covers: all, those of which the dense model is sure, or each class separately."""
 
 NORMALISATIONS = ("none", "mean", "max", "sum", "norm", "cost", "uniform", "isomorphic", "knapsack")
 """Ways to make groups comparable, as keys of `planning.order.NORMALISATIONS`."""

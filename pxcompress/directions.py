@@ -65,9 +65,9 @@ def measure_streams(
 
 
 def find_directions(covariance: Tensor, price: Tensor) -> Tensor:
-    """Orthonormal columns (directions, directions), sorted so that keeping the first k loses least for every k.
+    """Orthonormal float64 columns (directions, directions), sorted so that keeping the first k loses least for any k.
 
-    Float64.
+    `covariance` and `price` are those of `measure_streams`.
     """
     level = LEAST * price.diagonal().mean() + 1e-30
     values, vectors = torch.linalg.eigh(price + level * torch.eye(len(price), dtype=price.dtype))

@@ -174,7 +174,7 @@ ContenderKind = Literal["dense", "pruned", "dense-int8", "pruned-int8", "smaller
 
 @dataclass(frozen=True)
 class Contender:
-    """A model that could be shipped instead, measured beside all others on the same test samples with its own inputs.
+    """One of several models that could be shipped, all measured on the same test samples with inputs of their own.
 
     `params` and `macs` are None if only the file is known. `speedup` and `change` of the quality are relative to the
     dense model; `beside_pruned` is its quality minus the pruned one's.

@@ -30,7 +30,7 @@ SHAPED = frozenset(
 """Functions that may stand between a final softmax and the output: they only move, average or pick values."""
 
 SCALED = frozenset(("mul", "multiply", "__rmul__", "div", "true_divide", "divide"))
-"""Functions that are also allowed there, like those in `SHAPED`, if the other factor is a plain number."""
+"""Functions that may stand between a final softmax and the output only if their other factor is a plain number."""
 
 
 CHANGING = frozenset(("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__"))

@@ -70,7 +70,7 @@ class Reach:
         return bool(self.gates)
 
     def find_lost(self, out: Tensor) -> None:
-        """Find calls that have no gradient even with open gates: of each way to the output, the last such call."""
+        """Find calls that have no gradient even with open gates; of each way to the output, only the last such call."""
         calls_without_gradient = self._list_unreached(out, list(self.outputs))
         lost_calls = []
         while calls_without_gradient:

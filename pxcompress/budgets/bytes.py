@@ -20,7 +20,7 @@ BYTES_PER_WEIGHT = 4
 @BUDGETS.register("bytes")
 @dataclass(frozen=True)
 class Bytes(Budget):
-    """Share of the size of the exported file, counted as 4 bytes for each float32 weight."""
+    """Cost in bytes of the exported file, counted as 4 for each float32 weight."""
 
     unit = "bytes"
     tolerance = 0.0

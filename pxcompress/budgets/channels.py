@@ -14,7 +14,7 @@ from pxcompress.types import Budget, Group, Meter
 @BUDGETS.register("channels")
 @dataclass(frozen=True)
 class Channels(Budget):
-    """Share of all removable units, whatever they cost."""
+    """Cost as a number of units: every removable channel, neuron and head counts one."""
 
     unit = "units"
     normalise = "mean"  # every unit costs the same, and raw scores leave early layers bare

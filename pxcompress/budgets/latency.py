@@ -18,7 +18,7 @@ from pxcompress.types import Budget, Group, Meter
 @BUDGETS.register("latency")
 @dataclass(frozen=True)
 class Latency(Budget):
-    """Share of the milliseconds that one call takes on ONNX Runtime; conditions are those of the bench."""
+    """Cost in milliseconds of one call on ONNX Runtime, under the conditions of the bench options."""
 
     unit = "ms"
     tolerance = 0.02

@@ -15,7 +15,7 @@ from pxcompress.types import Budget, Group, Meter
 @BUDGETS.register("macs")
 @dataclass(frozen=True)
 class MACs(Budget):
-    """Share of the multiply-accumulates of convolutions, linear layers and attention."""
+    """Cost in multiply-accumulates of convolutions, linear layers and attention for one sample."""
 
     unit = "MACs"
 

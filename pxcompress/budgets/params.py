@@ -15,7 +15,7 @@ from pxcompress.types import Budget, Group, Meter
 @BUDGETS.register("params")
 @dataclass(frozen=True)
 class Params(Budget):
-    """Share of the model's parameters."""
+    """Cost in parameters of the model."""
 
     unit = "parameters"
 

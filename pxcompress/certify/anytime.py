@@ -161,7 +161,7 @@ def stopping_time(
 
 
 def _decide(losses: Array, limit: RiskLimit, classes: Mapping[str, Array], before: Tested | None) -> tuple[int, int]:
-    """Number of losses after which a model passes in all classes, and after which it fails in one.
+    """How many losses it takes until a model passes in all classes, and until it fails in one; n + 1 means never.
 
     N + 1 stands for never.
     """

@@ -104,7 +104,10 @@ def params_by_module(model: nn.Module) -> dict[str, dict[str, int]]:
 
 
 class Widths:
-    """Rows of every module's weights when each group has only so many units; reads the model once, when it is made."""
+    """Counts how many rows of each module's weights remain when the groups keep given numbers of units.
+
+    The model is read only once, when this is made.
+    """
 
     def __init__(self, model: nn.Module, groups: Sequence[Group]) -> None:
         self._owners: dict[tuple[str, Axis], tuple[int, list[tuple[Group, Member]]]] = {}

@@ -60,7 +60,7 @@ EMPTY_OPERATOR = Operator("copy", (1, 1), TIMED_STEP, TIMED_STEP, (1,))
 """An operator with next to no work, whose time is the fixed cost of a call."""
 
 GPU_UNITS: Mapping[str, int] = {"fp32": 8, "fp16": 8, "int8": 16}
-"""Multiples of which tensor cores take widths, by precision; other widths are padded or run without tensor cores."""
+"""Precision -> step of widths that tensor cores need; other widths are padded or run without tensor cores."""
 
 
 MATRIX = Operator("linear", (), 4096, 4096)

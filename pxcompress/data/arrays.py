@@ -145,7 +145,7 @@ def _count_samples(path: Path, arrays: Mapping[str | int, Array]) -> int:
 
 
 def _value(inputs: dict[str | int, Array], ports: Ports | None) -> Value:
-    """The inputs of one sample: the array alone if it is the only one, of floats, and for no ONNX file.
+    """The inputs of one sample by name; an array alone if it is the only input, of floats, and not for an ONNX file.
 
     Else all by name.
     """

@@ -24,10 +24,10 @@ PAIRS = (
     ("question1", "question2"),
     ("question", "sentence"),
 )
-"""Names of two columns whose texts form one sample together."""
+"""Pairs of column names that mark two texts which form one sample."""
 
 SINGLE = ("text", "sentence", "content", "review")
-"""Names of a column with texts."""
+"""Column names that mark a single text."""
 
 LABELS = ("label", "class")
 """Names, in any case, of the column with the class of a row; the first one that exists is taken."""

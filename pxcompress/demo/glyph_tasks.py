@@ -42,7 +42,7 @@ _QUARTER = (
 _MOST = 4
 
 Scene = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[str, ...]]
-"""An image (40, 40, 3); a map (40, 40) of which character each pixel shows, from 1 on, 0 for none; the characters."""
+"""An image (40, 40, 3), an array (40, 40) that numbers the character at each pixel (0: none), and the characters."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def capture_output() -> Iterator[Callable[[], str]]:
-    """A context without prints, log lines and warnings; it yields a function that reads what C++ wrote to stderr."""
+    """A context in which nothing is printed, logged or warned.
+
+    It yields a function that, after the block, returns what was written to stderr by C++ code (file descriptor 2).
+    """
     sys.stderr.flush()
     terminal, level = os.dup(2), logging.root.manager.disable
     text, nowhere = "", io.StringIO()

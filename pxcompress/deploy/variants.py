@@ -29,10 +29,10 @@ def check_precisions(names: Sequence[str], *, data: bool) -> None:
 def convert_files(
     files: Sequence[Path], names: Sequence[str], images: Callable[[Session], Batches], folder: Path
 ) -> dict[Path, str]:
-    """Convert every float32 file to each of the precisions `names`: path of the result -> name to show.
+    """Convert every float32 file to each of the precisions `names`; returns path to time -> the source file's path.
 
-    Results are written to `folder`; `images` gives calibration batches for a session. Raises `InputError` for a file
-    that is not float32, and if a conversion fails.
+    Results are written to `folder`; for "fp32" the source file itself is listed. `images` gives calibration batches for
+    a session. Raises `InputError` for a file that is not float32, and if a conversion fails.
     """
     sources: dict[Path, str] = {}
     for place, file in enumerate(dict.fromkeys(files)):

@@ -109,7 +109,7 @@ def make_case(pruned: Pruned, inputs: Inputs, views: Views, case: tuple[int, str
 
 
 def _mark(*answers: Answer) -> tuple[Marks, ...]:
-    """Boxes and regions of answers, to draw on the image; answers without any are left out."""
+    """Boxes and regions of answers as `Marks`, to draw on the image; answers without any are left out."""
     return tuple(
         Marks(
             boxes=() if answer.boxes is None else tuple(map(tuple, answer.boxes.tolist())),

@@ -79,7 +79,7 @@ KINDS = {(True, True): "agreeing", (True, False): "newly wrong", (False, True): 
 """Kind of an input by whether the dense and the pruned model are right."""
 
 TYPICAL = ("agreeing", "as good")
-"""Kinds of which typical inputs are shown, not those with the largest change."""
+"""Kinds of inputs whose answer did not get worse or better; for these, typical inputs are shown as cases."""
 
 CHANGED = ("newly wrong", "newly right", "worse", "better")
 """Kinds of inputs whose answer changed."""

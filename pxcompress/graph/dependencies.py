@@ -22,7 +22,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PRODUCERS = (*CONVOLUTIONS, nn.Linear)
 
 MOST_VISITS = 64
-"""Most rows that may come along the same edge of the graph, relative to the widest layer, before tracing is given up.
+"""Tracing is given up once more rows than this, relative to the widest layer, come along one edge of the graph.
 
 With partial residuals torch-pruning never stops, nor where it takes a reshape for a flatten.
 """

@@ -313,7 +313,7 @@ def _explain_fixed(names: dict[Any, str], raw: Any, keep: set[str], dependencies
 
 
 def _get_axis(dependencies: Any, item: Any) -> Axis:
-    """"in" for rows that a convolution or linear layer reads, else "out"."""
+    """ "in" for rows that a convolution or linear layer reads, else "out"."""
     module = item.dep.target.module
     consumes = isinstance(module, PRODUCERS) and not is_depthwise(module)
     return "in" if consumes and dependencies.is_in_channel_pruning_fn(item.dep.handler) else "out"

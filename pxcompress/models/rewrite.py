@@ -243,7 +243,7 @@ def _mask(attention: Tensor | None, padding: Tensor | None, like: Tensor) -> Ten
 
 
 class _Weights(TorchFunctionMode):
-    """Records the weights that convolutions compute with, and the shapes of what they read."""
+    """Records, while active, the weights with which convolutions compute, and the shapes of their inputs."""
 
     def __init__(self) -> None:
         super().__init__()

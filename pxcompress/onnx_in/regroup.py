@@ -42,9 +42,9 @@ class Regroup:
 def find_regroup(
     before: Sequence[int], after: Sequence[int], other: tuple[Sequence[int], Sequence[int]]
 ) -> Regroup | None:
-    """The `Regroup` that turns shape `before` into `after`, and also the first shape of `other` into its second.
+    """The `Regroup` that turns shape `before` into `after`, and the first shape of `other` into its second.
 
-    Else None.
+    None if there is none.
     """
     segments: list[tuple[int, Sizes]] = []
     start = (0, 0)

@@ -13,7 +13,10 @@ from pxcompress.onnx_in.trial import Trials
 
 
 def restore_views_(model: ir.Model, trials: Trials) -> bool:
-    """Replace such lookups by the tensor before it was flattened, in place; returns whether there were any."""
+    """Replace lookups of all numbers of a flattened tensor by the tensor itself, in place.
+
+    Returns whether there were any.
+    """
     lookups = [node for node in model.graph if node.op_type == "Gather" and _is_view(node, trials)]
     for node in lookups:
         if (before := _find_flattened(node)) is not None:

@@ -109,10 +109,7 @@ class Walk:
         return None
 
     def send(self, steps: Sequence[Step], start: str, value: Tensor) -> dict[str, Tensor]:
-        """Send numbers through steps that move values, to see where they go.
-
-        Returns the result of each step by name.
-        """
+        """Send numbers through steps that move values, to see where they go; returns each step's result by name."""
         values: dict[str, Tensor] = {start: value}
         for step in steps:
             if step.operator in (*SCALES, "Cast"):

@@ -72,9 +72,7 @@ def make_plan(groups: Sequence[Group], scores: Scores, price: Price, ratio: floa
 def _cut_ranking(
     groups: Sequence[Group], orders: Orders, meter: Meter, limit: float, limits: Limits
 ) -> Mapping[str, int]:
-    """Group name -> width, after removing just so many units from the start of one ranking that the cost is at most
-    `limit`.
-    """
+    """Group name -> width, when units are removed in one ranking until the cost is at most `limit`."""
     ranking = _rank_units(groups, orders)
 
     def widths(length: int) -> dict[str, int]:

@@ -56,10 +56,7 @@ CHECKS = 12
 """Most evaluations on held-out samples, evenly spread over the steps."""
 
 PASSES, MOST_STEPS = 5, 300
-"""Default length of training: passes over the samples, and at most so many steps.
-
-About as long as the rest of a run.
-"""
+"""Default length of training, about as long as the rest of a run: passes over the samples, and most steps."""
 
 SAVE_SECONDS = 60.0
 """Seconds between two checkpoints."""
@@ -283,7 +280,7 @@ class _Training:
                 save_file(state, beside, metadata={"progress": json.dumps(asdict(self._progress))})
 
     def _resume(self, path: Path) -> None:
-        """Load the checkpoint in `path`; start anew unless every process has one of the same step."""
+        """Load the checkpoint in `path`; start anew unless all processes have one, of the same step."""
         progress, state = self._progress, dict[str, Tensor]()
         with (
             suppress(OSError, SafetensorError, TypeError),

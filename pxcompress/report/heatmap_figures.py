@@ -99,7 +99,7 @@ def _draw_outlines(image: NDArray[np.uint8], regions: NDArray[np.int64]) -> NDAr
 def draw_line(colours: NDArray[np.uint8], text: Sequence[str]) -> NDArray[np.uint8]:
     """A picture (height, width, 3) of a sequence: a coloured cell for each position, with its letter if any.
 
-    Cells of words are as wide as these.
+    There are `_PER_LINE` cells in a line; if the text has words, cells are as wide as these.
     """
     if any(len(word) > 1 for word in text):
         return _draw_words(colours, text)

@@ -26,7 +26,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars below each other, as wide as their container; `title` says the same in words."""
+    """Horizontal bars below each other, as wide as their container; `title` describes them in words."""
 
     title: str
     items: tuple[Bar, ...]

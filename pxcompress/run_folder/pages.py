@@ -18,7 +18,7 @@ PREDICT = Path(__file__).parents[1] / "deploy" / "predict.py"
 """Path of the script that is copied to run folders and runs the model with onnxruntime, numpy and pillow only."""
 
 PREDICT_TEXT = PREDICT.with_name("predict_text.py")
-"""Path of the same script for texts; it needs tokenizers instead of pillow."""
+"""Path of the script that is copied to run folders of models for texts; it needs tokenizers instead of pillow."""
 
 
 def write_report(folder: Path, report: Report) -> None:

@@ -59,8 +59,8 @@ def make_targets(
 def rate_targets(timings: Sequence[FileTiming]) -> Targets:
     """Measurements of dense.onnx, model.onnx, and the files converted from it, in this order.
 
-    A file whose outputs are not finite is removed. Notes name it, and a file that loses more than
-    `LOSS_WITHOUT_WARNING` or is not shown to be faster than model.onnx.
+    A file whose outputs are not finite is removed. Notes name such files, and files that lose more than
+    `LOSS_WITHOUT_WARNING` or are not shown to be faster than model.onnx.
     """
     dense, source, *converted_timings = timings
     notes, timings_kept = [], [dense, source]

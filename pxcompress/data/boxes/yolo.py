@@ -101,7 +101,7 @@ def _annotate(spec: str, image: Path, classes: int) -> Annotated:
 
 
 def _row(spec: str, path: Path, number: int, line: str, classes: int) -> Sequence[float]:
-    """Class, four corners and 0 from one line of a .txt.
+    """Parse one line of a .txt: class, four corners as shares of the image, and 0, since YOLO has no crowds.
 
     A polygon, which has more columns, becomes the box around it.
     """

@@ -108,7 +108,7 @@ class OnnxRuntime(Backend):
         return VERSION
 
     def get_device(self, provider: str) -> str:
-        """"cpu" for the CPU and for plugins, which read host memory; "cuda" for CUDA and TensorRT."""
+        """ "cpu" for the CPU and for plugins, which read host memory; "cuda" for CUDA and TensorRT."""
         return "cpu" if provider in ("cpu", "plugin") else "cuda"
 
     def explain_failure(self, provider: str) -> str:

@@ -38,7 +38,7 @@ class OpenVino(Backend):
             return "openvino, not installed"
 
     def get_device(self, provider: str) -> str:
-        """"cpu", for every provider of OpenVINO."""
+        """ "cpu", for every provider of OpenVINO."""
         return "cpu"
 
     def explain_failure(self, provider: str) -> str:
