@@ -65,7 +65,10 @@ class Reach:
                 self.outputs.clear()
 
     def find_gates(self, out: Tensor) -> bool:
-        """Whether some calls of the pass that made `out` have no gradient; from then on they are treated as gates."""
+        """Whether some calls of the pass that made `out` have no gradient.
+
+        From then on they are treated as gates: layers whose results reach the output through attention weights alone.
+        """
         self.gates = frozenset(self._list_unreached(out, list(self.outputs)))
         return bool(self.gates)
 

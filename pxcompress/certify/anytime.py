@@ -108,7 +108,9 @@ def certify_anytime(
 def _with_capital(
     row: Tested, losses: Array, limit: RiskLimit, masks: Mapping[str, Array], before: Tested | None
 ) -> Tested:
-    """`row` with the capitals of its bets, and with what an earlier test of the same model has seen."""
+    """`row` with the capital of each of its bets after these losses, added to what an earlier test (`before`) has
+    seen.
+    """
     if not masks:
         return _go_on(row, losses, limit, before)
     earlier = {each.name: each for each in before.classes} if before else {}

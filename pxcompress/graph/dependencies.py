@@ -22,9 +22,10 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PRODUCERS = (*CONVOLUTIONS, nn.Linear)
 
 MOST_VISITS = 64
-"""Tracing is given up once more rows than this, relative to the widest layer, come along one edge of the graph.
+"""Most visits to one edge of the dependency graph before tracing is given up.
 
-With partial residuals torch-pruning never stops, nor where it takes a reshape for a flatten.
+With partial residuals torch-pruning would never stop. Nor would it where it takes a reshape for a flatten; there it is
+given up because more rows come along than any layer has.
 """
 
 

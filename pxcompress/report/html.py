@@ -249,7 +249,7 @@ def _view_widths(groups: Sequence[GroupWidth]) -> Mapping[str, Any]:
 
 
 def _view_provenance(report: Report) -> Mapping[str, Any]:
-    """Values for checking the result and making it again."""
+    """Values for the part of the page that shows how to check the result and make it again."""
     parity, provider = report.parity, report.provider
     return {
         "fixed": [
