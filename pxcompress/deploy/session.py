@@ -194,8 +194,8 @@ class Session(ABC):
 
     def takes_channels_last(self, port: Port) -> bool:
         """Whether an input is an image with channels last, by the file's metadata or by its shape."""
-        told = self.metadata.get(LAYOUT) == LAST and len(port.shape) == 4
-        return told or are_channels_last(port.shape)
+        is_declared = self.metadata.get(LAYOUT) == LAST and len(port.shape) == 4
+        return is_declared or are_channels_last(port.shape)
 
     def _is_to_be_turned(self, port: Port, shape: tuple[int, ...]) -> bool:
         """Whether an image of this shape has channels first while the file takes channels last."""

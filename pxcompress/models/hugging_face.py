@@ -140,7 +140,7 @@ def load_hugging_face(name: str, classes: int | None, *, pretrained: bool) -> Hu
         model = _wrap(net, class_name, unit=pooling.unit)
     else:
         model = build_hugging_face(kwargs)
-    notes = [] if _is_for_images(model) or model.head == "logits" else [pooling.told]
+    notes = [] if _is_for_images(model) or model.head == "logits" else [pooling.description]
     if _is_for_images(model):
         model.pretrained_cfg = _read_image_config(place, model.net.config)
     else:
@@ -273,7 +273,7 @@ class _Pooling:
     """How a sentence encoder turns tokens into one vector; `unit` says that it is scaled to length 1."""
 
     unit: bool
-    told: str
+    description: str
 
 
 def _read_pooling(place: str) -> _Pooling:

@@ -207,8 +207,8 @@ class _Request:
 def _load_file(request: _Request, layout: str) -> Loaded:
     """Load an ONNX file; `layout` says where its images have their channels."""
     module, notes = load_onnx(request.name, request.checkpoint, request.input_size, request.inputs, layout)
-    told = {"layout": "" if layout == AUTO else layout, "sizes": sizes_of(module)}
-    architecture = Architecture(request.name, {key: value for key, value in told.items() if value})
+    kwargs = {"layout": "" if layout == AUTO else layout, "sizes": sizes_of(module)}
+    architecture = Architecture(request.name, {key: value for key, value in kwargs.items() if value})
     preprocessing = preprocessing_of(module, None if request.side else request.input_size, request.inputs)
     return Loaded(module, architecture, preprocessing, "file", 0, (), notes)
 

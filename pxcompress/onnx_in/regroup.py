@@ -30,9 +30,9 @@ class Regroup:
             if sizes is None:
                 after.append(total)
                 continue
-            told = [heads if size == HEADS else size for size in sizes]
-            rest = prod(size for size in told if size is not None)
-            after += [total // rest if size is None else size for size in told]
+            known_sizes = [heads if size == HEADS else size for size in sizes]
+            rest = prod(size for size in known_sizes if size is not None)
+            after += [total // rest if size is None else size for size in known_sizes]
         return after
 
     def __call__(self, x: Tensor, heads: int = 1) -> Tensor:
@@ -91,9 +91,9 @@ def _add_segment(segments: list[tuple[int, Sizes]], count: int, sizes: list[int]
     if not sizes and segments and segments[-1][1] is None:  # axes of size one behind another: they go with it
         segments[-1] = (segments[-1][0] + count, None)
         return
-    told: list[int | None] = list(sizes)
-    if count and told:  # the axis that varies is the one that follows, else the last that is not one
+    sizes_or_none: list[int | None] = list(sizes)
+    if count and sizes_or_none:  # the axis that varies is the one that follows, else the last that is not one
         varying = [place for place, size in enumerate(sizes) if place < len(other) and other[place] != size]
         longest = max((place for place, size in enumerate(sizes) if size != 1), default=len(sizes) - 1)
-        told[varying[0] if varying else longest] = None
-    segments.append((count, told))
+        sizes_or_none[varying[0] if varying else longest] = None
+    segments.append((count, sizes_or_none))

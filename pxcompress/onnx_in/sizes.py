@@ -138,8 +138,10 @@ def _resize_reshape(
         fixed = _replace_sizes(sizes, before[place : place + len(sizes)], after[place : place + len(sizes)])
         place += len(sizes)
         if fixed != sizes:
-            held = constant(part)
-            set_input(model, joined, index, torch.tensor(fixed, dtype=torch.int64 if held is None else held.dtype))
+            old_tensor = constant(part)
+            set_input(
+                model, joined, index, torch.tensor(fixed, dtype=torch.int64 if old_tensor is None else old_tensor.dtype)
+            )
 
 
 def _follows_shapes(value: ir.Value) -> bool:

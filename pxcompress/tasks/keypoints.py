@@ -43,9 +43,11 @@ class Keypoints(Detection):
             raise InputError(
                 f"the model returns {names} and no {KEYPOINTS!r}; give a model with joints, or --task detection"
             )
-        given, returned = (targets.shape[2] - FIRST_JOINT) // 3, outputs[KEYPOINTS].shape[2]
-        if given != returned:
-            raise InputError(f"the data have {given} joints, the model has {returned}; give data of its joints")
+        joints_in_data, returned = (targets.shape[2] - FIRST_JOINT) // 3, outputs[KEYPOINTS].shape[2]
+        if joints_in_data != returned:
+            raise InputError(
+                f"the data have {joints_in_data} joints, the model has {returned}; give data of its joints"
+            )
         super().check(outputs, targets)
 
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
