@@ -35,13 +35,13 @@ class Widths:
 
     heads: int
     inner: int
-    kept: int
+    heads_left: int
     stream: int = 0
 
     @property
     def kept_inner(self) -> int:
         """Total width of the heads that remain."""
-        return self.inner // self.heads * self.kept
+        return self.inner // self.heads * self.heads_left
 
     def mend(self, x: Tensor, sizes: Sequence[Any]) -> Sequence[Any]:
         """The sizes to which `x` must be reshaped: `sizes`, or if these do not fit, with the remaining heads' width."""
@@ -52,13 +52,13 @@ class Widths:
         *front, last_size = sizes
         if not isinstance(last_size, int):  # symbolic while exporting: the batch is in it
             return sizes
-        if last_size in (self.inner // self.kept, self.stream // self.kept) and _is(front[-1:], self.kept):
+        if last_size in (self.inner // self.heads_left, self.stream // self.heads_left) and _is(front[-1:], self.heads_left):
             return (*front, self.inner // self.heads)
         is_inner = _is(x.shape[-1:], self.kept_inner) or _is(x.shape[-2:], self.kept_inner)
         if last_size in (self.inner, self.stream) and is_inner:
             return (*front, self.kept_inner)
-        if last_size == self.heads and _is(x.shape[-1:], self.kept):
-            return (*front, self.kept)
+        if last_size == self.heads and _is(x.shape[-1:], self.heads_left):
+            return (*front, self.heads_left)
         return sizes
 
 
@@ -109,7 +109,7 @@ def narrow_heads_(
     if hasattr(module, SETTABLE) or not any(hasattr(module, key) for key in SCALES):
         return
     if isinstance(module, NarrowedAttention):  # in an earlier round: its sizes are those of the first
-        changes = {"kept": kept_heads, "stream": stream}
+        changes = {"heads_left": kept_heads, "stream": stream}
         module.widths_ = replace(module.widths_, **{key: size for key, size in changes.items() if size is not None})
     else:
         module.widths_ = Widths(heads, inner, kept_heads or heads, stream or 0)  # type: ignore[assignment]
