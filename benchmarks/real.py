@@ -1,7 +1,8 @@
-"""Public ImageNet weights and free photographs, no labels: how near a pruned model stays to the dense one.
+"""Public weights and free photographs or sounds, no labels: how near a pruned model stays to the dense one.
 
-Every method gets the same unlabelled photographs; agreement is the share of other photographs, of other sources, on
-which pruned and dense model name the same class. Parts can be run one by one; rows of other parts stay.
+Every method gets the same unlabelled samples; agreement is the share of other samples, of other sources, on which
+pruned and dense model name the same class. EfficientNet-Lite sees photographs, CREPE hears tones of instruments. Parts
+can be run one by one; rows of other parts stay.
 
     python benchmarks/real.py --model lite1 --samples 256,1024 --part ours
 """
@@ -23,6 +24,7 @@ from photographs import photograph_folder
 from PIL import Image, ImageEnhance, ImageFilter
 from public_weights import EFFICIENTNETS, efficientnet_lite
 from rivals import Refused, TorchPruning, reestimate
+from tones import crepe, frames
 from torch import Tensor, nn
 
 from pxcompress.clock import Clock
@@ -32,6 +34,7 @@ from pxcompress.passes.moments import MomentCache
 from pxcompress.passes.parts import HeldOut
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
+from pxcompress.run_folder.smaller_images import resize_images
 from pxcompress.stages import cut, plan_at, score
 from pxcompress.state import seeded
 from pxcompress.types import Batch, ScoredModel
@@ -39,6 +42,8 @@ from pxcompress.types import Batch, ScoredModel
 REMOVED = (0.1, 0.3, 0.5)
 """Shares of the MACs to remove; the middle one is that of most targets."""
 BATCH = 32
+CREPE = "crepe"
+PARTS = ("calibration", "judge")
 
 OURS: dict[str, dict[str, object]] = {
     "defaults": {},
@@ -85,7 +90,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A dense model, photographs to calibrate on and to judge by, and its logits on the latter."""
+    """A dense model, samples to calibrate on and to judge by (photographs as bytes), and its logits on the latter."""
 
     label: str
     model: nn.Module
@@ -95,12 +100,14 @@ class Subject:
 
     @classmethod
     def of(cls, label: str, quick: bool) -> Subject:
-        """The model with all photographs in its size, as bytes (n, 3, height, width)."""
-        model = efficientnet_lite(label)
-        side, crop = model.pretrained_cfg["input_size"][-1], model.pretrained_cfg["crop_pct"]
-        folder = photograph_folder()
-        calibration, judge = (images(folder / part, side, crop) for part in ("calibration", "judge"))
-        judge = judge[:64] if quick else judge
+        """The model with all its samples: photographs (n, 3, height, width) in its size, or frames of sound."""
+        if label == CREPE:
+            model, parts = crepe(), [frames(part) for part in PARTS]
+        else:
+            model, folder = efficientnet_lite(label), photograph_folder()
+            side, crop = model.pretrained_cfg["input_size"][-1], model.pretrained_cfg["crop_pct"]
+            parts = [images(folder / part, side, crop) for part in PARTS]
+        calibration, judge = parts[0], parts[1][:64] if quick else parts[1]
         return cls(label, model, calibration, judge, predictions(model, judge))
 
     def batches(self, samples: int, change: Callable[[Tensor], Tensor] | None = None) -> list[Batch]:
@@ -146,12 +153,12 @@ def images(folder: Path, side: int, crop: float) -> Tensor:
 
 
 def normalised(values: Tensor) -> Tensor:
-    """Bytes as EfficientNet-Lite takes them, from -1 to 1."""
-    return values.float() / 127.5 - 1
+    """Bytes as EfficientNet-Lite takes them, from -1 to 1; numbers as they are."""
+    return values if values.is_floating_point() else values.float() / 127.5 - 1
 
 
 def predictions(model: nn.Module, values: Tensor) -> Tensor:
-    """Logits (n, 1000) of images given as bytes."""
+    """Logits (n, classes) of samples as `Subject` holds them."""
     with torch.no_grad():
         return torch.cat([model(normalised(part)) for part in values.split(BATCH)])
 
@@ -220,6 +227,28 @@ SHIFTS: dict[str, Callable[[Tensor], Tensor]] = {
 """What photographs to calibrate on are made like; models are judged on those as they are."""
 
 
+class SmallerImages(nn.Module):
+    """A model that sees images resized to a smaller side."""
+
+    def __init__(self, model: nn.Module, side: int) -> None:
+        super().__init__()
+        self.model = model
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(resize_images(x, (self.side, self.side)).clamp(-1, 1))
+
+
+def smaller_images(subject: Subject) -> Iterator[Row]:
+    """The dense model on smaller images: what fewer MACs cost where nothing is pruned, and what agreement is worth."""
+    side, example = subject.judge.shape[-1], normalised(subject.judge[:1])
+    for smaller in range(side - 16, side // 2, -16):
+        model = SmallerImages(subject.model, smaller).eval()
+        share = count_macs(model, example) / count_macs(subject.model, example)
+        if share > 0.45:
+            yield subject.row(f"dense, {smaller} pixels", 0, round(1 - share, 2), model, 0.0, "photographs")
+
+
 def by_data(subject: Subject) -> Iterator[Row]:
     """Closed form from few samples to many, and magnitude with the same repairs where they are fewest."""
     for samples in (32, 64, 128, 256, 512, 1024):
@@ -281,7 +310,7 @@ def by_data_claims(rows: Sequence[Row]) -> list[dict[str, object]]:
 def main() -> None:
     """Run the parts that are asked for."""
     command_line = parser(__doc__ or "")
-    command_line.add_argument("--model", default="lite1", choices=tuple(EFFICIENTNETS))
+    command_line.add_argument("--model", default="lite1", choices=(*EFFICIENTNETS, CREPE))
     command_line.add_argument("--samples", default="256,1024")
     command_line.add_argument("--part", default="ours,rivals,data,shift")
     command_line.add_argument("--removed", default=",".join(map(str, REMOVED)), help="shares, for ours")
@@ -302,6 +331,7 @@ def main() -> None:
         ),
         "rivals": lambda: itertools.chain.from_iterable(rivals(subject, samples) for samples in sizes),
         "data": lambda: by_data(subject),
+        "smaller-images": lambda: smaller_images(subject),
         "shift": lambda: itertools.chain.from_iterable(
             ours(subject, 256, ("closed form",), name, REMOVED[1:2]) for name in SHIFTS
         ),

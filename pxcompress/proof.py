@@ -373,6 +373,7 @@ WarningCode = Literal[
     "loading",
     "remark",
     "against",
+    "smaller-images",
 ]
 """Machine-readable kind of a warning; what people read is the warning's text."""
 

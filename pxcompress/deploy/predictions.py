@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pxcompress.deploy.intervals import Interval, bootstrap_interval, newcombe_interval, wilson_interval
-from pxcompress.deploy.session import Session
 from pxcompress.errors import DataError, InputError, ModelError
 from pxcompress.models.adapter import named_outputs
 from pxcompress.models.outputs import max_difference
@@ -70,8 +70,16 @@ class Predictions:
         return Estimate(value, min(interval.low, value), max(interval.high, value))
 
 
+class Predictor(Protocol):
+    """What gives outputs for a batch: a session, or a PyTorch model that answers as one."""
+
+    def outputs_of(self, inputs: Tensor) -> Outputs:
+        """Outputs (n, ...) by name, on the CPU."""
+        ...
+
+
 def predictions(
-    sessions: Mapping[str, Session], dense: str, reference: str, batches: Batches, task: Task
+    sessions: Mapping[str, Predictor], dense: str, reference: str, batches: Batches, task: Task
 ) -> dict[str, Predictions]:
     """Predictions of every session on `batches`, compared with those of the sessions `dense` and `reference`."""
     parts: dict[str, list[Predictions]] = {name: [] for name in sessions}

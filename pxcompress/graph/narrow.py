@@ -52,7 +52,8 @@ class Widths:
         *front, last_size = sizes
         if not isinstance(last_size, int):  # symbolic while exporting: the batch is in it
             return sizes
-        if last_size in (self.inner // self.heads_left, self.stream // self.heads_left) and _is(front[-1:], self.heads_left):
+        head_widths = self.inner // self.heads_left, self.stream // self.heads_left
+        if last_size in head_widths and _is(front[-1:], self.heads_left):
             return (*front, self.inner // self.heads)
         is_inner = _is(x.shape[-1:], self.kept_inner) or _is(x.shape[-2:], self.kept_inner)
         if last_size in (self.inner, self.stream) and is_inner:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import timm
-from torch import nn
 
 from pxcompress.checks import make_file_name
 from pxcompress.cost.count import count_macs, count_params
@@ -27,6 +25,7 @@ from pxcompress.recipe import ModelAndData, Recipe
 from pxcompress.run import Run
 from pxcompress.run_folder.names import AGAINST
 from pxcompress.run_folder.saved import preprocessing_of
+from pxcompress.run_folder.smaller_images import resize_model, scale_side
 from pxcompress.run_folder.written import Files, export_dense
 from pxcompress.types import Batches
 from pxcompress.workload import Workload, load_workload, with_baseline
@@ -106,7 +105,7 @@ def _entries(
         except ModelError as error:
             yield Warning("against", f"{name} could not be made int8: {error}")
     _, *sides = workload.loaded.preprocessing.input_size
-    for sizes in dict.fromkeys(tuple(_scale_side(side, scale) for side in sides) for scale in SCALES):
+    for sizes in dict.fromkeys(tuple(scale_side(side, scale) for side in sides) for scale in SCALES):
         if list(sizes) != sides:
             yield _at_size(sizes, workload, run.recipe, place)
     file_names = [Path(text).name for text in run.recipe.against]
@@ -127,7 +126,7 @@ def _at_size(sizes: tuple[int, ...], workload: Workload, recipe: Recipe, place: 
         return Warning("against", f"the dense model was not tried at {words}: its inputs or targets cannot be resized")
     smaller = replace(preprocessing, input_size=(preprocessing.input_size[0], *sizes))
     try:
-        resized = _resize_model(model, sizes)
+        resized = resize_model(model, sizes)
         splits = load_splits(workload.source, smaller, seed=recipe.seed)
         other = replace(workload, loaded=replace(workload.loaded, model=resized, preprocessing=smaller), splits=splits)
         path = place / f"dense-{'x'.join(map(str, sizes))}.onnx"
@@ -136,22 +135,6 @@ def _at_size(sizes: tuple[int, ...], workload: Workload, recipe: Recipe, place: 
     except (ModelError, RuntimeError, ValueError, AssertionError) as error:
         return Warning("against", f"the dense model does not run at {words}: {short(error)}")
     return _Entry(f"dense at {words}", "smaller-images", path, splits.test, *costs)
-
-
-def _scale_side(side: int, scale: float) -> int:
-    """A side near `scale` times `side` that is a multiple of 16, or of 4 for small images, to suit strides and
-    patches.
-    """
-    step = 16 if side >= 128 else 4
-    return max(step, int(side * scale / step + 0.5) * step)
-
-
-def _resize_model(model: nn.Module, sizes: Sequence[int]) -> nn.Module:
-    """A copy of `model` for images of another size; timm's transformers resample their position embeddings."""
-    resized = copy.deepcopy(model)
-    if callable(set_size := getattr(resized, "set_input_size", None)):
-        set_size(img_size=tuple(sizes))
-    return resized
 
 
 def _load_rival(text: str, workload: Workload, run: Run, place: Path) -> _Entry:

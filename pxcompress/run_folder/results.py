@@ -34,6 +34,7 @@ from pxcompress.report.summary import format_bytes, format_milliseconds
 from pxcompress.run import Run
 from pxcompress.run_folder.against import measure_contenders
 from pxcompress.run_folder.names import SLIM
+from pxcompress.run_folder.smaller_images import recommend_smaller_images
 from pxcompress.run_folder.targets import ConvertedFiles, Targets, make_targets, rate_targets
 from pxcompress.run_folder.written import Files
 from pxcompress.tasks.choice import task_text
@@ -82,6 +83,9 @@ def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> Ru
     comparison = compare(dense, pruned, timings, workload.source.classes)
     calibration = _compare_calibration(timings[0].predictions, timings[1].predictions)
     contenders, notes = measure_contenders(files, (dense, pruned), workload, run)
+    change = comparison.change
+    if not contenders and change.is_shown and workload.task.metric.gain(change.value) < 0:
+        notes = (*notes, *recommend_smaller_images(slim.pruned.model, timings[1].predictions, workload))
     return RunMeasurements(
         files, comparison, _targets(files, converted_files, timings), layers, calibration, contenders, notes
     )

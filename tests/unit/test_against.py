@@ -17,7 +17,7 @@ from pxcompress.report.against import describe_choice, is_best_at_its_speed, lis
 from pxcompress.report.build import from_json
 from pxcompress.report.html import to_html
 from pxcompress.report.record import Report
-from pxcompress.run_folder.against import _resize_model, _scale_side
+from pxcompress.run_folder.smaller_images import resize_model, scale_side
 
 
 def contender(name: str, kind: ContenderKind, p50: float, top1: float, beside: tuple[float, float]) -> Contender:
@@ -91,15 +91,15 @@ def test_the_page_shows_them_all_and_may_show_pictures() -> None:
 
 
 def test_sides_that_strides_divide() -> None:
-    assert [_scale_side(side, 0.86) for side in (224, 128, 32)] == [192, 112, 28]
-    assert [_scale_side(side, 0.75) for side in (224, 128, 32)] == [176, 96, 24]
+    assert [scale_side(side, 0.86) for side in (224, 128, 32)] == [192, 112, 28]
+    assert [scale_side(side, 0.75) for side in (224, 128, 32)] == [176, 96, 24]
 
 
 def test_position_embeddings_are_resampled_and_the_model_is_left_as_it_was() -> None:
     import timm
 
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, patch_size=8, depth=1, num_classes=4).eval()
-    smaller = _resize_model(model, (48, 48))
+    smaller = resize_model(model, (48, 48))
     with torch.no_grad():
         assert smaller(torch.randn(1, 3, 48, 48)).shape == model(torch.randn(1, 3, 64, 64)).shape == (1, 4)
 
