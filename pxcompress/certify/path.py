@@ -243,7 +243,7 @@ class Tested:
 
 @dataclass(frozen=True)
 class Certificate:
-    """The outcome for a path of models.
+    """The outcome for a path of models: `chosen` is the index of the smallest certified one, None if none is.
 
     `chosen` is the row of the smallest certified model; if None the dense model stays.
     """

@@ -56,8 +56,8 @@ def time_interleaved(
 def _warm_up(call: Callable[[], None], runs: int, max_seconds: float) -> float:
     """Call a function until calls no longer get faster; returns the seconds of its fastest call.
 
-    That is when, after `USUAL` calls, the median of `BLOCK` of them is not `SETTLED` below that of the block before;
-    `runs` or `max_seconds` end it as well, after at least two calls.
+    The warm-up ends when, after `USUAL` calls, the median of `BLOCK` of them is not `SETTLED` below that of the block
+    before; `runs` or `max_seconds` end it as well, after at least two calls.
     """
     start, seconds = time.perf_counter(), [_time_call(call), _time_call(call)]
     while len(seconds) < runs and time.perf_counter() - start < max_seconds:

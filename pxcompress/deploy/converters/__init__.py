@@ -65,7 +65,7 @@ class Converter(Protocol):
     """Whether it converts the ONNX file, in any precision, instead of the PyTorch module."""
 
     tolerance: ClassVar[float]
-    """Largest acceptable difference from PyTorch, as a share of the outputs' scale; it comes from the arithmetic."""
+    """Largest difference from PyTorch that the format's arithmetic explains, as a share of the outputs' scale."""
 
     def explain_failure(self) -> str:
         """Why it does not work on this machine, in one line with advice; "" if it works."""
