@@ -1,6 +1,6 @@
 """Loads a dense model: a timm name, a hub repository, a local folder, an ONNX file, or a user's own function.
 
-resnet50, resnet50.a1_in1k      any timm model
+    resnet50, resnet50.a1_in1k      any timm model
     hf-hub:OWNER/NAME               a timm repository on the Hugging Face hub, with its weights
     local-dir:PATH                  a folder with timm's config.json, and its weights where it holds some
     package.module:factory          a callable that returns an nn.Module; the current directory is on the import path

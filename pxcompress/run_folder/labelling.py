@@ -1,6 +1,6 @@
 """Certificates on images without labels: a person labels only those on which the models disagree.
 
-request_labels -> request.json, to_label.csv, to_label.html -> certify_answers -> answers.csv, certificate.json
+    request_labels -> request.json, to_label.csv, to_label.html -> certify_answers -> answers.csv, certificate.json
 
 The limit of the risk, the path and the images are frozen in request.json before any label is known, since choosing
 alpha or the models with the labels in view would void the guarantee.

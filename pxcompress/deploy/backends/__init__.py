@@ -1,6 +1,6 @@
 """Runtimes that run exported models. One file a runtime; it registers itself under each of its providers.
 
-@BACKENDS.register("my-runtime")
+    @BACKENDS.register("my-runtime")
     @dataclass(frozen=True)
     class MyRuntime(Backend):
         title, version = "My Runtime", "my-runtime-1.0"

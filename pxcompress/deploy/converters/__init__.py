@@ -1,6 +1,6 @@
 """Converters of slim models for other ecosystems. One file an ecosystem, which registers itself.
 
-@CONVERTERS.register("my-target")
+    @CONVERTERS.register("my-target")
     @dataclass(frozen=True)
     class MyTarget:
         title, package, suffix, round_to = "My Target", "my-target", ".mine", 8
