@@ -24,7 +24,7 @@ NORMALISATIONS = ("none", "mean", "max", "sum", "norm", "cost", "uniform", "isom
 """Ways to make groups comparable, as keys of `planning.order.NORMALISATIONS`."""
 
 SCOPES = ("all", "inner")
-"""Groups that may be pruned: all, or those inside of residual streams only."""
+"""Groups that may be pruned: all, or only those inside blocks, so that residual streams keep their width."""
 
 INPUT_LAYOUTS = ("auto", "nchw", "nhwc")
 """Where images of an ONNX file have their channels: "auto" follows the shapes, "nchw" is first, "nhwc" last."""

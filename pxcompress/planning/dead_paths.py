@@ -25,7 +25,7 @@ CONSTANT_TOLERANCE = 1e-7
 
 
 def remove_dead_paths(pruned: Pruned, example: Tensor, meter: Meter, limits: Limits) -> Pruned:
-    """Remove units of `pruned` whose output is constant, until none is left; the constants go into later biases.
+    """Remove units of `pruned` that are constant or unread, until none is left; constants go into later biases.
 
     Outputs stay what they were, to rounding. Widths stay aligned as `limits` says, and one unit of every group stays.
     `meter` prices the dense model. May change `pruned.model`.
