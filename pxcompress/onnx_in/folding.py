@@ -157,7 +157,10 @@ def _change(bias: Tensor, change: tuple[Tensor | None, Tensor | None]) -> Tensor
 
 
 def _weight_factor(node: ir.Node, factor: Tensor, rank: int, groups: int, turned: bool) -> Tensor:
-    """Factors for outputs, shaped to multiply a weight whose first axis is split into groups."""
+    """Factors for a layer's outputs, shaped to multiply its weight, whose first axis is split into groups.
+
+    `turned` says that the outputs lie on the weight's first axis (a transposed matrix).
+    """
     if node.op_type == "ConvTranspose":  # (inputs, outputs of a group, ...), inputs by groups
         return factor.reshape(groups, 1, -1, *[1] * (rank - 2))
     if node.op_type == "Conv" or turned:

@@ -197,7 +197,7 @@ class _Training:
     def _begin_cycle(self) -> None:
         """Start a new cycle from the best weights at a lower learning rate.
 
-        Half the remaining steps if the first failed early.
+        It lasts to the end, or for half of the remaining steps if the cycle before was cut short.
         """
         progress, steps = self._progress, self._options.steps
         self._put(self._best)
