@@ -5,6 +5,7 @@ Weights, biases and normalisation statistics are drawn, so that no normalisation
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import random
@@ -246,3 +247,37 @@ def conv_like(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
             yield name, module
+
+
+def without_inplace(model: nn.Module) -> nn.Module:
+    twin = copy.deepcopy(model)
+    for module in twin.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    return twin
+
+
+def silenced(model: nn.Module, groups: tuple[Group, ...], plan: Plan, inputs: Tensor) -> Tensor:
+    """Outputs of `model` while hooks zero the removed units where they are read: an oracle that touches no weight."""
+    twin = copy.deepcopy(model)
+    for group in groups:
+        removed = plan.removed.get(group.name, ())
+        for member in group.consumers if removed else ():
+            module = twin.get_submodule(member.module)
+            rows = member.index[list(removed)].flatten()
+
+            def zero(layer: nn.Module, args: tuple[Tensor, ...], rows: Tensor = rows) -> tuple[Tensor]:
+                value = args[0].clone()
+                if isinstance(layer, nn.Linear):
+                    value[..., rows] = 0
+                else:
+                    value[:, rows] = 0
+                return (value,)
+
+            module.register_forward_pre_hook(zero)
+    with torch.no_grad():
+        return twin(inputs)
+
+
+def count_rows(module: nn.Module, axis: str) -> int:
+    return module.weight.shape[0] if axis == "out" else module.weight.shape[1] * getattr(module, "groups", 1)

@@ -130,6 +130,7 @@ BY_TEXT = {
 
 
 FILES = sorted(path for path in ROOT.rglob("*.py") if _room(path) != "__init__")
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 
 def test_every_room_has_its_place() -> None:
@@ -208,15 +209,47 @@ def test_public_names_resolve() -> None:
 
 
 def test_modules_and_functions_are_short() -> None:
-    """At most 400 lines a module, and 50 a function, its signature and docstring included."""
+    """At most 400 lines a module, also of tests, and 50 a function, its signature and docstring included."""
     too_long = []
-    for path in FILES:
+    for path in (*FILES, *TESTS):
         text = path.read_text()
         functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
         lengths = [(node.name, (node.end_lineno or 0) - node.lineno + 1, 50) for node in functions]
         for name, length, limit in [("the module", len(text.splitlines()), 400), *lengths]:
             too_long += [f"{path}, {name}: {length} lines"] * (length > limit)
     assert not too_long
+
+
+PARTICIPLES = {"found", "said", "known", "kept", "gone", "taken", "given", "moved", "asked", "tried"}
+"""What says that something was done with a value, and not what the value is."""
+
+
+def _participles(tree: ast.AST) -> set[str]:
+    """Arguments and variables of functions that are called by a participle alone."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda)]
+    names: set[str] = set()
+    for node in (inner for function in functions for inner in ast.walk(function)):
+        if isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return names & PARTICIPLES
+
+
+def test_names_say_what_they_hold() -> None:
+    assert not {path: names for path in (*FILES, *TESTS) if (names := _participles(ast.parse(path.read_text())))}
+
+
+def test_participles_are_seen() -> None:
+    source = """
+kept = lambda said: 1
+class Record:
+    asked: int
+    def method(self, found):
+        for gone, _ in found:
+            known = gone.moved(tried=1)
+"""
+    assert _participles(ast.parse(source)) == {"said", "found", "gone", "known"}
 
 
 def _names_of(tree: ast.AST) -> set[str]:

@@ -43,10 +43,10 @@ class Keypoints(Detection):
             raise InputError(
                 f"the model returns {names} and no {KEYPOINTS!r}; give a model with joints, or --task detection"
             )
-        joints_in_data, returned = (targets.shape[2] - FIRST_JOINT) // 3, outputs[KEYPOINTS].shape[2]
-        if joints_in_data != returned:
+        data_joints, model_joints = (targets.shape[2] - FIRST_JOINT) // 3, outputs[KEYPOINTS].shape[2]
+        if data_joints != model_joints:
             raise InputError(
-                f"the data have {joints_in_data} joints, the model has {returned}; give data of its joints"
+                f"the data have {data_joints} joints, the model has {model_joints}; give data of its joints"
             )
         super().check(outputs, targets)
 

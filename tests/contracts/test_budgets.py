@@ -74,13 +74,13 @@ def test_fewer_units_never_cost_more(name: str, small: Subject) -> None:
     """The planner's bisection rests on it."""
     meter = _meter(name, small)
     for seed in range(3):
-        kept = {group.name: group.units for group in small.groups}
-        before = meter(kept)
+        widths = {group.name: group.units for group in small.groups}
+        before = meter(widths)
         order = torch.randperm(len(small.groups), generator=torch.Generator().manual_seed(seed)).tolist()
         for place in order * 3:
             group = small.groups[place]
-            kept[group.name] = max(1, kept[group.name] // 2)
-            after = meter(kept)
+            widths[group.name] = max(1, widths[group.name] // 2)
+            after = meter(widths)
             assert after <= before
             before = after
 
@@ -88,14 +88,14 @@ def test_fewer_units_never_cost_more(name: str, small: Subject) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_meter_is_a_pure_function(name: str, small: Subject) -> None:
     meter = _meter(name, small)
-    kept = kept_counts(small.groups, random_plan(small.groups, 1))
-    asked = dict(kept)
-    first = meter(kept)
+    widths = kept_counts(small.groups, random_plan(small.groups, 1))
+    before = dict(widths)
+    first = meter(widths)
     meter({})
-    assert meter(kept) == first
-    assert kept == asked
+    assert meter(widths) == first
+    assert widths == before
     if name not in MEASURED:
-        assert _meter(name, small)(kept) == first
+        assert _meter(name, small)(widths) == first
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -314,9 +314,9 @@ def test_a_gate_has_the_gradient_through_the_softmax() -> None:
     """The ordinary one: epsilon-LRP of a net of ReLUs is its gradient."""
     for kind, layer in ((AttentionPooling, "gate2"), (SplitAttention, "fc2"), (Queries, "key2")):
         net, _, inputs = _subject(kind)
-        _, found = _multipliers(net, inputs, layer, "epsilon")
+        _, multipliers = _multipliers(net, inputs, layer, "epsilon")
         _, expected = _multipliers(net, inputs, layer, None)
-        assert torch.allclose(found, expected, rtol=1e-2, atol=1e-4 * float(expected.abs().max())), layer
+        assert torch.allclose(multipliers, expected, rtol=1e-2, atol=1e-4 * float(expected.abs().max())), layer
 
 
 class ConstantWeights(AttentionPooling):
@@ -350,9 +350,9 @@ def test_gates_take_no_relevance_from_what_they_read(kind: type[Base], constant_
     net, _, inputs = _subject(kind)
     constant = constant_kind()
     constant.load_state_dict(net.state_dict())
-    found, _ = _multipliers(net, inputs, "conv2", "epsilon")
+    multipliers, _ = _multipliers(net, inputs, "conv2", "epsilon")
     expected, _ = _multipliers(constant.eval(), inputs, "conv2", "epsilon")
-    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(multipliers, expected, rtol=1e-4, atol=1e-6)
     if kind is MixedScores:
         assert float(_multipliers(net, inputs, "place2", "epsilon")[1].abs().max()) > 0
 

@@ -39,7 +39,7 @@ READABLE = {"float32", "float64", "int8", "int32", "int64", "uint8", "bool"}
 def cases() -> dict[str, list[Any]]:
     from onnx.backend.test.loader import load_model_tests
 
-    found = defaultdict(list)
+    cases_by_operator = defaultdict(list)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         tests = load_model_tests(kind="node")
@@ -47,19 +47,19 @@ def cases() -> dict[str, list[Any]]:
         nodes = case.model.graph.node if case.model is not None else []
         settled = not any(part in case.name for part in ORDER_OF_EQUALS)
         if settled and len(nodes) == 1 and nodes[0].domain == "" and _case_arrays(case) is not None:
-            found[nodes[0].op_type].append(case)
-    return found
+            cases_by_operator[nodes[0].op_type].append(case)
+    return cases_by_operator
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(OPERATORS))
 def test_operator_computes_what_onnx_says(kind: str, cases: dict[str, list[Any]]) -> None:
-    tried = 0
+    count = 0
     for case in cases[kind]:
         inputs, outputs = _case_arrays(case) or ([], [])
         node = case.model.graph.node[0]
-        given = dict(zip((value.name for value in case.model.graph.input), inputs, strict=True))
-        args = [torch.from_numpy(np.array(given[name])) if name else None for name in node.input]
+        values = dict(zip((value.name for value in case.model.graph.input), inputs, strict=True))
+        args = [torch.from_numpy(np.array(values[name])) if name else None for name in node.input]
         settings = settings_of(next(iter(ir.from_proto(case.model).graph)), case.model.opset_import[0].version)
         try:
             made = OPERATORS[kind](settings, *args)
@@ -69,8 +69,8 @@ def test_operator_computes_what_onnx_says(kind: str, cases: dict[str, list[Any]]
         for value, expected in zip(made, outputs, strict=True):
             assert tuple(value.shape) == expected.shape, case.name
             np.testing.assert_allclose(value.numpy(), expected, rtol=1e-3, atol=1e-4, err_msg=case.name)
-        tried += 1
-    assert tried or kind in UNTESTED
+        count += 1
+    assert count or kind in UNTESTED
 
 
 OLD: dict[str, tuple[int, dict[str, Any], list[tuple[int, ...]]]] = {

@@ -53,10 +53,10 @@ def _batches(subject: Subject, size: int = 8) -> list[Batch]:
         return batches_of(torch.randn(14, *subject.inputs.shape[1:]), size)
 
 
-def _assert_alike(found: Scores, expected: Scores) -> None:
-    assert list(found) == list(expected)
+def _assert_alike(scores: Scores, expected: Scores) -> None:
+    assert list(scores) == list(expected)
     for name, values in expected.items():
-        assert torch.allclose(found[name], values, rtol=1e-2, atol=1e-3 * float(values.abs().max())), name
+        assert torch.allclose(scores[name], values, rtol=1e-2, atol=1e-3 * float(values.abs().max())), name
 
 
 @pytest.mark.parametrize("text", VARIANTS)

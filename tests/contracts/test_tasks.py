@@ -19,6 +19,7 @@ from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.embedding import Embedding
 from pxcompress.tasks.keypoints import Keypoints
 from pxcompress.tasks.multi_label import MultiLabel
+from pxcompress.tasks.neighbours import Neighbours
 from pxcompress.tasks.regression import Regression
 from pxcompress.tasks.segmentation import Segmentation
 from pxcompress.tasks.task import Task
@@ -317,3 +318,28 @@ def test_answers_say_what_outputs_hold() -> None:
     assert TASKS.build("regression").answer({"output": torch.tensor([[2.5]])}, ["count"]).words == "count 2.5"
     target = torch.tensor([[1.0, 0, 0, 8, 8, 0], [-1, 0, 0, 0, 0, 0], [-1, 0, 0, 64, 64, 2]])
     assert TASKS.build("detection").describe_target(target, ["cat", "dog"]) == "dog"
+
+
+def test_one_number_a_sample_agrees_by_its_error() -> None:
+    """There is no largest of one, so that a model that says something else agrees less."""
+    outputs = {"y": torch.arange(6.0)[:, None]}
+    agreement = Agreement().agreement({"y": outputs["y"] + 1}, outputs)
+    torch.testing.assert_close(agreement, torch.full((6,), 1 - 1 / float(outputs["y"].var(correction=0))).double())
+
+
+def test_no_sample_is_its_own_neighbour() -> None:
+    """Of four directions the last one's nearest is the second for the dense model, the first for the pruned one."""
+    angles = torch.tensor([[0.0, 1.0, 3.0, 0.7], [0.0, 1.0, 3.0, 0.3]])
+    dense, pruned = ({"embedding": torch.stack([angle.cos(), angle.sin()], 1)} for angle in angles)
+    task = Neighbours()
+    statistics = task.complete(task.statistics(pruned, torch.zeros(4), dense))
+    nearest = [[3, 3, 1, 1], [3, 3, 1, 0]]
+    assert statistics[:, 0].tolist() == [float(one == other) for one, other in zip(*nearest, strict=True)]
+
+
+def test_joints_that_are_far_off_count_no_more_than_a_side_of_their_box() -> None:
+    task, (outputs, _) = Keypoints(), _draw_joints(torch.Generator().manual_seed(0))
+    far, further = ({**outputs, "keypoints": outputs["keypoints"] + distance} for distance in (1e3, 1e6))
+    divergence = task.divergence(far, outputs)
+    assert (divergence > 0.9).all()
+    torch.testing.assert_close(task.divergence(further, outputs), divergence)

@@ -79,7 +79,7 @@ def _coco_map_of_joints(boxes: Boxes, targets: Tensor, joints: int) -> float:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    truth, found = COCO(), []
+    truth, results = COCO(), []
     annotations = []
     for image, rows in enumerate(targets[:, :-1].double().tolist()):
         for kind, x, y, right, low, crowd, area, *table in rows:
@@ -97,14 +97,14 @@ def _coco_map_of_joints(boxes: Boxes, targets: Tensor, joints: int) -> float:
             places = boxes.joints.places[image, place]
             table = torch.cat([places, torch.ones(joints, 1)], 1).flatten().tolist()
             kind, score = int(boxes.classes[image, place]), float(boxes.scores[image, place])
-            found.append({"image_id": image, "category_id": kind, "score": score, "keypoints": table})
+            results.append({"image_id": image, "category_id": kind, "score": score, "keypoints": table})
     truth.dataset = {
         "images": [{"id": image} for image in range(IMAGES)],
         "annotations": annotations,
         "categories": [{"id": kind, "name": str(kind)} for kind in range(CLASSES)],
     }
     truth.createIndex()
-    evaluation = COCOeval(truth, truth.loadRes(found), "keypoints")
+    evaluation = COCOeval(truth, truth.loadRes(results), "keypoints")
     if joints != 17:
         evaluation.params.kpt_oks_sigmas = np.full(joints, 1 / joints)
     evaluation.evaluate()

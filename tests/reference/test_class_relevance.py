@@ -52,39 +52,39 @@ def _gradient_times_input(subject: Subject, group: Group, sample: Tensor, label:
     return np.array(cuts).mean(0)
 
 
-def _assert_close(found: Tensor, expected: np.ndarray) -> None:
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found.numpy(), expected, rtol=2e-3, atol=1e-5 * expected.max())
+def _assert_close(result: Tensor, expected: np.ndarray) -> None:
+    assert result.dtype == torch.float32
+    np.testing.assert_allclose(result.numpy(), expected, rtol=2e-3, atol=1e-5 * expected.max())
 
 
 @pytest.mark.parametrize("name", ["flatten_cnn", "grouped", "resnet_basic"])
 def test_it_is_gradient_times_input_of_the_label_on_relu_networks(name: str) -> None:
     """There epsilon's multipliers are gradients, up to the stabiliser."""
     subject = subject_named(name)
-    found = class_relevance(subject.model, subject.groups, _batches(subject, 4))
-    assert found.samples == (1, 2, 0, 3, 0)
-    assert list(found.units) == [group.name for group in subject.groups]
+    relevance = class_relevance(subject.model, subject.groups, _batches(subject, 4))
+    assert relevance.samples == (1, 2, 0, 3, 0)
+    assert list(relevance.units) == [group.name for group in subject.groups]
     for group in subject.groups:
         pairs = zip(subject.inputs.split(1), LABELS.tolist(), strict=True)
         values = [_gradient_times_input(subject, group, sample, label) for sample, label in pairs]
-        _assert_close(found.units[group.name], _by_label(values))
+        _assert_close(relevance.units[group.name], _by_label(values))
 
 
 def test_it_is_lrp_of_each_class_alone(small: Subject) -> None:
     """The scorer on one sample at a time; and on all of them, the mean over classes by their samples."""
     score = SCORERS.build("lrp:target=label")
-    found = class_relevance(small.model, small.groups, _batches(small, 4))
+    relevance = class_relevance(small.model, small.groups, _batches(small, 4))
     alone = [score(small.model, small.groups, [batch]) for batch in _batches(small, 1)]
     together = score(small.model, small.groups, _batches(small, 6))
-    weights = torch.tensor(found.samples) / sum(found.samples)
-    for name, values in found.units.items():
+    weights = torch.tensor(relevance.samples) / sum(relevance.samples)
+    for name, values in relevance.units.items():
         _assert_close(values, _by_label([scores[name].numpy() for scores in alone]))
         _assert_close(weights @ values, together[name].numpy())
 
 
 def test_batches_do_not_matter(small: Subject) -> None:
     expected = class_relevance(small.model, small.groups, _batches(small, 6))
-    found = class_relevance(small.model, small.groups, _batches(small, 2)[::-1])
-    assert found.samples == expected.samples
+    relevance = class_relevance(small.model, small.groups, _batches(small, 2)[::-1])
+    assert relevance.samples == expected.samples
     for name, values in expected.units.items():
-        _assert_close(found.units[name], values.numpy())
+        _assert_close(relevance.units[name], values.numpy())

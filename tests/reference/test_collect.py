@@ -1,4 +1,4 @@
-"""`collect` and `collect_moments` against slow versions: one sample at a time, one row at a time."""
+"""`collect` against a slow version: one sample at a time."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from models import CLASSES, Subject, batches_of, plan_of, snapshot
+from models import CLASSES, Subject, batches_of, snapshot, without_inplace
 from models import subject as subject_named
 from torch import Tensor, nn
 
-from pxcompress.layout.rows import complement, list_removed_rows, members_by_module, rows_first, unit_view, unit_weights
 from pxcompress.passes.collect import Start, Statistic, collect
-from pxcompress.passes.moments import collect_moments
 from pxcompress.state import seeded
 from pxcompress.types import Group, Member
 
@@ -30,25 +28,20 @@ FAMILIES = (
     "convnext",
 )
 
+
 STATISTICS: dict[str, Statistic] = {
     "relevance": lambda a, m: (a * m).sum(2).abs(),
     "squared": lambda a, m: (a * m).sum(2).square(),
     "multiplier": lambda a, m: m.square().mean(2),
     "positive": lambda a, m: (a * m).clamp(min=0).sum(2),
 }
+
+
 STARTS: dict[str, Start] = {
     "label": lambda logits, labels: nn.functional.one_hot(labels, CLASSES).to(logits.dtype),
     "loss": lambda logits, labels: logits.softmax(1) - nn.functional.one_hot(labels, CLASSES),
     "ones": lambda logits, labels: torch.ones_like(logits),
 }
-
-
-def _without_inplace(model: nn.Module) -> nn.Module:
-    twin = copy.deepcopy(model)
-    for module in twin.modules():
-        if hasattr(module, "inplace"):
-            module.inplace = False
-    return twin
 
 
 def _read(model: nn.Module, group: Group, sample: Tensor) -> tuple[Tensor, list[tuple[Tensor, Member]]]:
@@ -76,7 +69,7 @@ def _unit(value: Tensor, module: nn.Module, rows: Tensor) -> Tensor:
 
 
 def _slow(subject: Subject, group: Group, statistic: Statistic, start: Start) -> np.ndarray:
-    model = _without_inplace(subject.model)
+    model = without_inplace(subject.model)
     total: np.ndarray | float = 0.0
     for inputs, labels in batches_of(subject.inputs, 1):
         logits, seen = _read(model, group, inputs.clone().requires_grad_())
@@ -128,7 +121,7 @@ def test_without_a_start_there_is_no_backward_pass(small: Subject) -> None:
 
     result = collect(small.model, small.groups, batches_of(small.inputs, 4), mean)
     assert set(seen) == {(0, False)}
-    model = _without_inplace(small.model)
+    model = without_inplace(small.model)
     for group in small.groups:
         total = 0.0
         for sample in small.inputs.split(1):
@@ -210,6 +203,30 @@ def test_one_tensor_with_two_readers_is_one_cut() -> None:
     assert result[group.name].shape == (1, group.units)
 
 
+class ChangedInPlace(nn.Module):
+    """Two layers read one tensor, the second of them after a ReLU in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.before, self.after = nn.Linear(4, 6), nn.Linear(6, CLASSES), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.before(x) + self.after(x.relu_())
+
+
+def test_a_tensor_that_is_changed_in_place_is_another_cut() -> None:
+    with seeded(0):
+        net, inputs = ChangedInPlace().eval(), torch.randn(5, 4)
+    units = torch.arange(6)[:, None]
+    members = (Member("first", "out", units), Member("before", "in", units), Member("after", "in", units))
+    group = Group("first", "neuron", 6, members)
+    result = collect(net, [group], batches_of(inputs, 2), lambda a, m: a.sum(2))["first"]
+    with torch.no_grad():
+        values = net.first(inputs).double()
+    torch.testing.assert_close(result, torch.stack([values.mean(0), values.relu().mean(0)]))
+
+
 def test_relevance_of_a_linear_head_by_hand() -> None:
     """At the classifier's input the gradient of logit y is row y of its weight."""
     subject = subject_named("grouped")
@@ -217,7 +234,7 @@ def test_relevance_of_a_linear_head_by_hand() -> None:
     result = collect(
         subject.model, [group], batches_of(subject.inputs, 4), lambda a, m: (a * m).sum(2), STARTS["label"]
     )
-    model = _without_inplace(subject.model)
+    model = without_inplace(subject.model)
     with torch.no_grad():
         features = torch.relu(model.conv3(torch.relu(model.conv2(torch.relu(model.conv1(subject.inputs)))))).mean(
             (2, 3)
@@ -265,176 +282,6 @@ def test_a_failing_statistic_leaves_no_hooks() -> None:
     with pytest.raises(ArithmeticError):
         collect(model, subject_named("grouped").groups, batches_of(subject_named("grouped").inputs, 3), fails)
     assert snapshot(model) == before
-
-
-# --- moments ---
-
-
-def _inputs_of(model: nn.Module, name: str, inputs: Tensor) -> Tensor:
-    seen: list[Tensor] = []
-    twin = _without_inplace(model)
-    twin.get_submodule(name).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    with torch.no_grad():
-        twin(inputs)
-    return seen[0]
-
-
-def _features(model: nn.Module, name: str, index: Tensor, inputs: Tensor) -> np.ndarray:
-    """Input features of a layer, (features, samples and positions), in float64."""
-    value = _inputs_of(model, name, inputs)
-    rows = value.movedim(-1, 0) if isinstance(model.get_submodule(name), nn.Linear) else value.movedim(1, 0)
-    rows = rows.flatten(1).double().numpy()
-    return np.stack([np.concatenate([rows[row] for row in unit.tolist()]) for unit in index])
-
-
-@pytest.mark.parametrize(
-    ("name", "layer", "width"),
-    [
-        ("flatten_cnn", "fc1", 9),
-        ("flatten_cnn", "fc1", 1),
-        ("flatten_cnn", "conv2", 1),
-        ("conv1d", "inner", 1),
-        ("resnext", "layer2.0.conv2", 1),
-        ("vit", "blocks.1.attn.proj", 1),
-        ("vit", "blocks.0.mlp.fc2", 1),
-    ],
-)
-@pytest.mark.parametrize("size", [1, 4])
-def test_moments_are_those_of_numpy(name: str, layer: str, width: int, size: int) -> None:
-    subject = subject_named(name)
-    module = subject.model.get_submodule(layer)
-    rows = module.weight.shape[1] * getattr(module, "groups", 1)
-    index = torch.arange(rows).reshape(-1, width)
-    result = collect_moments(subject.model, {layer: index}, batches_of(subject.inputs, size))[layer].whole
-    features = _features(subject.model, layer, index, subject.inputs)
-    second = features @ features.T / features.shape[1]
-    assert result.second.dtype == result.mean.dtype == torch.float64
-    assert np.allclose(result.mean, features.mean(1), rtol=1e-4, atol=1e-6)
-    assert np.allclose(result.second, second, rtol=1e-4, atol=1e-6 * abs(second).max())
-    assert np.allclose(result.covariance, np.cov(features, bias=True), rtol=1e-3, atol=1e-5 * abs(second).max())
-
-
-def test_covariances_survive_a_large_mean() -> None:
-    """Late features of a trained network vary little around a large mean; E[x x^T] - E[x] E[x]^T must not cancel."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        inputs = 100 + torch.randn(64, 4)
-        model = nn.Sequential(nn.Identity(), nn.Linear(4, 2))
-    result = collect_moments(model, {"1": torch.arange(4).unsqueeze(1)}, batches_of(inputs, 16))["1"].whole
-    expected = np.cov(inputs.double().numpy().T, bias=True)
-    assert np.allclose(result.covariance, expected, atol=1e-4)
-
-
-@pytest.mark.parametrize("size", [1, 5, 32])
-def test_halves_are_runs_of_neighbours_whatever_the_batches(size: int) -> None:
-    with seeded(0):
-        inputs, model = torch.randn(30, 4), nn.Sequential(nn.Identity(), nn.Linear(4, 2))
-    seen = collect_moments(model, {"1": torch.arange(4).unsqueeze(1)}, batches_of(inputs, size))["1"]
-    first = torch.tensor([sample // 4 % 2 == 0 for sample in range(30)])
-    for half, chosen in zip(seen.halves, (first, ~first), strict=True):
-        assert half.count == int(chosen.sum())
-        assert np.allclose(half.covariance, np.cov(inputs[chosen].double().numpy().T, bias=True), atol=1e-6)
-    assert seen.samples == 30
-    assert [(fit is seen.halves[0], check is seen.halves[1]) for fit, check in seen.folds] == [
-        (True, True),
-        (False, False),
-    ]
-
-
-def test_moments_take_rows_in_any_order() -> None:
-    subject = subject_named("flatten_cnn")
-    straight = torch.arange(8).unsqueeze(1)
-    parts = batches_of(subject.inputs, 4)
-    shuffle = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
-    result = collect_moments(subject.model, {"conv2": straight[shuffle]}, parts)["conv2"].whole
-    expected = collect_moments(subject.model, {"conv2": straight}, parts)["conv2"].whole
-    assert torch.allclose(result.mean, expected.mean[shuffle])
-    assert torch.allclose(result.second, expected.second[shuffle][:, shuffle])
-
-
-def test_moments_leave_the_model_as_it_was(small: Subject) -> None:
-    model = copy.deepcopy(small.model).train()
-    before = snapshot(model)
-    consumers = members_by_module(small.groups, "in")
-    layouts = {}
-    for name in consumers:
-        module = model.get_submodule(name)
-        layouts[name] = torch.arange(module.weight.shape[1] * getattr(module, "groups", 1)).unsqueeze(1)
-    assert set(collect_moments(model, layouts, batches_of(small.inputs, 4))) == set(layouts)
-    assert snapshot(model) == before
-
-
-# --- geometry ---
-
-
-@pytest.mark.parametrize(
-    ("module", "shape", "rows", "positions"),
-    [
-        (nn.Linear(6, 2), (3, 6), 6, 1),
-        (nn.Linear(6, 2), (3, 5, 6), 6, 5),
-        (nn.Linear(6, 2), (3, 4, 5, 6), 6, 20),
-        (nn.Conv1d(6, 2, 1), (3, 6, 7), 6, 7),
-        (nn.Conv2d(6, 2, 1), (3, 6, 4, 5), 6, 20),
-        (nn.Conv3d(6, 2, 1), (3, 6, 2, 3, 4), 6, 24),
-    ],
-)
-def test_rows_come_first_and_units_own_theirs(
-    module: nn.Module, shape: tuple[int, ...], rows: int, positions: int
-) -> None:
-    value = torch.randn(shape)
-    result = rows_first(value, module)
-    assert result.shape == (3, rows, positions)
-    for row in range(rows):
-        expected = value[..., row] if isinstance(module, nn.Linear) else value[:, row]
-        assert torch.equal(result[:, row].flatten(), expected.flatten())
-    for index in (torch.arange(rows).reshape(3, 2), torch.tensor([[5, 0], [2, 3]]), torch.tensor([[4]])):
-        view = unit_view(value, module, index)
-        assert view.shape == (3, len(index), index.shape[1] * positions)
-        for unit, owned in enumerate(index):
-            assert torch.equal(view[:, unit], result[:, owned].flatten(1))
-
-
-def test_units_weights(small: Subject) -> None:
-    """The weights whose removal a unit's removal causes: zero them and the layer does not see the unit any more."""
-    for group in small.groups:
-        for member in group.members:
-            module = small.model.get_submodule(member.module)
-            result = unit_weights(small.model, member)
-            if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
-                assert result is None
-                continue
-            groups = getattr(module, "groups", 1)
-            for unit, rows in enumerate(member.index.tolist()):
-                if member.axis == "out":
-                    expected = module.weight[rows]
-                else:
-                    width, outputs = module.weight.shape[1], module.weight.shape[0] // groups
-                    expected = torch.cat(
-                        [
-                            module.weight[
-                                (row // width) * outputs : (row // width + 1) * outputs, row % width
-                            ].flatten()
-                            for row in rows
-                        ]
-                    )
-                assert torch.equal(result[unit].sort().values, expected.detach().flatten().sort().values)
-
-
-def test_members_by_module_and_removed_rows() -> None:
-    subject = subject_named("densenet")
-    readers = members_by_module(subject.groups, "in")
-    name = "features.transition1.conv"
-    first, second = readers[name][0], readers[name][1]
-    plan = plan_of({first[0].name: (1, 3), second[0].name: (0,)})
-    expected = sorted([*first[1].index[[1, 3]].flatten().tolist(), *second[1].index[0].tolist()])
-    assert list_removed_rows(readers[name], plan).tolist() == expected
-    assert list_removed_rows((), plan).tolist() == []
-    assert list_removed_rows(readers[name], plan_of({})).tolist() == []
-
-
-@pytest.mark.parametrize(("rows", "expected"), [([], [0, 1, 2, 3]), ([0, 2], [1, 3]), ([3, 0, 1, 2], [])])
-def test_others(rows: list[int], expected: list[int]) -> None:
-    assert complement(4, torch.tensor(rows, dtype=torch.int64)).tolist() == expected
 
 
 def test_a_start_gets_detached_logits_and_the_labels_of_its_batch() -> None:

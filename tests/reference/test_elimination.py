@@ -23,13 +23,13 @@ def _problem(units: int, width: int, outputs: int, seed: int) -> tuple[np.ndarra
     return samples.T @ samples / len(samples), rng.normal(size=(outputs, features)), rng.uniform(0.1, 2, outputs)
 
 
-def _loss(sigma: np.ndarray, weights: np.ndarray, power: np.ndarray, kept: list[int]) -> float:
+def _loss(sigma: np.ndarray, weights: np.ndarray, power: np.ndarray, features: list[int]) -> float:
     """min over V of E sum_o w_o (W x - V x_S)_o^2: what remains after the best repair on the features S."""
-    lost = [feature for feature in range(len(sigma)) if feature not in kept]
+    lost = [feature for feature in range(len(sigma)) if feature not in features]
     schur = sigma[np.ix_(lost, lost)]
-    if kept:
-        cross = sigma[np.ix_(lost, kept)]
-        schur = schur - cross @ np.linalg.solve(sigma[np.ix_(kept, kept)], cross.T)
+    if features:
+        cross = sigma[np.ix_(lost, features)]
+        schur = schur - cross @ np.linalg.solve(sigma[np.ix_(features, features)], cross.T)
     return float(np.einsum("o,oi,ij,oj->", power, weights[:, lost], schur, weights[:, lost]))
 
 
@@ -40,8 +40,8 @@ def _slow(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]], units: int,
     while left:
         totals = {}
         for unit in left:
-            kept = [u * width + j for u in left if u != unit for j in range(width)]
-            totals[unit] = sum(_loss(*problem, kept) for problem in ridged)
+            features = [u * width + j for u in left if u != unit for j in range(width)]
+            totals[unit] = sum(_loss(*problem, features) for problem in ridged)
         best = min(left, key=lambda unit: totals[unit])
         level = max(level, totals[best] - before)
         scores[best], before = level, totals[best]
@@ -64,8 +64,8 @@ def _readers(problems: list[tuple[np.ndarray, np.ndarray, np.ndarray]], width: i
 def test_equals_refitting_from_scratch(width: int, consumers: int, seed: int) -> None:
     units = 7
     problems = [_problem(units, width, 5, 10 * seed + consumer) for consumer in range(consumers)]
-    found = eliminate(_readers(problems, width), units)
-    np.testing.assert_allclose(found.numpy(), _slow(problems, units, width), rtol=1e-6)
+    losses = eliminate(_readers(problems, width), units)
+    np.testing.assert_allclose(losses.numpy(), _slow(problems, units, width), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("width", "seed"), itertools.product([1, 2], range(3)))
@@ -77,30 +77,30 @@ def test_errors_are_those_on_the_other_samples(width: int, seed: int) -> None:
     inverse = torch.from_numpy(np.linalg.inv(ridged))
     gram = torch.from_numpy(weights.T @ (power[:, None] * weights))
     reader = ConsumerStatistics(inverse.clone(), gram, width, check=inverse @ torch.from_numpy(other) @ inverse)
-    gone: list[int] = []
+    eliminated: list[int] = []
     for unit in np.random.default_rng(seed).permutation(units)[: units - 1]:
-        lost, kept = (
+        lost, remaining = (
             [u * width + j for u in part for j in range(width)]
-            for part in ([unit], [u for u in range(units) if u not in (*gone, unit)])
+            for part in ([unit], [u for u in range(units) if u not in (*eliminated, unit)])
         )
         folded = weights.copy()
-        earlier = [u * width + j for u in gone for j in range(width)]
+        earlier = [u * width + j for u in eliminated for j in range(width)]
         left = [feature for feature in range(len(sigma)) if feature not in earlier]
         if earlier:
             folded[:, left] += (
                 weights[:, earlier] @ np.linalg.solve(ridged[np.ix_(left, left)], ridged[np.ix_(left, earlier)]).T
             )
-        predict = np.linalg.solve(ridged[np.ix_(kept, kept)], ridged[np.ix_(kept, lost)]).T
+        predict = np.linalg.solve(ridged[np.ix_(remaining, remaining)], ridged[np.ix_(remaining, lost)]).T
         error = (
             other[np.ix_(lost, lost)]
-            - predict @ other[np.ix_(kept, lost)]
-            - other[np.ix_(lost, kept)] @ predict.T
-            + predict @ other[np.ix_(kept, kept)] @ predict.T
+            - predict @ other[np.ix_(remaining, lost)]
+            - other[np.ix_(lost, remaining)] @ predict.T
+            + predict @ other[np.ix_(remaining, remaining)] @ predict.T
         )
         expected = np.einsum("o,oi,ij,oj->", power, folded[:, lost], error, folded[:, lost])
         assert float(reader.saliency()[unit]) == pytest.approx(expected, rel=1e-6)
         reader.fold_(torch.tensor([unit]))
-        gone.append(int(unit))
+        eliminated.append(int(unit))
 
 
 def test_a_copy_of_a_unit_is_free_once_and_dear_afterwards() -> None:

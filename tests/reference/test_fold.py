@@ -73,15 +73,15 @@ def _gone(groups: tuple[Group, ...], plan: Plan, name: str, axis: str) -> set[in
 
 
 def _predict(
-    x: np.ndarray, kept: list[int], gone: list[int], ridge: float, centred: bool
+    x: np.ndarray, inputs: list[int], outputs: list[int], ridge: float, centred: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """B and c of x_P = B x_S + c: ridge normal equations; `x` is (features, observations)."""
     mean = x.mean(1, keepdims=True) if centred else np.zeros((len(x), 1))
     around = x - mean
-    s, p = around[kept], around[gone]
+    s, p = around[inputs], around[outputs]
     level = ridge * np.mean(s * s, axis=1).mean() + 1e-12  # kept inputs may all be dead
-    b = (p @ s.T / x.shape[1]) @ np.linalg.inv(s @ s.T / x.shape[1] + level * np.eye(len(kept)))
-    return b, (mean[gone] - b @ mean[kept])[:, 0]
+    b = (p @ s.T / x.shape[1]) @ np.linalg.inv(s @ s.T / x.shape[1] + level * np.eye(len(inputs)))
+    return b, (mean[outputs] - b @ mean[inputs])[:, 0]
 
 
 def _expected(pruned: Pruned, name: str, x: np.ndarray, ridge: float, centred: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -97,15 +97,15 @@ def _expected(pruned: Pruned, name: str, x: np.ndarray, ridge: float, centred: b
     weights, shifts = [], []
     for place in range(conv_groups):
         inside = range(place * width, (place + 1) * width)
-        gone = [feature - place * width for feature in inside if feature * taps in gone_in]
-        kept = [feature for feature in range(width) if feature not in gone]
-        b, c = _predict(features[place * width : (place + 1) * width], kept, gone, ridge, centred)
+        removed = [feature - place * width for feature in inside if feature * taps in gone_in]
+        remaining = [feature for feature in range(width) if feature not in removed]
+        b, c = _predict(features[place * width : (place + 1) * width], remaining, removed, ridge, centred)
         for output in range(place * outputs, (place + 1) * outputs):
             if output in gone_out:
                 continue
             w = weight[output].reshape(width, -1)  # (features, taps of the kernel or flattened positions)
-            weights.append(w[kept] + np.einsum("pk,ps->sk", w[gone], b))
-            shifts.append(sum(c[i] * w[feature].sum() for i, feature in enumerate(gone)))
+            weights.append(w[remaining] + np.einsum("pk,ps->sk", w[removed], b))
+            shifts.append(sum(c[i] * w[feature].sum() for i, feature in enumerate(removed)))
     return np.stack(weights), np.array(shifts)
 
 
@@ -131,10 +131,10 @@ def test_fold_is_ridge_regression(name: str, centred: str) -> None:
     consumers = sorted({member.module for group in subject.groups for member in group.consumers})
     consumers = [layer for layer in consumers if _gone(subject.groups, plan, layer, "in")]
     assert consumers
-    found = _layer_inputs(subject.model, consumers, subject.inputs)
+    features = _layer_inputs(subject.model, consumers, subject.inputs)
     for layer in consumers:
         around_mean = centred == "yes" or (centred == "auto" and not _pads(subject.model.get_submodule(layer)))
-        weight, shift = _expected(pruned, layer, found[layer], 0.1, around_mean)
+        weight, shift = _expected(pruned, layer, features[layer], 0.1, around_mean)
         slim = pruned.model.get_submodule(layer)
         actual = slim.weight.detach().double().numpy().reshape(weight.shape)
         assert np.allclose(actual, weight, rtol=1e-3, atol=1e-3 * abs(weight).max()), layer
@@ -185,11 +185,11 @@ def test_fold_lowers_the_error_of_every_layer(small: Subject) -> None:
     for group in small.groups:
         for member in group.consumers:
             module = small.model.get_submodule(member.module)
-            gone = _gone(small.groups, plan, member.module, "in")
-            if not gone or _pads(module) or getattr(module, "groups", 1) > 1:
+            removed = _gone(small.groups, plan, member.module, "in")
+            if not removed or _pads(module) or getattr(module, "groups", 1) > 1:
                 continue
             x = _layer_inputs(small.model, [member.module], small.inputs)[member.module]
-            kept = [row for row in range(len(x)) if row not in gone]
+            remaining = [row for row in range(len(x)) if row not in removed]
             outputs = [
                 row for row in range(len(module.weight)) if row not in _gone(small.groups, plan, member.module, "out")
             ]
@@ -199,7 +199,9 @@ def test_fold_lowers_the_error_of_every_layer(small: Subject) -> None:
                 for model in (bare.model, folded.model):
                     layer = model.get_submodule(member.module)
                     shift = (layer.bias - module.bias[outputs]).detach().double().numpy()[:, None]
-                    errors.append(np.square(layer.weight.detach().double().numpy() @ x[kept] + shift - dense).mean())
+                    errors.append(
+                        np.square(layer.weight.detach().double().numpy() @ x[remaining] + shift - dense).mean()
+                    )
                 assert errors[1] <= errors[0] * (1 + 1e-6), member.module
 
 

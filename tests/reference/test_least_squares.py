@@ -139,16 +139,16 @@ def _refit(x: np.ndarray, r: np.ndarray, w: np.ndarray, fits: np.ndarray) -> lis
         left = [r[~fits, g] - x[~fits, g] @ updates[g][0].T - updates[g][1] for g in groups]
         return float(sum((w[~fits, None] * np.square(part)).sum() for part in left))
 
-    tried = {ridge: [_ridge(x[fits, g], r[fits, g], w[fits], ridge) for g in groups] for ridge in RIDGES}
-    best = min(RIDGES, key=lambda ridge: error(tried[ridge]))
-    if error(tried[best]) >= (w[~fits, None, None] * np.square(r[~fits])).sum():
+    fits_by_ridge = {ridge: [_ridge(x[fits, g], r[fits, g], w[fits], ridge) for g in groups] for ridge in RIDGES}
+    best = min(RIDGES, key=lambda ridge: error(fits_by_ridge[ridge]))
+    if error(fits_by_ridge[best]) >= (w[~fits, None, None] * np.square(r[~fits])).sum():
         return None
     return [_ridge(x[:, g], r[:, g], w, best) for g in groups]
 
 
 def _kept(pruned: Pruned, name: str) -> list[int]:
     """Output rows of a dense layer that are still there."""
-    gone = {
+    removed = {
         int(row)
         for group in pruned.groups
         for member in group.members
@@ -156,7 +156,7 @@ def _kept(pruned: Pruned, name: str) -> list[int]:
         for unit in pruned.plan.removed.get(group.name, ())
         for row in member.index[unit]
     }
-    return [row for row in range(len(pruned.dense.get_submodule(name).weight)) if row not in gone]
+    return [row for row in range(len(pruned.dense.get_submodule(name).weight)) if row not in removed]
 
 
 def _repair_slowly(pruned: Pruned, inputs: Tensor, names: list[str], together: int, weighted: bool) -> None:
@@ -172,19 +172,19 @@ def _repair_slowly(pruned: Pruned, inputs: Tensor, names: list[str], together: i
         slim = _seen(pruned.model, wave, inputs)
         for name in wave:
             module = pruned.model.get_submodule(name)
-            kept = _kept(pruned, name)
+            rows = _kept(pruned, name)
             x = _inputs(module, slim[name][0], slim[name][1])
-            r = _outputs(module, dense[name][1])[:, :, kept] - _outputs(module, slim[name][1])
-            power = np.square(_outputs(module, dense[name][2])[:, :, kept]).sum(2)
+            r = _outputs(module, dense[name][1])[:, :, rows] - _outputs(module, slim[name][1])
+            power = np.square(_outputs(module, dense[name][2])[:, :, rows]).sum(2)
             w = (power if weighted else np.ones_like(power)).reshape(-1)
             half = np.repeat(fits, x.shape[1])
-            found = _refit(x.reshape(-1, *x.shape[2:]), r.reshape(len(half), x.shape[2], -1), w, half)
-            if found is None:
+            refits = _refit(x.reshape(-1, *x.shape[2:]), r.reshape(len(half), x.shape[2], -1), w, half)
+            if refits is None:
                 continue
             with torch.no_grad():
-                weight = torch.from_numpy(np.concatenate([part for part, _ in found]))
+                weight = torch.from_numpy(np.concatenate([part for part, _ in refits]))
                 module.weight += weight.reshape(module.weight.shape)
-                bias = torch.from_numpy(np.concatenate([part for _, part in found])).float()
+                bias = torch.from_numpy(np.concatenate([part for _, part in refits])).float()
                 module.bias = nn.Parameter(bias if module.bias is None else module.bias + bias)
 
 
@@ -212,11 +212,11 @@ def test_least_squares_is_ridge_regression(name: str, weighting: str, together: 
     names = _order(pruned, inputs[:1])
     _repair_slowly(expected, inputs, names, together, weighting == "relevance")
     LeastSquares(9999 if together == 1 else 1, ALL, weighting)(pruned, batches_of(inputs, SIZE))
-    wanted, found = expected.model.state_dict(), pruned.model.state_dict()
-    assert list(wanted) == list(found)
-    assert any(not torch.equal(value, found[key]) for key, value in before.items())
+    wanted, state = expected.model.state_dict(), pruned.model.state_dict()
+    assert list(wanted) == list(state)
+    assert any(not torch.equal(value, state[key]) for key, value in before.items())
     for key, value in wanted.items():
-        assert torch.allclose(found[key], value, rtol=1e-3, atol=2e-4 * float(value.abs().max())), key
+        assert torch.allclose(state[key], value, rtol=1e-3, atol=2e-4 * float(value.abs().max())), key
 
 
 # --- what it is for ---

@@ -57,7 +57,7 @@ NETS = {"images": (Images, (2, 8, 8)), "sequences": (Sequences, (4, 12))}
 
 def dropped(relevance: Tensor, share: float) -> set[int]:
     """Positions that go, one by one, smallest first."""
-    gone = {place for place, value in enumerate(relevance.tolist()) if value == 0}
+    places = {place for place, value in enumerate(relevance.tolist()) if value == 0}
     for sign, part in ((1, share), (-1, share / 2)):
         sizes = sorted((sign * value, place) for place, value in enumerate(relevance.tolist()) if sign * value > 0)
         mass, held = sum(size for size, _ in sizes), 0.0
@@ -65,13 +65,13 @@ def dropped(relevance: Tensor, share: float) -> set[int]:
             held += size
             if held > part * mass:
                 break
-            gone.add(place)
-    return gone
+            places.add(place)
+    return places
 
 
-def lambda_of(relevance: Tensor, gone: set[int]) -> Tensor:
+def lambda_of(relevance: Tensor, places: set[int]) -> Tensor:
     result = relevance.clone()
-    result[list(gone)] = 0
+    result[list(places)] = 0
     for sign in (1, -1):
         mass, left = ((sign * each).clamp(min=0).sum() for each in (relevance, result))
         if left > 0:
@@ -101,13 +101,13 @@ def slow(net: nn.Sequential, rule: Rule, x: Tensor, share: float, variant: str) 
             plain = lambda_of(plain, dropped(plain, share))
         elif place:
             rest = a.flatten().clone()
-            gone = list(dropped(plain, share))
-            rest[gone] = 0
+            places = list(dropped(plain, share))
+            rest[places] = 0
             ratio = ((weight @ a.flatten() + bias) / (weight @ rest + bias)).clamp(-LARGEST_RATIO, LARGEST_RATIO)
             # what an output z has, z m, its smaller version z' keeps where the ratio z / z' is not cut
-            given = relevance.flatten() * ratio * (weight @ rest + bias) / (weight @ a.flatten() + bias)
-            plain = reference(rule, weight, bias, rest, given)
-            plain[gone] = 0
+            scaled = relevance.flatten() * ratio * (weight @ rest + bias) / (weight @ a.flatten() + bias)
+            plain = reference(rule, weight, bias, rest, scaled)
+            plain[places] = 0
         relevance = plain.reshape(a.shape)
     return relevance
 
@@ -131,8 +131,8 @@ def test_as_the_slow_version(name: str, variant: str, composite: str) -> None:
         net = build().double().eval()
         x = torch.randn(3, *shape, dtype=torch.float64)
     for share in (0.05, 0.3, 0.7):
-        found = relevances(net, composite, x, RelevancePruning(share, variant))
-        for row, one in zip(found, x, strict=True):
+        result = relevances(net, composite, x, RelevancePruning(share, variant))
+        for row, one in zip(result, x, strict=True):
             expected = slow(net, RULES[composite], one, share, variant)
             assert torch.allclose(row, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
 
@@ -140,16 +140,16 @@ def test_as_the_slow_version(name: str, variant: str, composite: str) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
 def test_what_survives(share: float) -> None:
     relevance = torch.randn(4, 300, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # with ties
-    kept = find_surviving(relevance, share)
-    for row, stays in zip(relevance, kept, strict=True):
+    masks = find_surviving(relevance, share)
+    for row, stays in zip(relevance, masks, strict=True):
         assert not stays[row == 0].any()
         for sign, part in ((1, share), (-1, share / 2)):
             sizes = (sign * row.double()).clamp(min=0)
-            gone = sizes[~stays]
-            assert gone.sum() <= part * sizes.sum() * (1 + 1e-12)
+            pruned = sizes[~stays]
+            assert pruned.sum() <= part * sizes.sum() * (1 + 1e-12)
             smallest = sizes[stays & (sizes > 0)].min()
-            assert gone.max() <= smallest
-            assert gone.sum() + smallest > part * sizes.sum()
+            assert pruned.max() <= smallest
+            assert pruned.sum() + smallest > part * sizes.sum()
 
 
 def hidden_mass(net: nn.Module, x: Tensor, pruning: RelevancePruning) -> list[tuple[Tensor, Tensor]]:
@@ -158,11 +158,11 @@ def hidden_mass(net: nn.Module, x: Tensor, pruning: RelevancePruning) -> list[tu
 
     def spied(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def spy(self: Rule, layer: object, a: Tensor, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
-            found = original(self, layer, a, z, m, shape)
+            hidden = original(self, layer, a, z, m, shape)
             plain = self.rule.multiplier(layer, a, z, m, shape)
-            pair = [layer.by_sample((a * each).double()) for each in (plain, found)]
+            pair = [layer.by_sample((a * each).double()) for each in (plain, hidden)]
             masses.append(tuple(torch.stack([r.clamp(min=0).sum(1), r.clamp(max=0).sum(1)], 1) for r in pair))
-            return found
+            return hidden
 
         return spy
 

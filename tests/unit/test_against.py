@@ -9,7 +9,7 @@ import pytest
 import torch
 from command import Px, check_sums, image_folder, one_line
 from models import CLASSES
-from test_report import latency, make_report
+from reports import latency, make_report
 
 from pxcompress.proof import Contender, ContenderKind, Estimate, Speedup
 from pxcompress.recipe import Recipe
@@ -107,8 +107,8 @@ def test_position_embeddings_are_resampled_and_the_model_is_left_as_it_was() -> 
 @pytest.mark.slow
 def test_a_run_with_a_rival_measures_it_all(px: Px, tmp_path: Path) -> None:
     data = image_folder(tmp_path / "images", {"train": 24, "val": 30}, CLASSES, 16)
-    given = ["--model", "models:FlattenCNN", "--data", data, "--input-size", 16, "--ratio", 0.4, "--budget", "channels"]
-    options = [*given, "--score", "magnitude", "--repair", "fold", "--round-to", 1, "--quiet"]
+    model = ["--model", "models:FlattenCNN", "--data", data, "--input-size", 16, "--ratio", 0.4, "--budget", "channels"]
+    options = [*model, "--score", "magnitude", "--repair", "fold", "--round-to", 1, "--quiet"]
     first = px("run", *options, "--out", tmp_path / "first")
     assert first.code == 0, first.err
     assert "no file 'nothing.onnx'" in one_line(px("run", *options, "--against", "nothing.onnx"))

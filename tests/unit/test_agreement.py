@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -43,6 +44,29 @@ def test_logits_are_compared_by_class_and_by_divergence(kept_bytes: int, monkeyp
     assert (once.samples, once.share) == (3, pytest.approx(1 / 3))
     assert once.divergence == pytest.approx(divergence, rel=1e-5)
     assert outputs.compare(dense).divergence == pytest.approx(0, abs=1e-12)
+
+
+class _Watched(nn.Module):
+    """Counts, at every call, how many of its earlier outputs somebody still holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[weakref.ref[Tensor]] = []
+        self.most_held = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.most_held = max(self.most_held, sum(output() is not None for output in self.outputs))
+        result = x.repeat(1, 3)
+        self.outputs.append(weakref.ref(result))
+        return result
+
+
+def test_outputs_that_take_too_much_memory_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches of 24 bytes fit; a third one shows that all will not, and no further one is held."""
+    monkeypatch.setattr(agreement, "KEPT_BYTES", 48)
+    dense = _Watched()
+    DenseOutputs(dense, batches_of(torch.arange(20.0)[:, None], 2)).compare(nn.Linear(1, 3))
+    assert dense.most_held <= 3
 
 
 def test_held_out_samples_are_a_sixth_and_no_others() -> None:

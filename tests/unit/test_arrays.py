@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +225,19 @@ def test_all_commands_take_a_file_with_several_inputs(
     }
     for message, command in ends.items():
         assert message in one_line(px(*command, *(["--max-drop", 0.5] if command[0] == "certify" else []))), command
+
+
+def test_arrays_under_another_name_are_not_taken_for_new(
+    px: Px, folder: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows what they have served for, so that only the share is certified on that no run would have used."""
+    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "cache"))
+    shutil.copy(folder / "data.npz", tmp_path / "other.npz")
+    outcome = px("certify", run, "--data", tmp_path / "other.npz", "--risk", "mean-loss", "--max-drop", 0.5, "--json")
+    assert outcome.code == 0, outcome.err
+    reserved = load_splits(open_source(str(folder / "data.npz")), Preprocessing((193,))).ids["certify"]
+    assert json.loads(outcome.out)["reserved"] == len(reserved)
+    assert "seen none of these data" not in outcome.err
 
 
 def test_samples_of_arrays_are_known_by_their_place_only(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 from command import Px, image_folder, one_line
-from conftest import Exported
+from exports import Exported
 from onnx import TensorProto, helper
 
 from pxcompress.deploy import hardware, runtime
@@ -97,10 +97,10 @@ def test_the_affinity_of_this_process_is_said() -> None:
     first = min(allowed)
     os.sched_setaffinity(0, {first})
     try:
-        said = hardware.describe_affinity()
+        sentence = hardware.describe_affinity()
     finally:
         os.sched_setaffinity(0, allowed)
-    assert said == (f"bound to 1 of {cores} cores ({first})" if cores > 1 else "not pinned, of 1 cores")
+    assert sentence == (f"bound to 1 of {cores} cores ({first})" if cores > 1 else "not pinned, of 1 cores")
     assert f"of {cores} cores" in hardware.describe_affinity()
 
 
@@ -220,7 +220,7 @@ def test_bench_fills_only_what_is_open(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "asked", "used"),
+    ("shape", "size", "used"),
     [
         (["n", 3, "h", "w"], None, (1, 3, 12, 10)),
         (["n", 3, "h", "w"], (3, 16, 16), (1, 3, 16, 16)),
@@ -228,21 +228,21 @@ def test_bench_fills_only_what_is_open(tmp_path: Path) -> None:
     ],
 )
 def test_bench_takes_the_size_that_a_file_was_made_for(
-    tmp_path: Path, shape: list[int | str], asked: tuple[int, int, int] | None, used: tuple[int, ...]
+    tmp_path: Path, shape: list[int | str], size: tuple[int, int, int] | None, used: tuple[int, ...]
 ) -> None:
     """As its metadata say, where nothing is asked for."""
     path = _classifier(tmp_path / "model.onnx", shape)
     model = onnx.load(path)
     onnx.helper.set_model_props(model, {"input_size": "[3, 12, 10]"})
     onnx.save(model, path)
-    (row,) = bench([path], conditions=BenchConditions(("cpu",)), sizes=Sizes(asked), runs=3)
+    (row,) = bench([path], conditions=BenchConditions(("cpu",)), sizes=Sizes(size), runs=3)
     assert row.input_shape == used
 
 
 def test_bench_takes_a_fixed_batch_of_the_same_size(tmp_path: Path) -> None:
     path = _classifier(tmp_path / "model.onnx", [4, 3, 8, 8])
-    for asked in ((4,), ()):
-        (row,) = bench([path], asked, conditions=BenchConditions(("cpu",)), runs=3)
+    for batch_sizes in ((4,), ()):
+        (row,) = bench([path], batch_sizes, conditions=BenchConditions(("cpu",)), runs=3)
         assert row.input_shape == (4, 3, 8, 8)
     other = _classifier(tmp_path / "other.onnx", ["n", 3, 8, 8])
     assert [row.batch_size for row in bench([path, other], conditions=BenchConditions(("cpu",)), runs=3)] == [4, 4]
@@ -312,9 +312,9 @@ def test_precisions_are_made_on_the_fly_and_timed_beside_each_other(
     outcome = px("bench", foreign, wide_cnn.path, "--precision", "fp32,fp16,int8", "--data", data, *_FAST, "--json")
     assert (outcome.code, outcome.err) == (0, "")
     rows = json.loads(outcome.out)
-    asked = ["fp32", "fp16", "int8"]
+    precisions = ["fp32", "fp16", "int8"]
     assert [(row["path"], row["precision"]) for row in rows] == [
-        (str(path), name) for path in (foreign, wide_cnn.path) for name in asked
+        (str(path), name) for path in (foreign, wide_cnn.path) for name in precisions
     ]
     assert rows[2]["onnx_bytes"] < rows[1]["onnx_bytes"] < rows[0]["onnx_bytes"]
     assert sorted(tmp_path.iterdir()) == before

@@ -37,10 +37,10 @@ def test_a_folder_in_any_format_is_read(name: str, halves: tuple[tuple[str, rang
             _, expected = draw(int(Path(sample).stem))
             target = pool.targets(int(pool.positions[place]), (WIDTH, HEIGHT), resize).numpy()
             assert target[-1].tolist() == [-1, 0, 0, WIDTH, HEIGHT, 3]
-            found = [(source.classes[int(row[0])], *row[1:5]) for row in target if row[0] >= 0]
+            boxes = [(source.classes[int(row[0])], *row[1:5]) for row in target if row[0] >= 0]
             wanted = [(NAMES[k], *corners) for k, *corners in expected]
-            assert [row[0] for row in sorted(found)] == [row[0] for row in sorted(wanted)]
-            for one, other in zip(sorted(found), sorted(wanted), strict=True):
+            assert [row[0] for row in sorted(boxes)] == [row[0] for row in sorted(wanted)]
+            for one, other in zip(sorted(boxes), sorted(wanted), strict=True):
                 np.testing.assert_allclose(one[1:], other[1:], atol=1e-4)
 
 
@@ -102,10 +102,10 @@ def test_corners_move_as_pixels_do(crop_mode: str, size: tuple[int, int], sides:
     pixels = resize.image(image).numpy()
     ys, xs = np.nonzero(pixels[2] == 255)  # what is no border
     corners = np.stack([pixels[0, ys, xs], pixels[1, ys, xs]] * 2, 1) + 0.5
-    moved = resize.corners(corners, size)
+    resized = resize.corners(corners, size)
     step = max(1.0, max(sides) / min(size) * 1.2)
-    assert np.abs(moved[:, 0] - xs - 0.5).max() <= step
-    assert np.abs(moved[:, 1] - ys - 0.5).max() <= step
+    assert np.abs(resized[:, 0] - xs - 0.5).max() <= step
+    assert np.abs(resized[:, 1] - ys - 0.5).max() <= step
 
 
 Spoil = Callable[[Path], None]

@@ -59,8 +59,8 @@ def largest(table: Path, ids: tuple[str, ...]) -> float:
 def test_the_risk_is_held_in_every_group_of_a_table(px: Px, table: Path, more: list[object]) -> None:
     files = [table.with_name(f"{name}.onnx") for name in ("dense", "small")]
     out = table.with_name("out")
-    asked = ["certify", *files, "--data", table, "--max-drop", 0.2, "--group", "camera", "--quiet"]
-    outcome = px(*asked, "--risk", "loss-increase", *more, "--out", out)
+    command = ["certify", *files, "--data", table, "--max-drop", 0.2, "--group", "camera", "--quiet"]
+    outcome = px(*command, "--risk", "loss-increase", *more, "--out", out)
     assert outcome.code == 0, outcome.err
     record = json.loads((out / "certificate.json").read_text())
     assert [each["name"] for each in record["rows"][1]["classes"]] == sorted(CAMERAS)
@@ -86,8 +86,8 @@ def test_the_risk_is_held_in_every_group_of_a_table(px: Px, table: Path, more: l
 
 def test_what_cannot_be_held_in_groups_of_a_table(px: Px, table: Path) -> None:
     files = [table.with_name(f"{name}.onnx") for name in ("dense", "small")]
-    asked = ["certify", *files, "--data", table, "--max-drop", 0.2, "--quiet"]
-    assert "for classifiers; give --risk mean-loss or loss-increase" in one_line(px(*asked, "--group", "camera"))
-    losses = [*asked, "--risk", "loss-increase"]
+    command = ["certify", *files, "--data", table, "--max-drop", 0.2, "--quiet"]
+    assert "for classifiers; give --risk mean-loss or loss-increase" in one_line(px(*command, "--group", "camera"))
+    losses = [*command, "--risk", "loss-increase"]
     assert "unknown column 'kamera'; did you mean camera" in one_line(px(*losses, "--group", "kamera"))
     assert "'back', the smallest group" in one_line(px(*losses, "--max-drop", 0.01, "--group", "camera"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +20,9 @@ from pxcompress.data import Source, match_class_order, open_source, restrict_cla
 from pxcompress.errors import ModelError
 from pxcompress.models.class_names import imagenet_classes
 from pxcompress.models.loading import Architecture, Loaded, load_model
+from pxcompress.recipe import Recipe
 from pxcompress.types import Preprocessing
+from pxcompress.workload import load_workload
 
 NAMES = ("ant", "Bee", "c10", "c2")
 BY_CODE, AS_TIMM = ("Bee", "ant", "c10", "c2"), ("ant", "Bee", "c2", "c10")
@@ -118,7 +122,7 @@ def test_a_part_of_the_classes_is_found_by_name_and_the_model_keeps_all(data: So
 
 
 @pytest.mark.parametrize(
-    ("count", "names", "known"),
+    ("count", "names", "is_imagenet"),
     [
         (1000, ("n01440764", "n15075141"), True),
         (1000, ("n01440764", "n99999999"), False),
@@ -127,19 +131,21 @@ def test_a_part_of_the_classes_is_found_by_name_and_the_model_keeps_all(data: So
         (1000, (), False),
     ],
 )
-def test_folders_named_as_in_imagenet_say_which_outputs_they_are(count: int, names: Sequence[str], known: bool) -> None:
+def test_folders_named_as_in_imagenet_say_which_outputs_they_are(
+    count: int, names: Sequence[str], is_imagenet: bool
+) -> None:
     classes = imagenet_classes(count, names)
-    assert bool(classes) == known
-    assert not known or (classes[0], classes[-1], len(classes)) == ("n01440764", "n15075141", 1000)
+    assert bool(classes) == is_imagenet
+    assert not is_imagenet or (classes[0], classes[-1], len(classes)) == ("n01440764", "n15075141", 1000)
 
 
 def test_weights_of_more_classes_serve_data_of_some(tmp_path: Path) -> None:
     save_file(timm.create_model("resnet10t", num_classes=1000).state_dict(), tmp_path / "weights.safetensors")
-    given = {"classes": 2, "checkpoint": tmp_path / "weights.safetensors", "input_size": 32}
-    loaded_model = load_model("resnet10t", **given, data_classes=("n01440764", "n01443537"))
+    options = {"classes": 2, "checkpoint": tmp_path / "weights.safetensors", "input_size": 32}
+    loaded_model = load_model("resnet10t", **options, data_classes=("n01440764", "n01443537"))
     assert (loaded_model.classes, loaded_model.class_names[1]) == (1000, "n01443537")
     with pytest.raises(ModelError, match="1000"):
-        load_model("resnet10t", **given, data_classes=("tench", "goldfish"))
+        load_model("resnet10t", **options, data_classes=("tench", "goldfish"))
 
 
 def test_a_factory_is_told_how_many_classes_the_data_have() -> None:
@@ -176,3 +182,14 @@ def test_numbers_that_do_not_begin_at_0_are_noted(data: Source) -> None:
     )
     numbered = replace(data, classes=("0", "1", "2", "3"), other_order=())
     assert match_class_order(numbered, loaded(BY_CODE)) is numbered
+
+
+def test_embedded_data_are_no_part_of_a_model_s_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ten digits are numbers; a user's folder of such names would be taken for some of twelve outputs."""
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 12))
+
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(net=net))  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="has 12 classes, the data has 10"):
+        load_workload(Recipe("mine:net", 0.5, data="digits"))

@@ -62,12 +62,12 @@ def test_the_model_is_left_as_it_was() -> None:
     next(iter(model.children())).eval()
     next(model.parameters()).requires_grad_(False)
     before = snapshot(model)
-    found = class_relevance(model, FLAT.groups, BATCHES)
+    relevance = class_relevance(model, FLAT.groups, BATCHES)
     assert snapshot(model) == before
     with torch.no_grad():
         again = class_relevance(FLAT.model, FLAT.groups, BATCHES)
-    assert all(torch.allclose(again.units[name], values, rtol=1e-4) for name, values in found.units.items())
-    assert not any(values.requires_grad for values in found.units.values())
+    assert all(torch.allclose(again.units[name], values, rtol=1e-4) for name, values in relevance.units.items())
+    assert not any(values.requires_grad for values in relevance.units.values())
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES])

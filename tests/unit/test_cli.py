@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import pickle
-import pty
 import re
 import signal
 import subprocess
@@ -27,19 +24,17 @@ from safetensors.torch import load_file, save_file
 
 import pxcompress
 from pxcompress.commands.options import recipe_of
-from pxcompress.commands.terminal import notes, show
 from pxcompress.deploy.converters import CONVERTERS, Predict, Source
 from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import InputError
-from pxcompress.notes import Message, begin
-from pxcompress.passes.parts import watch_batches
-from pxcompress.recipe import Bench, Guarantee, Recipe
 from pxcompress.report.build import from_json
 from pxcompress.state import seeded
 
 MODEL = "models:FlattenCNN"
 SIZE = 16
 ADVICE = "ask for less speed, or measure on a quiet machine"
+
+
 ARTEFACTS = {
     "model.onnx",
     "dense.onnx",
@@ -74,8 +69,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory, images: Path, checkpoint: Path) -> tuple[Path, Outcome]:
     """One whole run."""
     out = tmp_path_factory.mktemp("runs") / "slim"
-    asked = ["--model", MODEL, "--ratio", 0.5, "--round-to", 1, "--data", images, "--checkpoint", checkpoint]
-    return out, call_once("run", *asked, "--input-size", SIZE, "--out", out)
+    options = ["--model", MODEL, "--ratio", 0.5, "--round-to", 1, "--data", images, "--checkpoint", checkpoint]
+    return out, call_once("run", *options, "--input-size", SIZE, "--out", out)
 
 
 def test_a_run_ends_with_a_verdict_and_a_whole_folder(finished: tuple[Path, Outcome]) -> None:
@@ -225,9 +220,9 @@ def test_the_recipe_of_a_run_reproduces_it_also_where_a_goal_of_speed_is_missed(
     for name in ("recipe.json", "plan.json", "dense.onnx", "model.onnx", "predict.py"):
         assert (again / name).read_bytes() == (folder / name).read_bytes(), name
     for name in ("scores.safetensors", "model.safetensors"):
-        found, expected = load_file(again / name), load_file(folder / name)
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[key], expected[key]) for key in expected)
+        tensors, expected = load_file(again / name), load_file(folder / name)
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[key], expected[key]) for key in expected)
 
 
 def test_the_same_seed_gives_the_same_plan_and_json_on_stdout_and_class_scores_come_along(
@@ -284,7 +279,7 @@ def test_an_existing_folder_is_refused_and_a_foreign_one_is_never_replaced(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--model", "resnet5O", "--ratio", 0.5], "resnet50"),
         (["--model", "resnet18", "--ratio", 1.5], "between 0 and 1"),
@@ -303,8 +298,8 @@ def test_an_existing_folder_is_refused_and_a_foreign_one_is_never_replaced(
         (["--model", "models:nothing", "--ratio", 0.5], "nothing"),
     ],
 )
-def test_wrong_input_getsone_line(px: Px, tmp_path: Path, options: list[object], said: str) -> None:
-    assert said in one_line(px("run", *options, "--out", tmp_path / "out", "--quiet"))
+def test_wrong_input_getsone_line(px: Px, tmp_path: Path, options: list[object], message: str) -> None:
+    assert message in one_line(px("run", *options, "--out", tmp_path / "out", "--quiet"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -335,9 +330,9 @@ def test_an_unreachable_ratio_exits_3_with_the_largest_reachable_one(
     size = ["--only", "conv1", "--max-bytes", "2kB", *options[:2], *options[4:], "--input-size", SIZE]
     line = one_line(px("run", *size, "--out", tmp_path / "out"), code=3)
     whole = 4 * sum(value.numel() for value in FlattenCNN().parameters())
-    found = re.search(r"leaves ([\d,]+) of ([\d,]+) bytes .*not to be, take ([\d,]+) alone", line)
-    assert found, line
-    least, dense, rest = (int(number.replace(",", "")) for number in found.groups())
+    numbers = re.search(r"leaves ([\d,]+) of ([\d,]+) bytes .*not to be, take ([\d,]+) alone", line)
+    assert numbers, line
+    least, dense, rest = (int(number.replace(",", "")) for number in numbers.groups())
     assert 2000 < rest < least < dense == whole
     assert list(tmp_path.iterdir()) == []
 
@@ -366,104 +361,6 @@ def test_interrupted_runs_leave_nothing(tmp_path: Path, images: Path, checkpoint
     assert list((tmp_path / "runs").iterdir()) == []
 
 
-def test_inspect_needs_no_data(px: Px) -> None:
-    outcome = px("inspect", "--model", "resnet18", "--input-size", 32, "--json")
-    assert outcome.code == 0
-    found = json.loads(outcome.out)
-    assert {group["kind"] for group in found["groups"]} == {"channel"}
-    assert [layer["name"] for layer in found["fixed"]] == ["fc"]
-    table = px("inspect", "--model", "resnet18", "--input-size", 32).out
-    assert all(group["name"] in table for group in found["groups"])
-    assert outcome.err == ""
-
-
-def test_inspect_names_every_layer_and_says_what_shares_are_of(px: Px) -> None:
-    """Each layer is in a group or stays with a reason, those that only add to a stream included."""
-    told = px("inspect", "--model", "vit_tiny_patch16_224", "--input-size", 32)
-    assert "add up to more than 100 %" in told.out
-    assert "stays whole: 1 layer (outputs in brackets); all others are in groups" in told.out
-    assert all(len(line) <= 80 for line in told.out.splitlines()[1:])
-    assert "head (1000)" in told.out.partition("stays whole")[2]
-    told = px("inspect", "--model", "convnext_atto", "--input-size", 32)
-    assert "stays whole: 29 layers (outputs in brackets); all others are in groups" in told.out
-    for name in ("stem.0", "stages.3.downsample.1", "stages.0.blocks.1.mlp.fc2", "head.fc (1000)"):
-        assert name in told.out.partition("stays whole")[2]
-
-
-@pytest.mark.parametrize("data", [(), ("--relevance", "--data", "digits")])
-def test_inspect_reads_its_task_with_data_and_without(px: Px, data: tuple[str, ...]) -> None:
-    outcome = px("inspect", "--model", "resnet10t", "--input-size", 32, "--task", "segmentatoin", *data)
-    assert outcome.code == 2
-    assert "did you mean segmentation?" in outcome.err
-
-
-def test_results_are_broken_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    monkeypatch.setenv("COLUMNS", "40")
-    line = "a [b]line[/b] :smile: that is " + "longer than the terminal " * 3 + "/a/path/model.onnx"
-    for stream, broken in ((Terminal(), True), (io.StringIO(), False)):
-        monkeypatch.setattr(sys, "stdout", stream)
-        show(line)
-        shown = stream.getvalue()
-        assert (max(map(len, shown.splitlines())) <= 40) == broken
-        assert shown.split() == line.split()
-
-
-def test_progress_leaves_a_terminal_as_it_was() -> None:
-    """Nothing of the live line stands beside the result, the cursor is there again, NO_COLOR is obeyed."""
-    script = "from pxcompress.commands.terminal import notes, show\nfrom pxcompress.notes import Message, begin\n"
-    script += (
-        "note = notes(False); note(begin('prune [x]')); note(Message('prune: 0.1 s', 'end')); note(begin('fold'))\n"
-    )
-    script += "note(Message('2 of 3 batches', 'count', 2, 3)); note('epoch [1]'); note(Message('fold: 1 s', 'end'))\n"
-    script += "note('fold: top-1 90%'); show('table'); note(begin('half'))"
-    environment = {**os.environ, "TERM": "xterm-256color", "NO_COLOR": "1"}
-    process, terminal = pty.fork()
-    if not process:
-        os.execve(sys.executable, [sys.executable, "-c", script], environment)
-    shown = b""
-    with contextlib.suppress(OSError):  # the end of a terminal
-        while part := os.read(terminal, 65536):
-            shown += part
-    os.waitpid(process, 0)
-    text = shown.decode()
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 3
-    assert "\x1b[3" not in text
-    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r(?!\n)", "", text)
-    assert "\ntable\r\n" in plain
-    assert all(f"{line}\r\n" in plain for line in ("prune: 0.1 s", "epoch [1]", "fold: 1 s", "fold: top-1 90%"))
-    assert "prune [x] ..." in plain
-    assert "2 of 3 batches" not in plain  # a bar shows it
-
-
-def test_long_passes_count_their_batches_for_a_terminal_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    seconds = iter(range(0, 1000, 2))
-    monkeypatch.setattr("pxcompress.passes.parts.time.perf_counter", lambda: next(seconds))
-    told: list[str] = []
-    batches = [(torch.zeros(1), torch.zeros(1))] * 4
-    seen = watch_batches({"score": batches, "endless": iter(())}, told.append)
-    for _ in range(2):
-        assert list(seen["score"]) == batches
-    assert told == 2 * [f"{done} of 4 batches" for done in (1, 2, 3)]
-    counts = [message for message in told if isinstance(message, Message)]
-    assert [(each.kind, each.done, each.total) for each in counts] == 2 * [("count", done, 4) for done in (1, 2, 3)]
-    note = notes(quiet=False)
-    for message in (begin("score"), *told, Message("score: 8.0 s", "end")):
-        note(message)
-    assert capsys.readouterr().err.splitlines() == ["score ...", "score: 8.0 s"]
-
-
-def test_inspect_tells_what_takes_long(px: Px) -> None:
-    outcome = px("inspect", "--model", "models:AnyClasses", "--input-size", 16, "--latency", "--provider", "cpu")
-    assert outcome.code == 0
-    assert "time operators" in outcome.err
-
-
 def test_bench_times_any_classifier(px: Px, finished: tuple[Path, Outcome]) -> None:
     folder, _ = finished
     outcome = px("bench", folder / "model.onnx", folder / "dense.onnx", "--batch-size", "1,2", "--json")
@@ -473,52 +370,3 @@ def test_bench_times_any_classifier(px: Px, finished: tuple[Path, Outcome]) -> N
     assert "p50" in px("bench", folder / "model.onnx").out
     assert "whole numbers" in one_line(px("bench", folder / "model.onnx", "--batch-size", "two"))
     assert "nothing.onnx" in one_line(px("bench", "nothing.onnx"))
-
-
-def test_methods_lists_what_can_be_asked_for(px: Px) -> None:
-    listed = px("methods").out
-    assert all(name in listed for name in ("lrp", "magnitude", "random", "macs", "fold", "batchnorm", "ridge"))
-
-
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"]])
-def test_help_loads_no_heavy_library(words: list[str]) -> None:
-    code = f"import sys; from pxcompress.cli import app; app({words}, standalone_mode=False); "
-    code += "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    heavy = {"numpy", "onnx", "onnxruntime", "optuna", "pandas", "scipy", "timm", "torch", "torchvision", "zennit"}
-    assert not heavy & set(done.stderr.split())
-
-
-def test_help_shows_first_what_most_people_need(px: Px) -> None:
-    panels = _panels(px("run", "--help").out)
-    assert list(panels) == [
-        "Options",
-        "goal",
-        "scoring",
-        "repair",
-        "input",
-        "guarantee",
-        "export",
-        "measuring",
-        "expert",
-    ]
-    assert len(panels["Options"]) <= 12
-    assert {"--model", "--data", "--checkpoint", "--ratio", "--budget", "--out"} <= set(panels["Options"])
-    listed = [option for options in panels.values() for option in options]
-    fields = sum(len(dataclasses.fields(part)) for part in (Recipe, Bench, Guarantee)) - 2  # the two parts themselves
-    assert (
-        len(listed) == len(set(listed)) == fields + len(["--out", "--config", "--force", "--quiet", "--json", "--help"])
-    )
-    assert list(_panels(px("doctor", "--help").out)) == ["Options"]
-
-
-def _panels(help: str) -> dict[str, list[str]]:
-    """First flag of every option of a command's help, by the title of its panel."""
-    panels: dict[str, list[str]] = {}
-    for line in help.splitlines():
-        if re.fullmatch(r"(Options|[a-z]+):", line):
-            panels[line[:-1]] = []
-        elif flag := re.match(r"  (--[a-z-]+)", line):
-            panels[list(panels)[-1]].append(flag[1])
-    return panels

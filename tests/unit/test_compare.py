@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 from command import Px, one_line
 from PIL import Image
-from test_report import NASTY, REPORT, Page, certified, make_report, make_target, measurement
+from reports import NASTY, REPORT, Page, certified, make_report, make_target, measurement
 
 from pxcompress.deploy.comparison import ratios
 from pxcompress.errors import InputError
@@ -68,8 +68,8 @@ def test_rows_say_what_the_reports_do() -> None:
     assert "-5.0 points" in to_table(REPORT)
     assert tenth.difference == "-20.0"
     slow, same = make_report(0.7, 0.9, 15.0), make_report(0.9, 1.5, 10.0)
-    found = [row.faster for row in list_rows({"slow": slow, "same": same})]
-    assert found == ["reference", "0.80x, slower", "1.20x, not shown"]
+    cells = [row.faster for row in list_rows({"slow": slow, "same": same})]
+    assert cells == ["reference", "0.80x, slower", "1.20x, not shown"]
 
 
 def test_values_of_several_metrics_have_the_name_of_their_own() -> None:

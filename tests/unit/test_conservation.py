@@ -32,12 +32,12 @@ def _images(samples: int = 5) -> Tensor:
 
 
 def test_without_biases_nothing_is_absorbed() -> None:
-    found = conservation(_chain(bias=False), _images(), "epsilon")
-    assert [row.name for row in found.layers] == ["0", "3"]
-    for row in found.layers:
+    record = conservation(_chain(bias=False), _images(), "epsilon")
+    assert [row.name for row in record.layers] == ["0", "3"]
+    for row in record.layers:
         assert row.relevance_out == pytest.approx(1, abs=1e-4)
         assert row.absorbed == pytest.approx(0, abs=1e-4)
-    assert not found.unruled
+    assert not record.unruled
 
 
 def test_biases_absorb_their_share_of_the_logit() -> None:
@@ -46,19 +46,19 @@ def test_biases_absorb_their_share_of_the_logit() -> None:
     with torch.no_grad():
         logits = model(inputs)
     total = logits.amax(1).sum()
-    found = conservation(model, inputs)
-    assert found.relevance == pytest.approx(float(total) / len(inputs), rel=1e-5)
-    last = found.layers[-1]
+    record = conservation(model, inputs)
+    assert record.relevance == pytest.approx(float(total) / len(inputs), rel=1e-5)
+    last = record.layers[-1]
     expected = float(model[3].bias.detach()[logits.argmax(1)].sum() / total)
     assert last.absorbed == pytest.approx(expected, abs=1e-4)
-    assert found.layers[0].relevance_out == pytest.approx(last.relevance_in, abs=1e-5)
+    assert record.layers[0].relevance_out == pytest.approx(last.relevance_in, abs=1e-5)
 
 
 @pytest.mark.parametrize("composite", list(COMPOSITES))
 def test_every_composite_has_its_text_in_the_record(composite: str) -> None:
-    found = conservation(_chain(bias=True), _images(2), composite)
-    assert found.composite == composite
-    for row in found.layers:
+    record = conservation(_chain(bias=True), _images(2), composite)
+    assert record.composite == composite
+    for row in record.layers:
         assert row.absorbed == row.relevance_out - row.relevance_in
         assert row.rule.partition("(")[0] in RULES
 
@@ -69,26 +69,26 @@ class _Sine(nn.Module):
 
 
 def test_what_has_no_rule_is_counted_with_its_share() -> None:
-    found = conservation(_chain(bias=True, activation=_Sine), _images())
-    (row,) = found.unruled
+    record = conservation(_chain(bias=True, activation=_Sine), _images())
+    (row,) = record.unruled
     assert (row.module, row.kind, row.function, row.calls) == ("1", "_Sine", "sin", 1)
-    assert row.share == pytest.approx(found.layers[-1].relevance_in, abs=1e-4)
+    assert row.share == pytest.approx(record.layers[-1].relevance_in, abs=1e-4)
     assert row.size is not None
     assert row.share is not None
     assert row.size >= abs(row.share)
-    assert "sin x 1 in _Sine" in to_table(found)
+    assert "sin x 1 in _Sine" in to_table(record)
 
 
 @pytest.mark.parametrize("name", ["resnet_basic", "vit", "convnext"])
 def test_architectures_are_left_untouched_and_give_json(name: str) -> None:
     subject = subject_named(name)
     before = snapshot(subject.model)
-    found = conservation(subject.model, subject.inputs, weights="untrained")
+    record = conservation(subject.model, subject.inputs, weights="untrained")
     assert snapshot(subject.model) == before
-    content = json.loads(json.dumps(dataclasses.asdict(found), allow_nan=False))
-    assert len(content["layers"]) == len(found.layers) > 3
-    table = to_table(found)
-    assert all(row.name in table and row.rule in table for row in found.layers)
+    content = json.loads(json.dumps(dataclasses.asdict(record), allow_nan=False))
+    assert len(content["layers"]) == len(record.layers) > 3
+    table = to_table(record)
+    assert all(row.name in table and row.rule in table for row in record.layers)
     assert "untrained weights" in table
 
 
@@ -130,16 +130,16 @@ def test_command_adds_relevance(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert "relevance" not in json.loads(out)
     code, out, _ = _px(capsys, monkeypatch, *SMALL, "--relevance", "--composite", "gamma", "--json")
     assert code == 0
-    found = json.loads(out)["relevance"]
-    assert set(found) == {field.name for field in dataclasses.fields(Conservation)}
-    assert (found["composite"], found["inputs"], found["samples"]) == ("gamma", "random images", 8)
+    relevance = json.loads(out)["relevance"]
+    assert set(relevance) == {field.name for field in dataclasses.fields(Conservation)}
+    assert (relevance["composite"], relevance["inputs"], relevance["samples"]) == ("gamma", "random images", 8)
     code, table, _ = _px(capsys, monkeypatch, *SMALL, "--relevance", "--composite", "gamma")
     assert code == 0
-    assert all(layer["name"] in table for layer in found["layers"])
+    assert all(layer["name"] in table for layer in relevance["layers"])
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--composite", "gamma"), "--composite has no effect without --relevance"),
         (("--data", "digits"), "--data has no effect without --relevance"),
@@ -149,11 +149,11 @@ def test_command_adds_relevance(capsys: pytest.CaptureFixture[str], monkeypatch:
     ],
 )
 def test_command_refuses_in_one_line(
-    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, out, err = _px(capsys, monkeypatch, *SMALL, *words)
     assert (code, out) == (2, "")
-    assert said in err
+    assert message in err
     assert len(err.strip().splitlines()) == 1
 
 

@@ -32,9 +32,9 @@ def test_predicted_costs_are_those_of_the_pruned_model(subject: Subject, plan: s
     groups = subject.groups
     chosen: Plan = extreme_plan(groups) if plan == "all_but_one" else random_plan(groups, int(plan[-1]))
     slim = prune(subject.model, groups, chosen).model
-    kept = kept_counts(groups, chosen)
-    assert macs_meter(subject.model, groups, subject.example)(kept) == count_macs(slim, subject.example)
-    assert params_meter(subject.model, groups)(kept) == sum(parameter.numel() for parameter in slim.parameters())
+    widths = kept_counts(groups, chosen)
+    assert macs_meter(subject.model, groups, subject.example)(widths) == count_macs(slim, subject.example)
+    assert params_meter(subject.model, groups)(widths) == sum(parameter.numel() for parameter in slim.parameters())
 
 
 def test_the_dense_cost_is_that_of_the_dense_model(subject: Subject) -> None:
@@ -51,7 +51,7 @@ def test_every_unit_has_a_price(small: Subject) -> None:
     macs, params = macs_meter(small.model, small.groups, small.example), params_meter(small.model, small.groups)
     for group in small.groups:
         for meter in (macs, params):
-            costs = [meter({group.name: kept}) for kept in range(1, group.units + 1)]
+            costs = [meter({group.name: width}) for width in range(1, group.units + 1)]
             assert costs == sorted(costs)
             assert len(set(costs)) == len(costs), f"a unit of {group.name} is free"
 
@@ -61,12 +61,12 @@ def test_meters_do_not_look_at_the_model_again() -> None:
     subject = subject_named("resnet_basic")
     model = copy.deepcopy(subject.model)
     macs, params = macs_meter(model, subject.groups, subject.example), params_meter(model, subject.groups)
-    kept = kept_counts(subject.groups, random_plan(subject.groups, 0))
-    before = macs(kept), params(kept)
+    widths = kept_counts(subject.groups, random_plan(subject.groups, 0))
+    before = macs(widths), params(widths)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.weight = nn.Parameter(torch.zeros(1, 1, 1, 1))
-    assert (macs(kept), params(kept)) == before
+    assert (macs(widths), params(widths)) == before
 
 
 def test_costs_by_module_add_up(subject: Subject) -> None:

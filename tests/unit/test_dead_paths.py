@@ -21,8 +21,8 @@ FREE = Limits("none", 1, 0.0)
 def _cleaned(model: nn.Module, groups: tuple[Group, ...], example: torch.Tensor, limits: Limits = FREE) -> Pruned:
     bare = prune(model, groups, plan_of({group.name: () for group in groups}))
 
-    def meter(kept: object) -> float:
-        return float(sum(kept.values()))  # type: ignore[attr-defined]
+    def meter(widths: object) -> float:
+        return float(sum(widths.values()))  # type: ignore[attr-defined]
 
     return remove_dead_paths(bare, example, meter, limits)
 
@@ -91,8 +91,8 @@ def test_a_constant_in_front_of_zero_padding_stays() -> None:
     assert cleaned.plan.removed["0"] == (2,)
 
 
-@pytest.mark.parametrize(("round_to", "kept"), [(1, 3), (2, 4), (4, 4), (8, 3)])
-def test_widths_stay_aligned(round_to: int, kept: int) -> None:
+@pytest.mark.parametrize(("round_to", "width"), [(1, 3), (2, 4), (4, 4), (8, 3)])
+def test_widths_stay_aligned(round_to: int, width: int) -> None:
     """Groups with fewer than two steps are not aligned."""
     subject = subject_named("flatten_cnn")
     model = prune(subject.model, subject.groups, plan_of({})).model
@@ -100,7 +100,7 @@ def test_widths_stay_aligned(round_to: int, kept: int) -> None:
         model.get_submodule("conv2").weight[:, :5] = 0  # type: ignore[operator,index]
     cleaned = _cleaned(model, subject.groups, subject.example, Limits("none", round_to, 0.0))
     group = next(group for group in subject.groups if group.name == "conv1")
-    assert len(cleaned.plan.kept(group)) == kept
+    assert len(cleaned.plan.kept(group)) == width
 
 
 def test_one_unit_stays_where_all_are_dead() -> None:

@@ -136,10 +136,10 @@ def test_joints_are_those_that_torchvision_finds() -> None:
     assert len(chosen["boxes"]) > 2
     for box, joints in zip(chosen["boxes"], chosen["keypoints"], strict=True):
         distances = (outputs["boxes"][0].clamp(0, SIDE) - box).abs().amax(1)
-        found = outputs["keypoints"][0, distances.argmin()]
+        nearest = outputs["keypoints"][0, distances.argmin()]
         assert distances.min() < 1e-2
         assert (
-            (found[:, :2] - joints[:, :2]).abs() <= (box[2:] - box[:2]) / 56 + 0.6
+            (nearest[:, :2] - joints[:, :2]).abs() <= (box[2:] - box[:2]) / 56 + 0.6
         ).all()  # half a cell, and a pixel
     view = as_judged(raw, images, Detection())
     (gradient,) = torch.autograd.grad(view(images)[0, 0], raw.roi_heads.keypoint_head.weight, allow_unused=True)
@@ -185,11 +185,11 @@ def test_every_layout_says_the_same() -> None:
     assert set(raw) == set(LAYOUTS)
     for name, outputs in raw.items():
         for layout in ("auto", name):
-            found = read_boxes(outputs, layout)
-            scale = SIDE if found.relative else 1
-            torch.testing.assert_close(found.corners[:, :2] * scale, corners)
-            assert found.logits[0, :2].argmax(1)[0] == 1
-            assert (found.logits[0, 0] > 0).tolist() == [False, True, False]
+            result = read_boxes(outputs, layout)
+            scale = SIDE if result.relative else 1
+            torch.testing.assert_close(result.corners[:, :2] * scale, corners)
+            assert result.logits[0, :2].argmax(1)[0] == 1
+            assert (result.logits[0, 0] > 0).tolist() == [False, True, False]
     probabilities = read_boxes(raw["detr"]).logits.sigmoid()
     torch.testing.assert_close(probabilities, softmax.softmax(2)[..., :-1])
 
@@ -231,9 +231,9 @@ def test_predict_finds_the_boxes_that_the_task_says() -> None:
     facts = {"task": "detection", "input_size": json.dumps([3, SIDE, SIDE])}
     for image in range(4):
         there = boxes.there[image]
-        found = predict.find_boxes({"output": outputs["output"][image].double().numpy()}, facts)
-        assert [kind for kind, *_ in found] == boxes.classes[image][there].long().tolist()
-        np.testing.assert_allclose([corners for _, _, corners, _ in found], boxes.corners[image][there], atol=1e-4)
+        results = predict.find_boxes({"output": outputs["output"][image].double().numpy()}, facts)
+        assert [kind for kind, *_ in results] == boxes.classes[image][there].long().tolist()
+        np.testing.assert_allclose([corners for _, _, corners, _ in results], boxes.corners[image][there], atol=1e-4)
 
 
 def test_boxes_without_labels_are_judged_beside_the_dense_models() -> None:

@@ -21,10 +21,10 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_everything_is_tried_and_what_fails_comes_with_advice(px: Px) -> None:
     outcome = px("doctor", "--json")
     assert outcome.code == 0
-    found = {each["what"]: each for each in json.loads(outcome.out)}
-    assert found["provider cpu"]["works"] is True
+    checks = {each["what"]: each for each in json.loads(outcome.out)}
+    assert checks["provider cpu"]["works"] is True
     for name in ("cuda", "tensorrt"):
-        assert found[f"provider {name}"]["works"] == (not runtime.explain_failure(name))
+        assert checks[f"provider {name}"]["works"] == (not runtime.explain_failure(name))
     assert {
         "python",
         "packages",
@@ -33,16 +33,16 @@ def test_everything_is_tried_and_what_fails_comes_with_advice(px: Px) -> None:
         "current folder",
         "model hub",
         "several processes",
-    } <= found.keys()
-    assert "onnxruntime-gpu" in found["packages"]["result"]
-    assert found["packages"]["result"].count("pytest") == 0  # only what the tool itself needs
-    assert found["model hub"] == {
+    } <= checks.keys()
+    assert "onnxruntime-gpu" in checks["packages"]["result"]
+    assert checks["packages"]["result"].count("pytest") == 0  # only what the tool itself needs
+    assert checks["model hub"] == {
         "what": "model hub",
         "works": False,
         "result": "HF_HUB_OFFLINE is set",
         "advice": "give weights with --checkpoint or --model local-dir:PATH",
     }
-    for each in found.values():
+    for each in checks.values():
         assert "\n" not in each["result"]
         assert each["advice"] or each["works"] is not False or each["what"] == "NVIDIA driver"
 
@@ -113,9 +113,9 @@ def test_a_provider_from_a_package_is_found_and_told(monkeypatch: pytest.MonkeyP
 def test_a_cache_that_cannot_be_made_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "file"))
-    found = {each.what: each for each in doctor._check_folders()}
-    assert found["cache"].works is False
-    assert found["cache"].advice == "set PXCOMPRESS_CACHE"
+    checks = {each.what: each for each in doctor._check_folders()}
+    assert checks["cache"].works is False
+    assert checks["cache"].advice == "set PXCOMPRESS_CACHE"
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "new"))
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "kept").write_bytes(bytes(200_000_000))
@@ -125,7 +125,7 @@ def test_a_cache_that_cannot_be_made_is_found(monkeypatch: pytest.MonkeyPatch, t
 def test_a_hub_that_does_not_answer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    (found,) = doctor._try_hub()
-    assert found.works is False
-    assert "127.0.0.1:1" in found.result
-    assert found.advice
+    (check,) = doctor._try_hub()
+    assert check.works is False
+    assert "127.0.0.1:1" in check.result
+    assert check.advice

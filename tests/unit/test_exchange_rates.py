@@ -37,7 +37,7 @@ def _scored() -> tuple[ScoredModel, Tensor]:
     scores = {
         group.name: torch.rand(group.units, generator=torch.Generator().manual_seed(1)) for group in structure.groups
     }
-    price = Price("channels", "units", lambda kept: float(sum(kept.values())))
+    price = Price("channels", "units", lambda widths: float(sum(widths.values())))
     return ScoredModel(model, inputs[:1], structure, scores, price, 0.5), inputs
 
 

@@ -61,9 +61,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(images: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    asked = ["--model", "models:FlattenCNN", "--data", images, "--checkpoint", weights, "--input-size", SIZE]
-    asked += ["--score", "lrp:composite=gamma", "--ratio", 0.5, "--round-to", 1, "--quiet", "--out", out]
-    assert call_once("run", *asked).code == 0
+    options = ["--model", "models:FlattenCNN", "--data", images, "--checkpoint", weights, "--input-size", SIZE]
+    options += ["--score", "lrp:composite=gamma", "--ratio", 0.5, "--round-to", 1, "--quiet", "--out", out]
+    assert call_once("run", *options).code == 0
     return out
 
 
@@ -129,20 +129,20 @@ def test_the_report_with_cases_renders_in_a_browser_without_a_complaint(folder: 
 
 
 def test_what_it_says_is_what_the_models_say(made: Path) -> None:
-    found = explain(made, request=ExplanationRequest(samples=8, composite="epsilon"))
+    result = explain(made, request=ExplanationRequest(samples=8, composite="epsilon"))
     pruned = load_pruned(made)
-    gone = {group.name: set(pruned.plan.removed.get(group.name, ())) for group in pruned.groups}
-    for case in found.cases:
+    removed = {group.name: set(pruned.plan.removed.get(group.name, ())) for group in pruned.groups}
+    for case in result.cases:
         assert len(case.units) == 6
-        assert [unit.kept for unit in case.units] == [unit.unit not in gone[unit.layer] for unit in case.units]
+        assert [unit.kept for unit in case.units] == [unit.unit not in removed[unit.layer] for unit in case.units]
         sizes = [unit.relevance for unit in case.units]
         assert sizes == sorted(sizes, reverse=True)
         assert case.pictures.image.shape == (SIZE, SIZE, 3)
         assert (case.pictures.own is None) == (case.dense.name == case.pruned.name)
-    for layer in found.layers:
-        assert layer.units - layer.kept == len(gone[layer.name])
+    for layer in result.layers:
+        assert layer.units - layer.kept == len(removed[layer.name])
         assert 0 <= layer.removed <= 1
-        assert bool(layer.removed) == bool(gone[layer.name])
+        assert bool(layer.removed) == bool(removed[layer.name])
 
 
 def test_images_of_any_size_and_mode(px: Px, folder: Path, tmp_path: Path) -> None:
@@ -163,11 +163,11 @@ def test_images_of_any_size_and_mode(px: Px, folder: Path, tmp_path: Path) -> No
 
 def test_pruned_relevance(made: Path) -> None:
     chosen = explain(made, request=ExplanationRequest("plrp-lambda", samples=6))
-    given = explain(made, request=ExplanationRequest("plrp-lambda", samples=6, share=0.3))
+    share_given = explain(made, request=ExplanationRequest("plrp-lambda", samples=6, share=0.3))
     plain = explain(made, request=ExplanationRequest(samples=6))
-    assert given.share == 0.3
+    assert share_given.share == 0.3
     assert bool(chosen.notes) == (chosen.share == 0)  # it says so where nothing is pruned
-    assert given.similarity[0].gini_dense > plain.similarity[0].gini_dense
+    assert share_given.similarity[0].gini_dense > plain.similarity[0].gini_dense
 
 
 def test_data_that_moved(px: Px, folder: Path, images: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_data_that_moved(px: Px, folder: Path, images: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--method", "lrpx"], "unknown method 'lrpx'; did you mean lrp"),
         (["--composite", "nothing"], "unknown composite or rule 'nothing'"),
@@ -191,8 +191,8 @@ def test_data_that_moved(px: Px, folder: Path, images: Path, tmp_path: Path) -> 
         (["--data", "nowhere"], "unknown data 'nowhere'"),
     ],
 )
-def test_bad_input_is_one_line(px: Px, made: Path, options: list[str], said: str) -> None:
-    assert said in one_line(px("explain", made, *options, "--quiet"))
+def test_bad_input_is_one_line(px: Px, made: Path, options: list[str], message: str) -> None:
+    assert message in one_line(px("explain", made, *options, "--quiet"))
     assert not (made / "explain.json").exists()
 
 
@@ -211,8 +211,8 @@ def test_dense_weights_that_are_gone_or_others(px: Px, folder: Path, weights: Pa
     assert "gone.safetensors" in one_line(px("explain", folder, "--quiet"))
     with seeded(2):
         save_file(FlattenCNN().state_dict(), tmp_path / "gone.safetensors")
-    assert "the dense model of" in (said := one_line(px("explain", folder, "--quiet")))
-    assert "is gone" in said
+    assert "the dense model of" in (message := one_line(px("explain", folder, "--quiet")))
+    assert "is gone" in message
     (folder / "dense.onnx").unlink()
     assert "dense.onnx" in one_line(px("explain", folder, "--quiet"))
 
@@ -224,8 +224,8 @@ def test_report_json_that_was_altered(px: Px, folder: Path) -> None:
     assert "dense.quality.value: expected a share from 0 to 1, not 2" in one_line(px("explain", folder, "--quiet"))
     content |= {"dense": content["pruned"], "certificate": {"chosen": 1}}
     (folder / "report.json").write_text(json.dumps(content))
-    said = one_line(px("explain", folder, "--samples", 2, "--quiet"))
-    assert "certificate.risk: it is missing" in said
+    message = one_line(px("explain", folder, "--samples", 2, "--quiet"))
+    assert "certificate.risk: it is missing" in message
     assert not (folder / "explain.json").exists()
 
 
@@ -247,34 +247,34 @@ def sequences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_sequences_are_lines_of_letters(sequences: Path) -> None:
-    found = explain(sequences, request=ExplanationRequest(samples=20))
-    assert found.target_relevance is not None
-    assert found.target_relevance.samples == 20
-    assert found.target_relevance.covered == pytest.approx(0.1)  # two motifs of 10 letters among 200
+    result = explain(sequences, request=ExplanationRequest(samples=20))
+    assert result.target_relevance is not None
+    assert result.target_relevance.samples == 20
+    assert result.target_relevance.covered == pytest.approx(0.1)  # two motifs of 10 letters among 200
     places = (
-        found.target_relevance.mass_dense,
-        found.target_relevance.mass_pruned,
-        found.target_relevance.rank_dense,
-        found.target_relevance.rank_pruned,
+        result.target_relevance.mass_dense,
+        result.target_relevance.mass_pruned,
+        result.target_relevance.rank_dense,
+        result.target_relevance.rank_pruned,
     )
     assert all(0 <= each <= 1 for each in places)
-    for case in found.cases:
+    for case in result.cases:
         sample = case.sample.split("/")
         letters, planted = dna_sample(sample[1], int(sample[2]))
         assert "".join(case.pictures.text) == "".join(LETTERS[row] for row in letters.argmax(0))
         assert ((case.pictures.image != 255).any(1) == planted).all()
         assert case.pictures.dense.shape == case.pictures.pruned.shape == (LENGTH,)
-    text = format_explanation(found)
+    text = format_explanation(result)
     assert "relevance where the data know" in text
     long = "net.encoder.layer.11.attention.self.query"
-    text = format_explanation(replace(found, layers=(replace(found.layers[0], name=long),)))
+    text = format_explanation(replace(result, layers=(replace(result.layers[0], name=long),)))
     assert "\n...yer.11.attention.self.query  " in text  # the end tells it from others
 
 
 def test_sequences_are_no_images(px: Px, sequences: Path, tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    said = one_line(px("explain", sequences, "--image", tmp_path / "a.png", "--quiet"))
-    assert said.endswith("is given, the model takes inputs of shape 4x200; leave --image out")
+    message = one_line(px("explain", sequences, "--image", tmp_path / "a.png", "--quiet"))
+    assert message.endswith("is given, the model takes inputs of shape 4x200; leave --image out")
 
 
 def test_a_line_has_a_cell_for_every_position() -> None:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import METADATA, Exported, make_cnn
+from exports import METADATA, Exported, make_cnn
 from torch import Tensor, nn
 
 from pxcompress.deploy import precision, runtime
@@ -163,9 +163,9 @@ def test_other_precisions_of_a_large_model_are_large_as_well(tmp_path: Path, lar
         artifact = precision.convert(source, tmp_path / name / "model.onnx", name, batches)
         assert len(onnx_files(artifact.path)) == 2
         assert sorted(artifact.path.parent.iterdir()) == sorted(onnx_files(artifact.path))
-        found = runtime.open_session(artifact.path, "cpu")
-        assert {key: found.metadata[key] for key in (*METADATA, "precision")} == {**METADATA, "precision": name}
-        assert abs(found.predict(batches[0][0]) - expected).max() < 0.1 * abs(expected).max()
+        session = runtime.open_session(artifact.path, "cpu")
+        assert {key: session.metadata[key] for key in (*METADATA, "precision")} == {**METADATA, "precision": name}
+        assert abs(session.predict(batches[0][0]) - expected).max() < 0.1 * abs(expected).max()
 
 
 def test_a_hash_covers_the_weights_beside_a_file(tmp_path: Path, large: None) -> None:

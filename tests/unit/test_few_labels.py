@@ -47,11 +47,11 @@ def certificate_of(limit: RiskLimit, predicted: np.ndarray, labels: np.ndarray):
 @given(seed=seeds)
 def test_p_values_equal_those_of_full_labels(risk: str, seed: int) -> None:
     predicted, labels = path_of(seed)
-    asked = samples_to_label(risk, predicted, random_order(300, SPLIT), anytime=False)
-    few = completed_labels(predicted[0], {int(place): int(labels[place]) for place in asked})
+    to_label = samples_to_label(risk, predicted, random_order(300, SPLIT), anytime=False)
+    few = completed_labels(predicted[0], {int(place): int(labels[place]) for place in to_label})
     limit = RiskLimit(risk, 0.1)
     assert certificate_of(limit, predicted, few) == certificate_of(limit, predicted, labels)
-    assert len(asked) == (0 if risk == "disagreement" else (predicted != predicted[0]).any(axis=0).sum()) < 300
+    assert len(to_label) == (0 if risk == "disagreement" else (predicted != predicted[0]).any(axis=0).sum()) < 300
 
 
 @pytest.mark.parametrize("risk", FEW)
@@ -69,11 +69,11 @@ def test_which_class_it_is_where_no_model_is_right_does_not_matter(risk: str, se
 def test_every_disagreement_is_asked_for_once_in_the_order_of_the_test(seed: int, anytime: bool) -> None:
     predicted, _ = path_of(seed)
     order = random_order(300, SPLIT)
-    asked = samples_to_label("negative-flips", predicted, order, anytime=anytime)
+    to_label = samples_to_label("negative-flips", predicted, order, anytime=anytime)
     differs = predicted[1:] != predicted[0]
-    assert sorted(asked) == np.flatnonzero(differs.any(axis=0)).tolist()
+    assert sorted(to_label) == np.flatnonzero(differs.any(axis=0)).tolist()
     rank = np.argsort(order)
-    key = [(0 if anytime else int(differs[:, place].argmax()), int(rank[place])) for place in asked]
+    key = [(0 if anytime else int(differs[:, place].argmax()), int(rank[place])) for place in to_label]
     assert key == sorted(key)
 
 

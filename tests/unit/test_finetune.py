@@ -1,117 +1,24 @@
+"""Fine-tuning towards the dense model: its steps, its options, and what it never makes worse."""
+
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from itertools import combinations, islice
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from models import batches_of, plan_of, random_plan
 from models import subject as subject_named
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from tuning import CLASSES, INPUTS, data, divergence, equal, images, near, net, pair, small_cnn, state, top1, tuned
 
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.graph import prune
 from pxcompress.passes import shuffled
 from pxcompress.recipe import Recipe
-from pxcompress.repair import REPAIRS, finetune
-from pxcompress.state import seeded
-from pxcompress.types import Batch, Pruned
+from pxcompress.repair import finetune
+from pxcompress.types import Pruned
 
-INPUTS, CLASSES = 6, 4
-
-
-@pytest.fixture(autouse=True)
-def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of checkpoints."""
-    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
-    return tmp_path / "finetune"
-
-
-def net(width: int) -> nn.Module:
-    """Two layers with normalisation on vectors; a slim one and a dense one differ in width."""
-    with seeded(width):
-        model = nn.Sequential(nn.Linear(INPUTS, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, CLASSES))
-        nn.init.normal_(model[3].weight)
-        model[1].running_mean.normal_()
-    return model.eval()
-
-
-def pair() -> Pruned:
-    return Pruned(net(5), net(16), (), plan_of({}))
-
-
-def near() -> Pruned:
-    """A slim model that does almost what the dense one does: hardly any step helps."""
-    pruned = Pruned(net(16), net(16), (), plan_of({}))
-    with torch.no_grad():
-        pruned.model[3].bias += torch.arange(CLASSES) / 100
-    return pruned
-
-
-def data(count: int, size: int, seed: int = 0) -> list[Batch]:
-    """Drawn inputs with drawn labels."""
-    with seeded(seed):
-        inputs, labels = torch.randn(count, INPUTS), torch.randint(CLASSES, (count,))
-    return list(zip(inputs.split(size), labels.split(size), strict=True))
-
-
-def small_cnn() -> Pruned:
-    subject = subject_named("flatten_cnn")
-    return prune(subject.model, subject.groups, random_plan(subject.groups, 1))
-
-
-def images(count: int, size: int) -> list[Batch]:
-    """For `small_cnn`."""
-    with seeded(count):
-        return batches_of(torch.randn(count, 3, 32, 32), size)
-
-
-def tuned(
-    text: str, pruned: Pruned, batches: list[Batch], held_out: list[Batch] | tuple[()] = (), seed: int = 3
-) -> Pruned:
-    with seeded(seed):
-        return REPAIRS.build(f"finetune:{text}" if text else "finetune")(pruned, batches, held_out)
-
-
-def state(pruned: Pruned) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in pruned.model.state_dict().items()}
-
-
-def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def divergence(pruned: Pruned, batches: list[Batch]) -> float:
-    """Mean over samples of sum_c p_c (log p_c - log q_c)."""
-    inputs = torch.cat([inputs for inputs, _ in batches])
-    with torch.no_grad():
-        p, q = pruned.whole.dense(inputs).double().softmax(1), pruned.model(inputs).double().softmax(1)
-    return float((p * (p.log() - q.log())).sum(1).mean())
-
-
-def top1(pruned: Pruned, batches: list[Batch]) -> float:
-    with torch.no_grad():
-        right = [float((pruned.model(inputs).argmax(1) == labels).sum()) for inputs, labels in batches]
-    return sum(right) / sum(len(labels) for _, labels in batches)
-
-
-class Counted:
-    """Counts how often a model is run."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.runs = 0
-        model.register_forward_hook(self._add)
-
-    def _add(self, *_: object) -> None:
-        self.runs += 1
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_the_slim_model_comes_nearer_to_the_dense_one() -> None:
@@ -152,8 +59,10 @@ def test_steps_are_those_of_a_plain_loop(labels: bool) -> None:
 def test_how_long_it_takes_follows_from_the_samples(samples: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five passes over them, but no more steps than is usual."""
     monkeypatch.setattr(finetune, "MOST_STEPS", 20)
-    usual, asked = (state(tuned(f"{text}batch_size=4", pair(), data(samples, 4))) for text in ("", f"steps={steps},"))
-    assert equal(usual, asked)
+    usual, explicit = (
+        state(tuned(f"{text}batch_size=4", pair(), data(samples, 4))) for text in ("", f"steps={steps},")
+    )
+    assert equal(usual, explicit)
 
 
 @pytest.mark.parametrize("labels", [False, True])
@@ -201,9 +110,9 @@ def test_the_best_weights_on_held_out_samples_are_kept() -> None:
     ],
 )
 def test_every_option_has_an_effect(change: str) -> None:
-    given = {"steps": "3", "batch_size": "6"}
+    usual = {"steps": "3", "batch_size": "6"}
     results = []
-    for options in (given, given | dict([change.split("=")])):
+    for options in (usual, usual | dict([change.split("=")])):
         text = ",".join(f"{key}={value}" for key, value in options.items())
         results.append(state(tuned(text, small_cnn(), images(12, 4))))
     assert not equal(*results)
@@ -315,8 +224,8 @@ def test_no_samples() -> None:
 
 def test_divergence_is_told() -> None:
     batches = [(torch.full((8, INPUTS), float("nan")), torch.zeros(8, dtype=torch.int64))]
-    said = r"diverged at step 1 \(loss nan, norm of the gradient nan\); give a learning_rate below 0.5"
-    with pytest.raises(ResultError, match=said):
+    message = r"diverged at step 1 \(loss nan, norm of the gradient nan\); give a learning_rate below 0.5"
+    with pytest.raises(ResultError, match=message):
         tuned("learning_rate=0.5", pair(), batches)
     with pytest.raises(ResultError, match="diverged at step 1"):  # the only step; there is no loss after it
         tuned("steps=1", pair(), [(torch.full((8, INPUTS), 1e30), torch.zeros(8, dtype=torch.int64))])
@@ -338,142 +247,6 @@ def test_every_epoch_has_all_samples_in_a_new_order(pool: int, monkeypatch: pyte
     epochs = [torch.cat([labels for _, labels in drawn[start : start + 6]]).tolist() for start in (0, 6, 12)]
     assert all(len(set(epoch)) == 24 for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    for taken in (1, 6, 8):
-        later = list(islice(feed.iterate_from(taken), 18 - taken))
-        assert all(torch.equal(one[1], other[1]) for one, other in zip(later, drawn[taken:], strict=True))
-
-
-class Failing(list[Batch]):
-    """Batches that cannot be read any more after `left` have been."""
-
-    left = 10**9
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in super().__iter__():
-            self.left -= 1
-            if self.left < 0:
-                raise KeyboardInterrupt
-            yield batch
-
-
-def interrupted(text: str, pruned: Pruned, batches: list[Batch], held_out: list[Batch], left: int) -> None:
-    failing = Failing(batches)
-    failing.left = left
-    with pytest.raises(KeyboardInterrupt):
-        tuned(text, pruned, failing, held_out)
-
-
-LAST = (pair, data(40, 10), [], "learning_rate=0.03")
-IMPROVING = (pair, data(40, 10), data(30, 10, seed=1), "learning_rate=0.03")
-GETTING_WORSE = (near, data(40, 10), data(30, 10, seed=1), "learning_rate=1")
-IMAGES = (small_cnn, images(40, 10), images(12, 6), "learning_rate=0.001")
-
-
-@pytest.mark.parametrize("left", [6, 9, 10, 21])
-@pytest.mark.parametrize("case", [LAST, IMPROVING, GETTING_WORSE, IMAGES], ids=("last", "improving", "worse", "images"))
-def test_an_interrupted_training_goes_on(
-    left: int,
-    case: tuple[Callable[[], Pruned], list[Batch], list[Batch], str],
-    kept: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Within an epoch and between two; bit by bit as if nothing had happened, and without doing it all again."""
-    start, batches, held_out, options = case
-    text = f"steps=16,batch_size=8,accumulate=2,{options}"
-    monkeypatch.setattr(
-        shuffled, "SHUFFLE_POOL", 10
-    )  # batches are read while training goes on, not all before the first step
-    expected, resumed = start(), start()
-    every = Counted(expected.model)
-    tuned(text, expected, batches, held_out)
-    assert not kept.exists()  # too short for a checkpoint
-    monkeypatch.setattr(finetune, "SAVE_SECONDS", 0.0)
-    interrupted(text, start(), batches, held_out, left)
-    assert len(list(kept.iterdir())) == 1
-    rest = Counted(resumed.model)
-    tuned(text, resumed, batches, held_out)
-    assert equal(state(resumed), state(expected))
-    assert rest.runs < every.runs
-    assert not list(kept.iterdir())
-
-
-def test_a_checkpoint_is_for_one_training_only(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text, batches = "steps=9,batch_size=8", data(40, 10)
-    fresh = {seed: state(tuned(text, pair(), batches, seed=seed)) for seed in (3, 4)}
-    other = {size: state(tuned(f"{text},temperature=2", pair(), data(size, 10, seed=5))) for size in (20,)}
-    monkeypatch.setattr(finetune, "SAVE_SECONDS", 0.0)
-    interrupted(text, pair(), batches, [], 9)
-    (file,) = kept.iterdir()
-    assert equal(state(tuned(text, pair(), batches, seed=4)), fresh[4])
-    assert equal(state(tuned(f"{text},temperature=2", pair(), data(20, 10, seed=5))), other[20])
-    slim = pair()
-    with torch.no_grad():
-        slim.model[3].bias += 1
-    counted = Counted(slim.model)
-    tuned(text, slim, batches)
-    assert counted.runs == 9
-    assert list(kept.iterdir()) == [file]
-    assert equal(state(tuned(text, pair(), batches)), fresh[3])
-
-
-def _cut_short(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-40])
-
-
-def _give_an_older_form(file: Path) -> None:
-    save_file(load_file(file), file, metadata={"progress": '{"step": 4, "error": 1.0}'})
-
-
-@pytest.mark.parametrize("damage", [_cut_short, _give_an_older_form])
-def test_a_damaged_checkpoint_costs_only_time(
-    damage: Callable[[Path], None], kept: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text, batches = "steps=9,batch_size=8", data(40, 10)
-    expected = state(tuned(text, pair(), batches))
-    monkeypatch.setattr(finetune, "SAVE_SECONDS", 0.0)
-    interrupted(text, pair(), batches, [], 9)
-    (file,) = kept.iterdir()
-    damage(file)
-    assert equal(state(tuned(text, pair(), batches)), expected)
-
-
-def test_a_folder_that_cannot_be_written_costs_only_the_checkpoint(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text, batches = "steps=3", data(20, 10)
-    expected = state(tuned(text, pair(), batches))
-    monkeypatch.setattr(finetune, "SAVE_SECONDS", 0.0)
-    kept.write_text("a file where the folder should be")
-    assert equal(state(tuned(text, pair(), batches)), expected)
-
-
-LONG = "steps=600,batch_size=8,learning_rate=0.01"
-CHILD = f"""
-import sys
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]}
-from safetensors.torch import save_file
-from test_finetune import Counted, LONG, data, finetune, pair, state, tuned
-finetune.SAVE_SECONDS = 0.0
-pruned = pair()
-counted = Counted(pruned.model)
-tuned(LONG, pruned, data(40, 10), data(30, 10, seed=1))
-save_file(state(pruned), sys.argv[1], metadata={{"runs": str(counted.runs)}})
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_process_is_taken_up_again(kept: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.safetensors"
-    first = subprocess.Popen([sys.executable, "-c", CHILD, str(out)])
-    while not list(kept.glob("*.safetensors")):
-        assert first.poll() is None, "it ended before it could be killed"
-        time.sleep(0.01)
-    first.kill()
-    assert first.wait() == -signal.SIGKILL
-    assert not out.exists()
-    subprocess.run([sys.executable, "-c", CHILD, str(out)], check=True)
-    whole = pair()
-    every = Counted(whole.model)
-    tuned(LONG, whole, data(40, 10), data(30, 10, seed=1))
-    assert equal(load_file(out), state(whole))
-    with safe_open(out, framework="pt") as file:
-        assert int(file.metadata()["runs"]) < every.runs
-    assert not list(kept.glob("*.safetensors"))
+    for start_step in (1, 6, 8):
+        later = list(islice(feed.iterate_from(start_step), 18 - start_step))
+        assert all(torch.equal(one[1], other[1]) for one, other in zip(later, drawn[start_step:], strict=True))

@@ -138,10 +138,10 @@ def test_copies_are_counted_and_certify_has_none(root: Path) -> None:
 
 def test_copies_are_found_in_data_that_do_not_fit_into_memory(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(root / "val/cat/3.png", root / "val/cat/again.png")
-    kept = load_splits(open_source(str(root)), SMALL)
+    stored = load_splits(open_source(str(root)), SMALL)
     monkeypatch.setattr("pxcompress.data.batches._MEMORY_BYTES", 0)
     lazy = load_splits(open_source(str(root)), SMALL)
-    assert (lazy.notes, lazy.ids) == (kept.notes, kept.ids)
+    assert (lazy.notes, lazy.ids) == (stored.notes, stored.ids)
     assert sum(len(labels) for _, labels in lazy.certify) == len(lazy.ids["certify"])
 
 

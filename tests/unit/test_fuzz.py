@@ -68,9 +68,9 @@ def _code(*words: str) -> tuple[int, str]:
 @fuzz
 def test_any_options(command: str, options: dict[str, str]) -> None:
     """The data is not there, so that nothing runs for long; nothing may end in a traceback."""
-    said = [word for pair in options.items() for word in pair]
-    code, error = _code(command, "--model", "resnet10t", *said, "--data", NOWHERE, "--quiet")
-    assert code == 2, (said, error)
+    words = [word for pair in options.items() for word in pair]
+    code, error = _code(command, "--model", "resnet10t", *words, "--data", NOWHERE, "--quiet")
+    assert code == 2, (words, error)
     assert "Traceback" not in error
 
 
@@ -106,33 +106,33 @@ def _places(folder: Path) -> list[str]:
 def _command_lines(draw: st.DrawFn) -> tuple[str, list[str]]:
     """A command and some of its options, with values or, where it takes none, without; and one more word at times."""
     name = draw(st.sampled_from(sorted(COMMANDS)))
-    said = []
+    given_options = []
     options = [each for each in COMMANDS[name].params if each.param_type_name == "option"]
     some = st.lists(st.sampled_from(options), max_size=4, unique_by=lambda each: each.name) if options else st.just([])
     for each in draw(some):
         value = words | sizes | st.sampled_from(["it.onnx", "run", "lrp", "cpu", "cpu,cuda-graph", "fp16", "0.5", "2x"])
-        said += [draw(st.sampled_from(each.opts))] + ([] if each.is_flag else [draw(value)])
-    return name, [*said, *draw(st.lists(words, max_size=1))]
+        given_options += [draw(st.sampled_from(each.opts))] + ([] if each.is_flag else [draw(value)])
+    return name, [*given_options, *draw(st.lists(words, max_size=1))]
 
 
 @given(line=_command_lines(), place=st.integers(0, 4))
 @settings(fuzz, max_examples=60)
 def test_any_command(tmp_path: Path, line: tuple[str, list[str]], place: int) -> None:
     """All commands, also those that get as far as to work on something small."""
-    name, said = line
+    name, words = line
     with contextlib.chdir(tmp_path), pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         argument = [_places(tmp_path)[place]] if name in ARGUMENTS else []
-        code, error = _code(name, *argument, *said, *SMALL.get(name, []))
-    assert code in (0, 2, 3), (name, said, error)
+        code, error = _code(name, *argument, *words, *SMALL.get(name, []))
+    assert code in (0, 2, 3), (name, words, error)
     assert "Traceback" not in error
 
 
 @pytest.mark.parametrize(
-    "said", [["--provider", ""], ["--threads", "-1"], ["--threads", "999999999999"], ["--batch-size", "-1"]]
+    "words", [["--provider", ""], ["--threads", "-1"], ["--threads", "999999999999"], ["--batch-size", "-1"]]
 )
-def test_what_it_has_found(said: list[str]) -> None:
-    code, error = _code("inspect", "--model", "models:FlattenCNN", "--latency", *said)
+def test_what_it_has_found(words: list[str]) -> None:
+    code, error = _code("inspect", "--model", "models:FlattenCNN", "--latency", *words)
     assert code == 2, error
     assert error.splitlines()[-1].startswith("pxcompress: ")
 

@@ -58,9 +58,9 @@ def _silenced(slim: PruneResult) -> nn.Module:
     return twin
 
 
-def _assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
-    assert [(value.shape, value.dtype) for value in found] == [(value.shape, value.dtype) for value in expected]
-    for value, other in zip(found, expected, strict=True):
+def _assert_same(values: list[Tensor], expected: list[Tensor]) -> None:
+    assert [(value.shape, value.dtype) for value in values] == [(value.shape, value.dtype) for value in expected]
+    for value, other in zip(values, expected, strict=True):
         if value.dtype in (torch.bool, torch.int64):
             assert (value != other).double().mean() < 1e-2
         else:

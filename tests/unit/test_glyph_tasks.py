@@ -187,7 +187,7 @@ def test_all_are_named() -> None:
 @pytest.mark.slow
 def test_a_segmentation_net_goes_the_whole_way(px: Px, tmp_path: Path) -> None:
     data = "glyph-masks:train=128,select=32,held_out=64"
-    given = ["--model", "pxcompress.demo.nets:unet", "--data", data, "--ratio", 0.5, "--out", tmp_path / "run"]
-    result = px("run", *given)
+    options = ["--model", "pxcompress.demo.nets:unet", "--data", data, "--ratio", 0.5, "--out", tmp_path / "run"]
+    result = px("run", *options)
     assert result.code == 0, result.err
     assert "mIoU" in result.out

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from models import CLASSES, batches_of, kept_counts, plan_of, randomised, snapshot
-from test_graph import _silenced
+from models import CLASSES, batches_of, kept_counts, plan_of, randomised, silenced, snapshot
 from torch import Tensor, nn
 
 from pxcompress.cost.count import count_macs, count_params, macs_meter, params_meter
@@ -102,7 +101,7 @@ def test_removal_equals_masking(subject: Subject) -> None:
     pruned = prune(model, groups, plan)
     with torch.no_grad():
         slim, dense = pruned.model(inputs), model(inputs)
-    expected = _silenced(model, groups, plan, inputs)
+    expected = silenced(model, groups, plan, inputs)
     assert float((slim - expected).abs().max() / expected.abs().max()) < 1e-4
     assert float((slim - dense).abs().max() / dense.abs().max()) > 1e-3
     assert removal_error(pruned, inputs) < 1e-4
@@ -113,9 +112,9 @@ def test_costs_are_those_of_the_slim_model(subject: Subject) -> None:
     model, groups, inputs = subject
     plan = _halved(groups)
     slim = prune(model, groups, plan).model
-    kept = kept_counts(groups, plan)
-    assert params_meter(model, groups)(kept) == count_params(slim)
-    assert macs_meter(model, groups, inputs[:1])(kept) == count_macs(slim, inputs[:1])
+    widths = kept_counts(groups, plan)
+    assert params_meter(model, groups)(widths) == count_params(slim)
+    assert macs_meter(model, groups, inputs[:1])(widths) == count_macs(slim, inputs[:1])
 
 
 def test_rounds_lead_where_one_cut_leads(subject: Subject) -> None:

@@ -93,8 +93,8 @@ def test_pixel_flipping_by_hand() -> None:
     def judge(values: Tensor) -> Tensor:
         return Summed(weights)(values).softmax(1)[:, 0]
 
-    found = pixel_flipping(judge, x, weights[None], steps=4)
-    assert found.item() == pytest.approx(expected)
+    area = pixel_flipping(judge, x, weights[None], steps=4)
+    assert area.item() == pytest.approx(expected)
     assert pixel_flipping(judge, x, -weights[None], steps=4).item() > expected
 
 
@@ -125,18 +125,18 @@ def test_heatmaps_add_up_to_the_logit_without_biases() -> None:
 def test_the_chosen_share_has_the_best_trade_off() -> None:
     subject = subject_named("flatten_cnn")
     targets = torch.zeros(6, dtype=torch.int64)
-    found = choose_share(subject.model, subject.inputs, targets, "plrp-lambda", "gamma")
+    share_chosen = choose_share(subject.model, subject.inputs, targets, "plrp-lambda", "gamma")
 
     def maps(share: float) -> Tensor:
         return heatmaps(subject.model, subject.inputs, targets, Method("plrp-lambda", "gamma", share)).flatten(1)
 
     worth = {share: trade_off(maps(share), maps(0.0)) for share in (0.0, *SHARES)}
     assert worth[0.0] == pytest.approx(0, abs=1e-6)
-    assert found == max(worth, key=lambda share: worth[share])
+    assert share_chosen == max(worth, key=lambda share: worth[share])
     assert choose_share(subject.model, subject.inputs, targets, "lrp", "gamma") == 0
 
 
-@pytest.mark.parametrize("given", [{"name": "plrp"}, {"composite": "nothing"}, {"name": "plrp-m", "share": 1.0}])
-def test_bad_methods_are_refused(given: dict) -> None:
+@pytest.mark.parametrize("options", [{"name": "plrp"}, {"composite": "nothing"}, {"name": "plrp-m", "share": 1.0}])
+def test_bad_methods_are_refused(options: dict) -> None:
     with pytest.raises(InputError):
-        Method(**given)
+        Method(**options)

@@ -21,10 +21,14 @@ from pxcompress.models.inputs import blank_inputs
 from pxcompress.models.loading import Architecture, classifier_names, load_model, make_plain
 from pxcompress.models.outputs import difference, leaves
 from pxcompress.models.transformers_folder import save_slim
+from pxcompress.recipe import Recipe
+from pxcompress.tasks.agreement import Agreement
 from pxcompress.tasks.box_layouts import layout_of
 from pxcompress.tasks.choice import as_judged
 from pxcompress.tasks.detection import Detection
+from pxcompress.tasks.neighbours import Neighbours
 from pxcompress.types import Plan
+from pxcompress.workload import load_workload
 
 transformers = pytest.importorskip("transformers")
 
@@ -228,3 +232,11 @@ def test_from_pretrained_loads_what_a_configuration_can_say(saved: Path, tmp_pat
         torch.testing.assert_close(net(**inputs).logits, pruned.model.net(**inputs).logits, atol=1e-5, rtol=1e-4)
     pruned = prune(loaded.model, groups, Plan({heads.name: (0,)}, "", "", 0, 0, 0))
     assert "from_pretrained does not" in save_slim(pruned.model, pruned.dense, tmp_path)
+
+
+def test_encoders_are_judged_by_neighbours_unless_another_task_is_given(saved: Path, tmp_path: Path) -> None:
+    """The task that a user names stays, although its data has no targets either."""
+    (tmp_path / "texts.txt").write_text("\n".join(f"rain on hill {number}" for number in range(40)))
+    recipe = Recipe(f"hf:{saved / 'sentences'}", 0.5, data=str(tmp_path / "texts.txt"))
+    assert isinstance(load_workload(recipe).task, Neighbours)
+    assert isinstance(load_workload(recipe.but(task="agreement")).task, Agreement)

@@ -44,7 +44,7 @@ def ends(loaded: Loaded) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("options", "expected"),
     [
         (("imagenet",), [(-mean / std, (1 - mean) / std) for mean, std in IMAGENET]),
         (("0-1",), [(0, 1)] * 3),
@@ -59,15 +59,15 @@ def ends(loaded: Loaded) -> list[tuple[float, float]]:
     ],
 )
 def test_pixels_become_what_was_asked_for(
-    tmp_path: Path, asked: tuple[str | float | None, ...], expected: list[tuple[float, float]]
+    tmp_path: Path, options: tuple[str | float | None, ...], expected: list[tuple[float, float]]
 ) -> None:
-    mean, std, scale = (*asked, None, None)[:3]
+    mean, std, scale = (*options, None, None)[:3]
     made = with_values(load(net(tmp_path)), mean, std, scale)  # type: ignore[arg-type]
     assert ends(made) == [pytest.approx(each) for each in expected]
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("options", "message"),
     [
         ((None, None), "does not say how pixels become its input; give --input-mean with one of imagenet, 0-1, -1-1"),
         (("imagnet", None), "expected numbers for --input-mean and --input-std, or --input-mean alone as one of image"),
@@ -80,8 +80,10 @@ def test_pixels_become_what_was_asked_for(
         (("0", "1", 0.0), "input-scale is 0.0; expected the largest value of a pixel"),
     ],
 )
-def test_what_cannot_be_meant_is_one_line(tmp_path: Path, asked: tuple[str | float | None, ...], message: str) -> None:
-    mean, std, scale = (*asked, None)[:3]
+def test_what_cannot_be_meant_is_one_line(
+    tmp_path: Path, options: tuple[str | float | None, ...], message: str
+) -> None:
+    mean, std, scale = (*options, None)[:3]
     with pytest.raises(InputError, match=message) as refusal:
         with_values(load(net(tmp_path)), mean, std, scale)  # type: ignore[arg-type]
     assert "\n" not in str(refusal.value)

@@ -80,13 +80,13 @@ def test_ranges_without_their_tails_are_taken_where_they_are_better(tmp_path: Pa
 
 
 def test_a_bias_makes_up_for_what_its_layer_is_moved_by(tmp_path: Path) -> None:
-    source, moved = save_net(tmp_path / "net.onnx"), tmp_path / "moved.onnx"
+    source, shifted = save_net(tmp_path / "net.onnx"), tmp_path / "moved.onnx"
     model = onnx.load(source)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     before = numpy_helper.to_array(tensors["b2"])
     tensors["b2"].CopyFrom(numpy_helper.from_array(before + np.float32([1, 0, -2, 0.5]), "b2"))
-    onnx.save(model, moved)
-    assert correct_biases(source, source, moved, tmp_path / "corrected.onnx", samples(0)) == 3
+    onnx.save(model, shifted)
+    assert correct_biases(source, source, shifted, tmp_path / "corrected.onnx", samples(0)) == 3
     after = {
         tensor.name: numpy_helper.to_array(tensor)
         for tensor in onnx.load(tmp_path / "corrected.onnx").graph.initializer

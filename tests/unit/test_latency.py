@@ -43,20 +43,20 @@ class Mixed(nn.Module):
 
 
 def test_operators_are_read_from_one_pass() -> None:
-    found = find_operators(Mixed().eval(), (), torch.randn(1, 3, 12, 12))
-    assert list(found) == ["first", "depthwise", "grouped", "head"]
-    assert found["first"].activation == ("Sigmoid", "Mul")
-    assert found["first"].positions == 5 * 5
-    assert (found["grouped"].rows, found["grouped"].padding, found["grouped"].groups) == ((5, 5), (2, 2), 4)
-    assert found["head"].rows == (25,)
-    assert found["depthwise"].depthwise
-    assert found["depthwise"].at(8, 8).groups == 8
+    operators = find_operators(Mixed().eval(), (), torch.randn(1, 3, 12, 12))
+    assert list(operators) == ["first", "depthwise", "grouped", "head"]
+    assert operators["first"].activation == ("Sigmoid", "Mul")
+    assert operators["first"].positions == 5 * 5
+    assert (operators["grouped"].rows, operators["grouped"].padding, operators["grouped"].groups) == ((5, 5), (2, 2), 4)
+    assert operators["head"].rows == (25,)
+    assert operators["depthwise"].depthwise
+    assert operators["depthwise"].at(8, 8).groups == 8
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_every_operator_is_a_graph_that_runs_at_any_width(batch: int) -> None:
-    found = find_operators(Mixed().eval(), (), torch.randn(1, 3, 12, 12))
-    for operator in found.values():
+    operators = find_operators(Mixed().eval(), (), torch.randn(1, 3, 12, 12))
+    for operator in operators.values():
         for narrower in (operator, operator.at(operator.inputs // 2 or 1, operator.outputs // 2)):
             if operator.inputs > 3:
                 assert time_graph(narrower.graph(batch), narrower.input_shape(batch), "cpu", 1) > 0
@@ -76,8 +76,8 @@ def test_windows_of_a_sample_are_counted() -> None:
         "swin_tiny_patch4_window7_224", img_size=32, window_size=4, embed_dim=16, depths=(1,), num_heads=(2,)
     ).eval()
     example = torch.randn(1, 3, 32, 32)
-    found = find_operators(model, find_groups(model, example, ["head.fc"]).groups, example)
-    attention, linear = found["layers.0.blocks.0.attn"], found["layers.0.blocks.0.attn.qkv"]
+    operators = find_operators(model, find_groups(model, example, ["head.fc"]).groups, example)
+    attention, linear = operators["layers.0.blocks.0.attn"], operators["layers.0.blocks.0.attn.qkv"]
     assert (attention.rows, attention.positions, linear.rows) == ((4, 16), 4 * 16 * 8, (4, 16))
     assert time_graph(attention.at(1, 1).graph(2), attention.at(1, 1).input_shape(2), "cpu", 1) > 0
 
@@ -114,10 +114,10 @@ def test_on_a_gpu_widths_are_what_its_tensor_cores_take(
 def test_on_a_gpu_an_operator_is_timed_in_steps_of_both_widths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
     monkeypatch.setattr(latency, "_make_copies", lambda operator: (latency.EMPTY_OPERATOR, latency.EMPTY_OPERATOR))
-    asked = []
+    timed = []
 
     def call(self: OperatorTimes, operator: Operator) -> float:
-        asked.append(operator)
+        timed.append(operator)
         return 1e-9 if operator.kind == "copy" else float(-(-operator.inputs // 64) * -(-operator.outputs // 128))
 
     monkeypatch.setattr(OperatorTimes, "_call", call)
@@ -128,7 +128,7 @@ def test_on_a_gpu_an_operator_is_timed_in_steps_of_both_widths(monkeypatch: pyte
     assert steps.at(65, 128) == steps.at(128, 1) == pytest.approx(2)
     depthwise = Operator("conv", (8, 8), 128, 128, (3, 3), (1, 1), (1, 1), (1, 1), groups=128, positions=64)
     assert latency._time_in_steps(depthwise, table, 8).at(3, 70) == pytest.approx(2)
-    assert {operator.groups for operator in asked if operator.kind == "conv"} >= {1, 128}
+    assert {operator.groups for operator in timed if operator.kind == "conv"} >= {1, 128}
 
 
 LAYOUT = 1e-4
@@ -148,9 +148,9 @@ def _fake_call(table: OperatorTimes, operator: Operator) -> float:
 
 def test_an_operator_alone_is_timed_without_what_the_call_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OperatorTimes, "_call", _fake_call)
-    found = find_operators(Mixed().eval(), (), torch.randn(1, 3, 12, 12))
+    operators = find_operators(Mixed().eval(), (), torch.randn(1, 3, 12, 12))
     for name in ("depthwise", "grouped", "head"):
-        operator = found[name]
+        operator = operators[name]
         products = operator.positions * operator.weights(operator.inputs, operator.outputs)
         assert OperatorTimes(CONDITIONS).milliseconds(operator) == pytest.approx(1e-5 * products)
 
@@ -219,14 +219,14 @@ def test_weights_cost_the_time_in_which_they_come_from_memory(monkeypatch: pytes
     net, example = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3))).eval(), torch.randn(1, 64)
     groups = find_groups(net, example, ["2"]).groups
 
-    def expected(kept: Mapping[str, int]) -> float:
-        first, second = (kept.get(name, 64) for name in ("0", "1"))
+    def expected(widths: Mapping[str, int]) -> float:
+        first, second = (widths.get(name, 64) for name in ("0", "1"))
         return 3 + 1e-3 * (64 * first + first * second + second * 64)
 
     monkeypatch.setattr(latency, "measure_whole_model", lambda *args: expected(args[-1]))
     meter = latency.latency_meter(net, groups, example, CONDITIONS)
-    for kept in ({}, {"0": 48}, {"0": 16, "1": 48}):
-        assert meter(kept) == pytest.approx(expected(kept), rel=1e-3)
+    for widths in ({}, {"0": 48}, {"0": 16, "1": 48}):
+        assert meter(widths) == pytest.approx(expected(widths), rel=1e-3)
 
 
 class Scripted:
@@ -249,7 +249,7 @@ def scored() -> ScoredModel:
     example = torch.randn(1, 8)
     structure: Structure = find_groups(model, example, ["2"])
     scores = {group.name: torch.arange(group.units).float() for group in structure.groups}
-    price = Price("toy", "ms", lambda kept: float(kept.get("0", 100)))
+    price = Price("toy", "ms", lambda widths: float(widths.get("0", 100)))
     return ScoredModel(model, example, structure, scores, price, 0.5)
 
 

@@ -241,9 +241,9 @@ def test_lines_that_were_looked_at_are_known_again_in_a_table_that_has_grown(
     short.write_text("\n".join([header, *lines[:300]]))
     grown.write_text("\n".join([header, *lines]))
     rest.write_text("\n".join([header, *lines[300:]]))
-    asked = ["--max-drop", 0.13, "--anytime"]
-    told(px, "--losses", short, *asked, "--out", tmp_path / "one")
-    refusal = one_line(px("certify", "--losses", grown, *asked))
+    options = ["--max-drop", 0.13, "--anytime"]
+    told(px, "--losses", short, *options, "--out", tmp_path / "one")
+    refusal = one_line(px("certify", "--losses", grown, *options))
     assert "300 of these 1500 samples served certificates before the data changed" in refusal
     assert "--resume FOLDER" in refusal
     assert told(px, "--losses", grown, "--resume", tmp_path / "one", "--out", tmp_path / "two")["chosen"] == 1
@@ -254,5 +254,5 @@ def test_lines_that_were_looked_at_are_known_again_in_a_table_that_has_grown(
     record["origin"]["earlier"]["rows"][1]["capital"][0] += 1  # more wealth than there was
     (tmp_path / "two" / "certificate.json").write_text(json.dumps(record))
     assert px("verify", tmp_path / "two", "--quiet").code == 3
-    assert told(px, "--losses", rest, *asked)["chosen"] == 1, "new samples alone are fresh"
+    assert told(px, "--losses", rest, *options)["chosen"] == 1, "new samples alone are fresh"
     assert "guarantee is spent" in px("certify", "--losses", grown, "--max-drop", 0.15).out

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Exported
+from exports import Exported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -98,9 +98,9 @@ def _batches(exported: Exported, wrong: int) -> list[Batch]:
 def test_accuracy_of_file_and_model(wide_cnn: Exported, wrong: int) -> None:
     batches = _batches(wide_cnn, wrong)
     sessions = {"it": runtime.open_session(wide_cnn.path, "cpu")}
-    found = predictions(sessions, "it", "it", batches, Classification())["it"]
-    assert (found.quality.value, found.samples, found.max_abs) == ((10 - wrong) / 10, 10, 0.0)
-    assert found.agreement.tolist() == [1] * 10
+    result = predictions(sessions, "it", "it", batches, Classification())["it"]
+    assert (result.quality.value, result.samples, result.max_abs) == ((10 - wrong) / 10, 10, 0.0)
+    assert result.agreement.tolist() == [1] * 10
     model = copy.deepcopy(wide_cnn.model).train()
     assert torch_quality(model, batches, Classification()) == (10 - wrong) / 10
     assert all(module.training for module in model.modules())
@@ -190,10 +190,10 @@ def test_compare_measures_both_files(wide_cnn: Exported, slim_cnn: Exported) -> 
     candidates = [
         Candidate(e.path, cost.count_params(e.model), cost.count_macs(e.model, e.example)) for e in (wide_cnn, slim_cnn)
     ]
-    tried = measure.try_files(
+    trials = measure.try_files(
         [e.path for e in candidates], batches, Classification(), batch_size=4, provider="cpu", threads=1
     )
-    result = compare(*candidates, tried, ["a", "b", "c", "d", "e", "none"])
+    result = compare(*candidates, trials, ["a", "b", "c", "d", "e", "none"])
     dense, pruned = result.dense, result.pruned
     assert dense.quality.value == 0.8
     assert pruned.quality.value == torch_quality(slim_cnn.model, batches, Classification())

@@ -161,8 +161,8 @@ def test_several_inputs_and_whole_numbers_are_saved_by_name(tmp_path: Path) -> N
     with torch.no_grad():
         expected = slim.pruned.model(picture, place)
         torch.testing.assert_close(again(picture, place), expected)
-    (found,) = session.run(None, {"picture": picture.numpy(), "place": place.numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=1e-4)
+    (output,) = session.run(None, {"picture": picture.numpy(), "place": place.numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), expected, atol=1e-4, rtol=1e-4)
     assert float((expected.argmax(1) == test[0][1]).float().mean()) == pytest.approx(report.pruned.quality.value)
 
 

@@ -77,13 +77,13 @@ def test_dna_is_repeatable_and_its_motifs_are_where_it_says() -> None:
         assert mask.shape == (LENGTH,)
         places = np.flatnonzero(mask)
         assert len(places) == 20
-        found = [
+        texts = [
             "".join(LETTERS[letter] for letter in letters[index].argmax(0)[part]) for part in (places[:10], places[10:])
         ]
         pair = [MOTIFS[motif] for motif in PAIRS[labels[index]]]
         assert CLASSES[labels[index]] == "+".join(pair)
         wrong += min(
-            sum(a != b for motif, text in zip(order, found, strict=True) for a, b in zip(motif, text, strict=True))
+            sum(a != b for motif, text in zip(order, texts, strict=True) for a, b in zip(motif, text, strict=True))
             for order in (pair, pair[::-1])
         )
     assert wrong / (60 * 20) == pytest.approx(0.75 * ERRORS, abs=0.03)

@@ -188,5 +188,5 @@ def test_a_layout_that_no_size_tells_is_given(tmp_path: Path) -> None:
     session = open_session(tmp_path / "same.onnx", "cpu")
     with torch.no_grad():
         expected = module(images).numpy()
-    for given in (images, images.permute(0, 2, 3, 1)):
-        np.testing.assert_allclose(session.predict(given), expected, atol=1e-5)
+    for array in (images, images.permute(0, 2, 3, 1)):
+        np.testing.assert_allclose(session.predict(array), expected, atol=1e-5)

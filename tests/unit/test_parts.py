@@ -91,13 +91,13 @@ def test_a_certificate_of_every_class_by_hand() -> None:
     masks = Part("classes").classes(labels, names)
     values = losses("disagreement", dense, pruned)
     certificate = certify([Candidate("m", 1, values)], RiskLimit("disagreement", 0.1), masks)
-    found = []
+    expected = []
     for place, name in enumerate(names):
         n = sum(label == place for label in labels)
         errors = sum(label == place and out == 3 for label, out in zip(labels, pruned, strict=True))
-        found.append((name, n, errors, pytest.approx(binom.cdf(errors, n, 0.1))))
+        expected.append((name, n, errors, pytest.approx(binom.cdf(errors, n, 0.1))))
     (row,) = certificate.rows
-    assert [(each.name, each.n, each.errors, each.p_value) for each in row.classes] == found
+    assert [(each.name, each.n, each.errors, each.p_value) for each in row.classes] == expected
     assert row.p_value == max(each.p_value for each in row.classes)
     assert row.weakest.p_value == max(each.p_value for each in row.classes)
     assert (row.n, row.errors) == (600, values.sum())
@@ -111,16 +111,16 @@ def test_only_the_classes_part_has_classes_and_only_the_confident_one_a_mask() -
     assert {name for name, part in parts.items() if part.with_scope(RiskLimit()) != RiskLimit()} == {"confident"}
 
 
-@pytest.mark.parametrize(("threshold", "said"), [(0.97164, "0.972"), (1 - 1.3e-7, "0.99999987"), (1.0, "1")])
-def test_the_sentence_tells_the_threshold_also_just_below_one(threshold: float, said: str) -> None:
+@pytest.mark.parametrize(("threshold", "words"), [(0.97164, "0.972"), (1 - 1.3e-7, "0.99999987"), (1.0, "1")])
+def test_the_sentence_tells_the_threshold_also_just_below_one(threshold: float, words: str) -> None:
     limit = Part("confident", 0.8, threshold).with_scope(RiskLimit())
     text = sentence(certify([Candidate("m", 1, np.zeros(200))], limit))
-    assert f"of the predictions of which the dense model is confident (softmax at least {said}) turn" in text
+    assert f"of the predictions of which the dense model is confident (softmax at least {words}) turn" in text
     assert text.endswith("It says nothing about other predictions or single classes.")
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("fields", "message"),
     [
         ({"part": "confidence"}, "did you mean confident"),
         ({"part": "classes", "coverage": 0.8}, "no effect with part 'classes'"),
@@ -130,9 +130,9 @@ def test_the_sentence_tells_the_threshold_also_just_below_one(threshold: float, 
         ({"part": "confident", "coverage": float("nan")}, "coverage is nan"),
     ],
 )
-def test_parts_refuse(given: dict[str, Any], message: str) -> None:
+def test_parts_refuse(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Part(**given)
+        Part(**fields)
 
 
 def test_the_default_coverage() -> None:
@@ -143,19 +143,19 @@ def test_the_default_coverage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "counts", "said"),
+    ("part", "counts", "words"),
     [
         (Part(), {"cat": 20, "dog": 24}, "44 samples to certify on; negative-flips <= 5 % at 95 % confidence needs"),
         (Part("classes"), {"cat": 200, "dog": 24}, "24 samples of 'dog', the smallest class, to certify on; "),
         (Part("confident"), {"cat": 40, "dog": 30}, "56 samples to certify on that are confident (coverage 0.8 of 70)"),
     ],
 )
-def test_too_few_samples_are_counted_and_the_number_is_told(part: Part, counts: dict[str, int], said: str) -> None:
+def test_too_few_samples_are_counted_and_the_number_is_told(part: Part, counts: dict[str, int], words: str) -> None:
     limit = RiskLimit(alpha=0.05)
     with pytest.raises(DataError) as caught:
         part.check(limit, counts)
     message = str(caught.value)
-    assert message.startswith(said)
+    assert message.startswith(words)
     needed = int(message.split("at least ")[1].split(":")[0])
     assert needed == math.ceil(math.log(0.05) / math.log(0.95))
     if part.part == "classes":

@@ -41,8 +41,8 @@ def test_a_module_of_ones_own_gets_smaller_and_keeps_its_outputs(batches: list[B
     slim = compress_module(model, batches[0][0][:1], batches, repair=("fold",), **options)
     bare = compress_module(model, batches[0][0][:1], batches, repair=(), **options)
     units = sum(group.units for group in slim.structure.groups)
-    kept = sum(len(slim.pruned.plan.kept(group)) for group in slim.structure.groups)
-    assert kept == units - -(-units * 4 // 10)
+    units_left = sum(len(slim.pruned.plan.kept(group)) for group in slim.structure.groups)
+    assert units_left == units - -(-units * 4 // 10)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert slim.pruned.plan == bare.pruned.plan
     assert removal_error(bare.pruned, batches[0][0]) < 1e-5

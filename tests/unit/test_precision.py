@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import METADATA, Exported
+from exports import METADATA, Exported
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
@@ -38,14 +38,14 @@ def images(count: int = 64) -> list[Batch]:
 @pytest.fixture(scope="module")
 def files(wide_cnn: Exported, small_vit: Exported, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Source and both precisions of a CNN and of a ViT, by "cnn", "cnn fp16", ..."""
-    found = {}
+    paths = {}
     for name, source in (("cnn", wide_cnn.path), ("vit", small_vit.path)):
         folder = tmp_path_factory.mktemp(name)
-        found[name] = source
+        paths[name] = source
         for precision in PRECISIONS:
-            found[f"{name} {precision}"] = convert(source, folder / "model.onnx", precision, images()).path
-            found[f"{name} {precision}"] = found[f"{name} {precision}"].rename(folder / f"{precision}.onnx")
-    return found
+            paths[f"{name} {precision}"] = convert(source, folder / "model.onnx", precision, images()).path
+            paths[f"{name} {precision}"] = paths[f"{name} {precision}"].rename(folder / f"{precision}.onnx")
+    return paths
 
 
 def logits(path: Path) -> np.ndarray:
@@ -59,8 +59,8 @@ def test_a_converted_file_computes_nearly_the_same_in_fewer_bytes(
     files: dict[str, Path], family: str, precision: str, tolerance: float, share: float
 ) -> None:
     source, path = files[family], files[f"{family} {precision}"]
-    expected, found = logits(source), logits(path)
-    assert np.square(found - expected).mean() ** 0.5 <= tolerance * expected.std()
+    expected, outputs = logits(source), logits(path)
+    assert np.square(outputs - expected).mean() ** 0.5 <= tolerance * expected.std()
     weights = [sum(len(each.raw_data) for each in onnx.load(file).graph.initializer) for file in (source, path)]
     assert weights[1] < share * weights[0]
 
@@ -194,20 +194,20 @@ def _rated(folder: Path, made: tuple[Path, ...] = (), batches: Batches = ()) -> 
 def test_targets_are_measured_on_the_files_beside_the_others(folder: Path) -> None:
     made = make_targets(folder / "model.onnx", ("fp16", "int8"), images())
     assert made.failures == ()
-    found = _rated(folder, made.files)
+    ratings = _rated(folder, made.files)
     names = ["dense.onnx", "model.onnx", "model.fp16.onnx", "model.int8.onnx"]
-    assert [row.file for row in found.rows] == names
-    assert [row.precision for row in found.rows] == ["fp32", "fp32", "fp16", "int8"]
+    assert [row.file for row in ratings.rows] == names
+    assert [row.precision for row in ratings.rows] == ["fp32", "fp32", "fp16", "int8"]
     expected, labels = logits(folder / "model.onnx"), np.concatenate([each.numpy() for _, each in images()])
-    for row in found.rows:
-        given = logits(folder / row.file)
-        assert row.quality.value == (given.argmax(1) == labels).mean()
-        assert row.agreement == (given.argmax(1) == expected.argmax(1)).mean()
-        assert row.max_abs == pytest.approx(np.abs(given - expected).max())
+    for row in ratings.rows:
+        outputs = logits(folder / row.file)
+        assert row.quality.value == (outputs.argmax(1) == labels).mean()
+        assert row.agreement == (outputs.argmax(1) == expected.argmax(1)).mean()
+        assert row.max_abs == pytest.approx(np.abs(outputs - expected).max())
         assert row.onnx_bytes == (folder / row.file).stat().st_size
         assert row.samples == 64
-    assert found.rows[0].speedup.ratio == 1
-    assert found.rows[1].max_abs == 0
+    assert ratings.rows[0].speedup.ratio == 1
+    assert ratings.rows[1].max_abs == 0
 
 
 def _with_weights(path: Path, change: float) -> Path:
@@ -222,9 +222,9 @@ def _with_weights(path: Path, change: float) -> Path:
 
 def test_a_file_that_gives_no_numbers_is_not_shipped(folder: Path) -> None:
     broken = _with_weights(folder / "model.onnx", float("nan"))
-    found = _rated(folder, (broken,))
-    assert [row.file for row in found.rows] == ["dense.onnx", "model.onnx"]
-    assert [note.text for note in found.notes] == [
+    ratings = _rated(folder, (broken,))
+    assert [row.file for row in ratings.rows] == ["dense.onnx", "model.onnx"]
+    assert [note.text for note in ratings.notes] == [
         "NO model.int8.onnx: its outputs are not finite on 64 of 64 test samples"
     ]
     assert not broken.exists()
@@ -233,10 +233,10 @@ def test_a_file_that_gives_no_numbers_is_not_shipped(folder: Path) -> None:
 def test_a_file_that_loses_accuracy_says_so(folder: Path) -> None:
     right = [(inputs, torch.from_numpy(_decisions(folder / "model.onnx", inputs))) for inputs, _ in images()]
     wrong = _with_weights(folder / "model.onnx", -1.0)
-    found = _rated(folder, (wrong,), right)
-    lost = 100 * (1 - found.rows[2].quality.value)
+    ratings = _rated(folder, (wrong,), right)
+    lost = 100 * (1 - ratings.rows[2].quality.value)
     assert lost > 1
-    texts = [note.text for note in found.notes]
+    texts = [note.text for note in ratings.notes]
     assert f"model.int8.onnx LOSES {lost:.1f} POINTS of top-1 against model.onnx" in texts
 
 
@@ -258,11 +258,14 @@ def _decisions(path: Path, inputs: torch.Tensor) -> np.ndarray:
 
 
 def test_the_recipe_orders_targets_and_refuses_unknown_ones() -> None:
-    for given, kept in ((("int8",), ("fp32", "int8")), (("int8", "fp16", "fp32", "int8"), ("fp32", "fp16", "int8"))):
-        recipe = Recipe("m", 0.5, scorer="magnitude", targets=given)
-        assert recipe.targets == kept
+    for names, ordered in (
+        (("int8",), ("fp32", "int8")),
+        (("int8", "fp16", "fp32", "int8"), ("fp32", "fp16", "int8")),
+    ):
+        recipe = Recipe("m", 0.5, scorer="magnitude", targets=names)
+        assert recipe.targets == ordered
         assert Recipe.from_json(recipe.to_json()) == recipe
-        assert json.loads(recipe.to_json())["targets"] == list(kept)
+        assert json.loads(recipe.to_json())["targets"] == list(ordered)
     with pytest.raises(InputError, match="unknown target 'int4'; did you mean int8"):
         Recipe("m", 0.5, scorer="magnitude", targets=("int4",))
     with pytest.raises(InputError, match=r"max-quant-drop is 0\.02, but no int8 file is made; add --targets int8"):
@@ -270,13 +273,13 @@ def test_the_recipe_orders_targets_and_refuses_unknown_ones() -> None:
 
 
 def test_the_table_says_no_difference_where_it_cannot_tell(folder: Path) -> None:
-    from test_report import make_report
+    from reports import make_report
 
     assert describe_speed(Speedup(1.04, 0.98, 1.1)) == "not shown (0.98 to 1.10)"
     assert describe_speed(Speedup(2.0, 1.9, 2.1)) == "2.00x (1.90 to 2.10)"
     assert describe_speed(Speedup(0.5, 0.4, 0.6)) == "0.50x (0.40 to 0.60)"
-    found = _rated(folder)
-    cells = list_targets(make_report(targets=found.rows))
+    ratings = _rated(folder)
+    cells = list_targets(make_report(targets=ratings.rows))
     assert cells[0][0] == "dense.onnx"
     assert "reference" in cells[0]
     assert cells[1][-1].endswith(" on CPU")

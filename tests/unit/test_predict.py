@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Exported
+from exports import Exported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -48,11 +48,11 @@ def image(path: Path, size: tuple[int, int], mode: str, seed: int = 0) -> Path:
     """A file with smooth colours and noise, (width, height), in `mode`; a palette has a transparent colour."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (3, 3, 4), dtype=np.uint8), "RGBA").resize(size)
-    kept = coarse.convert("L").convert("I;16") if mode == "I;16" else coarse.convert("RGB").convert(mode)
+    converted = coarse.convert("L").convert("I;16") if mode == "I;16" else coarse.convert("RGB").convert(mode)
     if mode in ("RGBA", "LA"):
-        kept.putalpha(coarse.getchannel("A"))
+        converted.putalpha(coarse.getchannel("A"))
     path = path.with_suffix(".tif" if mode == "CMYK" else ".png")
-    kept.save(path, **({"transparency": 0} if mode == "P" else {}))
+    converted.save(path, **({"transparency": 0} if mode == "P" else {}))
     return path
 
 
@@ -89,8 +89,8 @@ def test_whatever_the_model_asks_for(
 ) -> None:
     path = image(tmp_path_factory.mktemp("any") / "it", (width, height), "RGB", width)
     mean = PREPARED.mean[: input_size[0]]
-    asked = Preprocessing(input_size, mean, PREPARED.std[: input_size[0]], interpolation, crop)
-    np.testing.assert_array_equal(predict.prepare(str(path), facts(asked)), tools_own(path, asked))
+    preprocessing = Preprocessing(input_size, mean, PREPARED.std[: input_size[0]], interpolation, crop)
+    np.testing.assert_array_equal(predict.prepare(str(path), facts(preprocessing)), tools_own(path, preprocessing))
 
 
 @pytest.fixture(scope="module")
@@ -204,11 +204,11 @@ def test_it_runs_in_a_virtual_environment_with_three_packages(folder: Path, tmp_
     path = image(tmp_path / "it", (64, 48), "RGB")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
-    def said(*args: object) -> subprocess.CompletedProcess[str]:
+    def run_python(*args: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run([python, *args], capture_output=True, text=True, env=environment, check=False)
 
-    assert said("-c", "import torch").returncode == 1
-    done = said(folder / "predict.py", path)
+    assert run_python("-c", "import torch").returncode == 1
+    done = run_python(folder / "predict.py", path)
     assert done.returncode == 0, done.stderr
     (logits,) = runtime.open_session(folder / "model.onnx", "cpu").predict(tools_own(path, PREPARED))
     assert done.stdout.split("\t")[1] == CLASSES[int(logits.argmax())]

@@ -1,13 +1,13 @@
+"""Recipes: their parts, texts and goals, and what is refused."""
+
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +19,7 @@ from pxcompress.recipe.scoring import AUTO_SCORERS
 from pxcompress.scorers import SCORERS
 
 PARTS = (ModelAndData, Goal, Scoring, Repairing, Export)
+
 
 FULL: dict[str, Any] = {
     "model": "hf-hub:owner/name",
@@ -90,7 +91,7 @@ def test_fewer_keys_take_the_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "canonical"),
+    ("options", "canonical"),
     [
         ({"scorer": "magnitude:p=2"}, {"scorer": "magnitude"}),
         ({"scorer": " magnitude : p = 1 "}, {"scorer": "magnitude:p=1"}),
@@ -99,8 +100,8 @@ def test_fewer_keys_take_the_defaults() -> None:
         ({"budget": "macs:"}, {"budget": "macs"}),
     ],
 )
-def test_texts_are_put_in_their_shortest_form(given: dict[str, Any], canonical: dict[str, Any]) -> None:
-    recipe = Recipe("resnet50", 0.5, **given)
+def test_texts_are_put_in_their_shortest_form(options: dict[str, Any], canonical: dict[str, Any]) -> None:
+    recipe = Recipe("resnet50", 0.5, **options)
     assert recipe == Recipe("resnet50", 0.5, **canonical)
     assert recipe.hash == Recipe("resnet50", 0.5, **canonical).hash
     for key, value in canonical.items():
@@ -283,115 +284,8 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_line(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_and_options_make_one_recipe(tmp_path: Path) -> None:
-    said = {"model": "resnet18", "ratio": 0.5, "batch_size": 4, "max_drop": 0.1, "repair": ["none"]}
-    recipe = recipe_of(said, None)
-    (tmp_path / "recipe.json").write_text(recipe.to_json())
-    assert recipe_of({}, tmp_path / "recipe.json") == recipe
-    (tmp_path / "recipe.toml").write_text('model = "resnet18"\nratio = 0.3\nrepair = ["fold"]\n[bench]\nthreads = 2\n')
-    read = recipe_of({"seed": 3, "batch_size": 8, "ratio": 0.7}, tmp_path / "recipe.toml")
-    assert (read.ratio, read.repair, read.bench, read.seed) == (0.7, ("fold",), Bench(8, "auto", 2), 3)
-
-
-EVERY = Recipe(
-    "resnet50",
-    0.7,
-    data="glyphs",
-    task="segmentation",
-    checkpoint="mine.pth",
-    input_size=64,
-    input_mean="0.4,0.5,0.6",
-    input_std="0.2",
-    input_scale=255.0,
-    layout="nhwc",
-    classes=("cat", "dog"),
-    skip_corrupt=True,
-    seed=7,
-    budget="params",
-    scorer="lrp:centre=true",
-    normalise="norm",
-    repair=("fold",),
-    round_to=4,
-    min_keep=0.2,
-    floors=("layer4.*=0.5",),
-    only=("layer*",),
-    keep=("layer1.*",),
-    scope="inner",
-    class_scores=True,
-    bench=Bench(8, "cpu", 3),
-    guarantee=Guarantee(0.05, 0.9, "disagreement", 5, "confident", 0.7),
-    targets=("fp32", "int8"),
-    max_quant_drop=0.02,
-    fixed_batch=True,
-    dynamic_size=True,
-    temperature_scaling=True,
-    against=("resnet18", "small=mine.pth"),
-)
-NOT_WITH_THE_OTHERS = {"speedup", "latency_ms", "max_bytes", "relevance_share", "rounds", "group"}
-
-
-def test_no_option_is_forgotten_below() -> None:
-    default = Recipe("m", 0.5)
-    for mine, other in ((EVERY, default), (EVERY.bench, default.bench), (EVERY.guarantee, Guarantee(0.1))):
-        same = {f.name for f in dataclasses.fields(mine) if getattr(mine, f.name) == getattr(other, f.name)}
-        assert same == NOT_WITH_THE_OTHERS & {f.name for f in dataclasses.fields(mine)}
-
-
-def _toml(content: dict[str, Any]) -> str:
-    """What there is in JSON is the same in TOML, but for null and for tables, which come last."""
-    plain = {key: value for key, value in content.items() if value is not None}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items() if not isinstance(value, dict)]
-    for key, value in plain.items():
-        if isinstance(value, dict):
-            lines += [f"[{key}]", *(f"{name} = {json.dumps(part)}" for name, part in value.items())]
-    return "\n".join(lines)
-
-
-@pytest.mark.parametrize("recipe", [EVERY, Recipe("m", speedup=2.0, rounds=1), Recipe("m", relevance_share=0.1)])
 @pytest.mark.parametrize(
-    ("suffix", "text"), [("json", json.dumps), ("toml", _toml), ("yaml", yaml.safe_dump), ("YML", yaml.safe_dump)]
-)
-def test_every_option_may_come_from_a_file(
-    tmp_path: Path, recipe: Recipe, suffix: str, text: Callable[[dict[str, Any]], str]
-) -> None:
-    content = {key.replace("_", "-"): value for key, value in json.loads(recipe.to_json()).items()}
-    (tmp_path / f"recipe.{suffix}").write_text(text(content))
-    read = recipe_of({}, tmp_path / f"recipe.{suffix}")
-    assert (read, read.hash) == (recipe, recipe.hash)
-
-
-@pytest.mark.parametrize("text", ["a: [", "- 1", "1: 2", "model: !!python/object/apply:os.getcwd []", "\t"])
-def test_yaml_that_is_no_recipe_is_one_line_and_runs_nothing(tmp_path: Path, text: str) -> None:
-    (tmp_path / "recipe.yaml").write_text(text)
-    with pytest.raises(InputError) as caught:
-        recipe_of({}, tmp_path / "recipe.yaml")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_recipe_of_another_version_is_one_line(tmp_path: Path) -> None:
-    content = {**json.loads(EVERY.to_json()), "sharpness": 1}
-    (tmp_path / "recipe.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="unknown recipe key 'sharpness'; known: against, bench") as caught:
-        recipe_of({}, tmp_path / "recipe.json")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("{", "expected .json, .toml or .yaml"), ("[]", "holds a list"), ('{"modle": 1}', "did you mean")],
-)
-def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "recipe.json").write_text(text)
-    with pytest.raises(InputError, match=message):
-        recipe_of({"model": "resnet18", "ratio": 0.5}, tmp_path / "recipe.json")
-    with pytest.raises(InputError, match="cannot be read"):
-        recipe_of({}, tmp_path / "missing.json")
-    with pytest.raises(InputError, match="no model"):
-        recipe_of({}, None)
-
-
-@pytest.mark.parametrize(
-    ("said", "budget", "share", "label"),
+    ("goal", "budget", "share", "label"),
     [
         ({"ratio": 0.25}, "macs", 0.25, "m-macs-0.25"),
         ({"speedup": "2x"}, "latency", 0.5, "m-latency-2x"),
@@ -399,8 +293,8 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> Non
         ({"max_bytes": "80"}, "bytes", 0.2, "m-bytes-80B"),
     ],
 )
-def test_goals_are_shares_of_the_dense_cost(said: dict[str, Any], budget: str, share: float, label: str) -> None:
-    recipe = recipe_of({"model": "m", **said}, None)
+def test_goals_are_shares_of_the_dense_cost(goal: dict[str, Any], budget: str, share: float, label: str) -> None:
+    recipe = recipe_of({"model": "m", **goal}, None)
     assert recipe.budget.partition(":")[0] == budget
     assert recipe.share(100.0) == pytest.approx(share)
     assert recipe.label == label
@@ -408,7 +302,7 @@ def test_goals_are_shares_of_the_dense_cost(said: dict[str, Any], budget: str, s
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("goal", "words"),
     [
         ({}, "nothing says how small; give one of --ratio, --speedup, --latency-ms, --max-bytes"),
         ({"ratio": 0.5, "speedup": "2"}, "--ratio and --speedup are given"),
@@ -420,9 +314,9 @@ def test_goals_are_shares_of_the_dense_cost(said: dict[str, Any], budget: str, s
         ({"latency_ms": 3.0, "budget": "macs"}, "--latency-ms counts by latency, --budget says macs"),
     ],
 )
-def test_goals_that_cannot_be_are_refused(said: dict[str, Any], words: str) -> None:
+def test_goals_that_cannot_be_are_refused(goal: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        recipe_of({"model": "m", **said}, None)
+        recipe_of({"model": "m", **goal}, None)
 
 
 def test_a_goal_that_is_met_already_is_refused() -> None:
@@ -438,9 +332,9 @@ def test_sizes_are_read_with_their_unit() -> None:
 def test_what_followed_from_an_old_value_does_not_outlive_it(tmp_path: Path) -> None:
     file = tmp_path / "recipe.json"
 
-    def again(old: Recipe, **said: object) -> Recipe:
+    def again(old: Recipe, **options: object) -> Recipe:
         file.write_text(old.to_json())
-        return recipe_of(said, file)
+        return recipe_of(options, file)
 
     channels = Recipe("m", 0.5, budget="channels")
     assert again(channels) == channels

@@ -24,8 +24,8 @@ def test_scores_under_autocast_are_close_but_not_the_same(name: str, precision: 
     subject = subject_named(name)
     batches = batches_of(subject.inputs, 3)
     exact = SCORERS.build("lrp")(subject.model, subject.groups, batches)
-    found = SCORERS.build(f"lrp:autocast={precision}")(subject.model, subject.groups, batches)
-    assert 0 < relative_error(found, exact) <= 2 * TOLERANCE
+    scores = SCORERS.build(f"lrp:autocast={precision}")(subject.model, subject.groups, batches)
+    assert 0 < relative_error(scores, exact) <= 2 * TOLERANCE
 
 
 def test_a_model_that_bfloat16_is_too_coarse_for_is_refused() -> None:
@@ -42,17 +42,17 @@ def test_a_model_that_bfloat16_is_too_coarse_for_is_refused() -> None:
 @pytest.mark.parametrize("factor", [1 + 2 * TOLERANCE, float("nan")])
 def test_what_deviates_too_much_is_refused(factor: float) -> None:
     model = subject_named("flatten_cnn").model
-    asked = []
+    batch_counts = []
 
     def score(batches: Batches) -> Scores:
-        asked.append(len(list(batches)))
+        batch_counts.append(len(list(batches)))
         return {"a": torch.ones(3) * (factor if torch.is_autocast_enabled("cpu") else 1)}
 
     batches = batches_of(torch.zeros(6, 3, 8, 8), 2)
     with pytest.raises(InputError, match=r"autocast=bf16 changes the scores by .* use autocast=none") as caught:
         score_in_precision("bf16", model, score, batches)
     assert "\n" not in str(caught.value)
-    assert asked == [1, 1], "only the first batch is needed to refuse"
+    assert batch_counts == [1, 1], "only the first batch is needed to refuse"
     assert not torch.is_autocast_enabled("cpu")
     assert score_in_precision("none", model, score, batches)["a"].tolist() == [1, 1, 1]
 

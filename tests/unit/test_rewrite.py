@@ -57,15 +57,15 @@ def test_explicit_attention_has_the_numbers_of_multihead_attention(
     parts = [query, key, value] if batch_first else [part.transpose(0, 1) for part in (query, key, value)]
     explicit = ExplicitAttention(attention)
     for mask in (None, torch.arange(6)[None] > torch.arange(4)[:, None] + 1, torch.arange(24.0).reshape(4, 6) / 10):
-        given = {"attn_mask": mask, "need_weights": need_weights}
+        arguments = {"attn_mask": mask, "need_weights": need_weights}
         if mask is None or mask.dtype == torch.bool:
-            given["key_padding_mask"] = padding
-        expected, weights = attention(*parts, **given)
-        found, found_weights = explicit(*parts, **given)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-        assert (weights is None) == (found_weights is None)
+            arguments["key_padding_mask"] = padding
+        expected, weights = attention(*parts, **arguments)
+        result, result_weights = explicit(*parts, **arguments)
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
+        assert (weights is None) == (result_weights is None)
         if weights is not None:
-            torch.testing.assert_close(found_weights, weights, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(result_weights, weights, rtol=1e-5, atol=1e-6)
 
 
 def test_heads_of_multihead_attention_can_go() -> None:
@@ -269,8 +269,8 @@ def test_explicit_attention_takes_one_sequence(need_weights: bool) -> None:
         attention, x = _drawn(nn.MultiheadAttention(12, 3)), torch.randn(4, 12)
     mask, padding = torch.triu(torch.ones(4, 4, dtype=torch.bool), 1), torch.tensor([False, False, False, True])
     options = {"attn_mask": mask, "key_padding_mask": padding, "need_weights": need_weights}
-    found, expected = (each(x, x, x, **options) for each in (ExplicitAttention(attention), attention))
-    for value, other in zip(found, expected, strict=True):
+    results, expected = (each(x, x, x, **options) for each in (ExplicitAttention(attention), attention))
+    for value, other in zip(results, expected, strict=True):
         if other is None:
             assert value is None
         else:
@@ -282,10 +282,10 @@ def test_compiled_and_parallel_modules_are_the_module_inside(wrap: Callable[[nn.
     with seeded(0):
         net, inputs = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), torch.randn(2, 3, 9, 9)
         expected = net.eval()(inputs)
-    found = unwrap(wrap(copy.deepcopy(net)))
-    assert type(found) is nn.Sequential
-    assert found._compiled_call_impl is None
-    torch.testing.assert_close(found(inputs), expected)
+    inside = unwrap(wrap(copy.deepcopy(net)))
+    assert type(inside) is nn.Sequential
+    assert inside._compiled_call_impl is None
+    torch.testing.assert_close(inside(inputs), expected)
     inner = rewrite_plain(nn.Sequential(wrap(copy.deepcopy(net)), nn.Flatten()))
     assert type(inner[0]) is nn.Sequential
 

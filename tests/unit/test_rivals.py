@@ -65,11 +65,11 @@ def test_torch_pruning_comes_to_the_target(family: str, setting: object, monkeyp
     monkeypatch.setattr(rivals, "TRIALS", 12)
     subject = subject_named(family)
     before = snapshot(subject.model)
-    found = setting(subject.model, subject.example, batches_of(subject.inputs, 4), TARGETS)
+    results = setting(subject.model, subject.example, batches_of(subject.inputs, 4), TARGETS)
     assert snapshot(subject.model) == before
     dense, outputs = count_macs(subject.model, subject.example), subject.model(subject.inputs)
     for target in TARGETS:
-        model = found[target]
+        model = results[target]
         assert isinstance(model, nn.Module), model
         assert 0 < count_macs(model, subject.example) / dense <= target + rivals.TOLERANCE
         slim = model(subject.inputs)
@@ -82,8 +82,8 @@ def test_a_package_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(rivals, "TRIALS", 12)
     subject = subject_named("vit")
     setting = rivals.TorchPruning("L2", "global", iterative=True, whole_heads=True)
-    found = setting(subject.model, subject.example, [], TARGETS)
-    assert all("head_thres" in found[target].reason for target in TARGETS)
+    results = setting(subject.model, subject.example, [], TARGETS)
+    assert all("head_thres" in results[target].reason for target in TARGETS)
 
 
 def test_hessian_is_summed_where_the_package_keeps_the_last_sample() -> None:
@@ -168,13 +168,13 @@ def test_onnxsim_comes_to_the_target(importance: str, tmp_path: Path) -> None:
     path = tmp_path / "dense.onnx"
     onnx.save(_onnx(16), path)
     batches = [(torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
-    found = rivals.Onnxsim(importance)(path, batches, [0.5, 0.001])
-    share = rivals.onnx_macs(onnx.load(found[0.5])) / rivals.onnx_macs(onnx.load(path))
+    results = rivals.Onnxsim(importance)(path, batches, [0.5, 0.001])
+    share = rivals.onnx_macs(onnx.load(results[0.5])) / rivals.onnx_macs(onnx.load(path))
     assert math.isclose(share, 0.5, abs_tol=rivals.TOLERANCE)
-    assert found[0.001].reason == "removes no more than leaves 0.19 of the MACs"  # 3 of 16 channels
+    assert results[0.001].reason == "removes no more than leaves 0.19 of the MACs"  # 3 of 16 channels
 
 
 def test_onnxsim_that_is_missing_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxsim", None)
-    found = rivals.Onnxsim("magnitude")(tmp_path / "dense.onnx", [], [0.5])
-    assert "pxcompress[benchmarks]" in found[0.5].reason
+    results = rivals.Onnxsim("magnitude")(tmp_path / "dense.onnx", [], [0.5])
+    assert "pxcompress[benchmarks]" in results[0.5].reason

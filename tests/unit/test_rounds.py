@@ -66,8 +66,8 @@ def test_scores_of_the_rest_stand_at_their_dense_places(small: Subject) -> None:
 def test_plans_of_later_rounds_hold_those_of_earlier_ones(small: Subject, normalise: str, round_to: int) -> None:
     limits = Limits(normalise, round_to, 0.1)
 
-    def meter(kept: object) -> float:
-        return float(sum(kept.get(group.name, group.units) for group in small.groups))  # type: ignore[attr-defined]
+    def meter(widths: object) -> float:
+        return float(sum(widths.get(group.name, group.units) for group in small.groups))  # type: ignore[attr-defined]
 
     with seeded(5):
         scores: dict[str, Tensor] = {group.name: torch.rand(group.units) for group in small.groups}

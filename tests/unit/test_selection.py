@@ -29,7 +29,7 @@ class Residual(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def found() -> tuple[Structure, nn.Module]:
+def structure_and_model() -> tuple[Structure, nn.Module]:
     model = Residual().eval()
     return find_groups(model, torch.randn(1, 3, 8, 8), ["head"]), model
 
@@ -44,9 +44,9 @@ def found() -> tuple[Structure, nn.Module]:
     ],
 )
 def test_what_is_left_out_is_fixed_with_the_reason(
-    found: tuple[Structure, nn.Module], selection: Selection, names: set[str], reason: str
+    structure_and_model: tuple[Structure, nn.Module], selection: Selection, names: set[str], reason: str
 ) -> None:
-    structure, model = found
+    structure, model = structure_and_model
     left = selection.of(structure, model)
     assert {group.name for group in left.groups} == names
     added = left.fixed[len(structure.fixed) :]
@@ -55,41 +55,41 @@ def test_what_is_left_out_is_fixed_with_the_reason(
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("options", "words"),
     [
         ({"scope": "outer"}, "unknown scope 'outer'"),
         ({"floors": ("block*",)}, "expected GLOB=SHARE"),
         ({"floors": ("block*=2",)}, "share from 0 to 1"),
     ],
 )
-def test_a_selection_that_is_none_is_refused(given: dict[str, object], words: str) -> None:
+def test_a_selection_that_is_none_is_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        Selection(**given)  # type: ignore[arg-type]
+        Selection(**options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("option", ["only", "keep", "floors"])
-def test_a_glob_that_fits_nothing_is_refused(found: tuple[Structure, nn.Module], option: str) -> None:
+def test_a_glob_that_fits_nothing_is_refused(structure_and_model: tuple[Structure, nn.Module], option: str) -> None:
     glob = "layer9*=0.5" if option == "floors" else "layer9*"
     with pytest.raises(InputError, match=r"'layer9\*' fits no group; .* stem.0, block.0"):
-        Selection(**{option: (glob,)}).of(*found)  # type: ignore[arg-type]
+        Selection(**{option: (glob,)}).of(*structure_and_model)  # type: ignore[arg-type]
 
 
-def test_a_selection_that_leaves_nothing_says_what_holds_it(found: tuple[Structure, nn.Module]) -> None:
+def test_a_selection_that_leaves_nothing_says_what_holds_it(structure_and_model: tuple[Structure, nn.Module]) -> None:
     with pytest.raises(InputError, match=r"nothing may be removed: all 2 groups stay \(2 among --keep\)"):
-        Selection(keep=("*",)).of(*found)
+        Selection(keep=("*",)).of(*structure_and_model)
     with pytest.raises(InputError, match=r"\(1 among --keep, 1 not among --only\)"):
-        Selection(only=("block*",), keep=("block*",)).of(*found)
+        Selection(only=("block*",), keep=("block*",)).of(*structure_and_model)
 
 
-@pytest.mark.parametrize("given", [("--only", "layr*"), ("--keep", "*"), ("--floors", "layr*=0.5")])
-def test_a_wrong_name_is_refused_before_anything_is_trained(px: Px, tmp_path: Path, given: tuple[str, str]) -> None:
-    asked = ("run", "--model", "resnet10t", "--input-size", 32, "--ratio", 0.5, "--out", tmp_path / "run")
-    outcome = px(*asked, *given)
+@pytest.mark.parametrize("selection", [("--only", "layr*"), ("--keep", "*"), ("--floors", "layr*=0.5")])
+def test_a_wrong_name_is_refused_before_anything_is_trained(px: Px, tmp_path: Path, selection: tuple[str, str]) -> None:
+    command = ("run", "--model", "resnet10t", "--input-size", 32, "--ratio", 0.5, "--out", tmp_path / "run")
+    outcome = px(*command, *selection)
     assert outcome.code == 2
     assert "weights" not in outcome.err
     assert not list(tmp_path.iterdir())
 
 
-def test_floors_are_by_name(found: tuple[Structure, nn.Module]) -> None:
+def test_floors_are_by_name(structure_and_model: tuple[Structure, nn.Module]) -> None:
     limits = Limits(min_keep=0.1, floors=Selection(floors=("block*=0.75",)).least)
-    assert {group.name: limits.floor(group) for group in found[0].groups} == {"stem.0": 2, "block.0": 24}
+    assert {group.name: limits.floor(group) for group in structure_and_model[0].groups} == {"stem.0": 2, "block.0": 24}

@@ -39,7 +39,7 @@ def test_it_is_the_mean_over_samples_one_by_one(name: str) -> None:
     pruned, inputs = pruned_of(name), subject_named(name).inputs
     before = snapshot(pruned.dense), snapshot(pruned.model)
     method = Method(composite="gamma")
-    found = explanation_similarity(pruned, method, batches_of(inputs, 4))
+    similarity = explanation_similarity(pruned, method, batches_of(inputs, 4))
     assert (snapshot(pruned.dense), snapshot(pruned.model)) == before
     rows: list[Tensor] = []
     for x in inputs.split(1):
@@ -47,8 +47,8 @@ def test_it_is_the_mean_over_samples_one_by_one(name: str) -> None:
         maps = [heatmaps(model, x, target, method).flatten(1) for model in (pruned.dense, pruned.model)]
         rows.append(torch.cat([measure(*maps) for measure in SIMILARITIES.values()]))
     expected = torch.stack(rows).mean(0).tolist()
-    assert [found.cosine, found.rank_correlation, found.top_overlap] == pytest.approx(expected, abs=2e-3)
-    assert (found.samples, found.composite) == (len(inputs), "gamma")
+    assert [similarity.cosine, similarity.rank_correlation, similarity.top_overlap] == pytest.approx(expected, abs=2e-3)
+    assert (similarity.samples, similarity.composite) == (len(inputs), "gamma")
 
 
 def test_a_model_is_like_itself_and_few_samples_are_read() -> None:
@@ -62,10 +62,10 @@ def test_a_model_is_like_itself_and_few_samples_are_read() -> None:
                 yield torch.randn(20, 3, 32, 32), torch.zeros(20, dtype=torch.int64)
 
     clock = Clock(silent)
-    found, notes = compare_explanations(replace(pruned_of("flatten_cnn"), model=model), Batches(), RECIPE, clock)
-    assert found is not None
-    assert (found.samples, found.composite, notes) == (SAMPLES, "gamma", ())
-    assert (found.cosine, found.rank_correlation, found.top_overlap) == pytest.approx((1, 1, 1))
+    similarity, notes = compare_explanations(replace(pruned_of("flatten_cnn"), model=model), Batches(), RECIPE, clock)
+    assert similarity is not None
+    assert (similarity.samples, similarity.composite, notes) == (SAMPLES, "gamma", ())
+    assert (similarity.cosine, similarity.rank_correlation, similarity.top_overlap) == pytest.approx((1, 1, 1))
     assert read == [0, 1]
     assert [stage.name for stage in clock.stages] == ["compare explanations"]
 
@@ -75,9 +75,9 @@ def test_inputs_without_channels_have_a_relevance_for_every_feature() -> None:
         models = [spiral_mlp().eval() for _ in range(2)]
         inputs = torch.randn(8, 2)
     pruned = replace(pruned_of("flatten_cnn"), dense=models[0], model=models[1])
-    found = explanation_similarity(pruned, Method(), batches_of(inputs, 8))
-    assert found.samples == 8
-    assert -1 <= found.cosine < 1
+    similarity = explanation_similarity(pruned, Method(), batches_of(inputs, 8))
+    assert similarity.samples == 8
+    assert -1 <= similarity.cosine < 1
     maps = heatmaps(models[0], inputs, torch.zeros(8, dtype=torch.int64), Method())
     assert maps.shape == (8, 2)
 
@@ -106,8 +106,8 @@ def test_maps_of_other_samples_are_those_of_the_dense_model() -> None:
     maps = heatmaps(pruned.dense, inputs, targets, Method()).flatten(1)
     expected = torch.stack([cosine(maps[i : i + 1], maps[i - 1 : i or None]) for i in range(5)]).mean()
     for size in (2, 5):
-        found = explanation_similarity(pruned, Method(), batches_of(inputs, size))
-        assert found.unrelated == pytest.approx(float(expected), abs=1e-3)
+        similarity = explanation_similarity(pruned, Method(), batches_of(inputs, size))
+        assert similarity.unrelated == pytest.approx(float(expected), abs=1e-3)
     assert explanation_similarity(pruned, Method(), batches_of(inputs[:1], 1)).unrelated == 0
 
 
@@ -127,8 +127,8 @@ class Cut(nn.Linear):
 )
 def test_what_cannot_be_explained_is_a_note(model: nn.Module, reason: str) -> None:
     pruned = replace(pruned_of("flatten_cnn"), model=model)
-    found, notes = compare_explanations(pruned, batches_of(torch.randn(6, 3, 32, 32), 6), RECIPE, Clock(silent))
-    assert found is None
+    similarity, notes = compare_explanations(pruned, batches_of(torch.randn(6, 3, 32, 32), 6), RECIPE, Clock(silent))
+    assert similarity is None
     assert len(notes) == 1
     assert notes[0].text.startswith("explanations of the two models could not be compared: ")
     assert reason in notes[0].text

@@ -19,8 +19,8 @@ def tiles(tile_in: int, tile_out: int) -> Callable[[Widths], float]:
 
 def counted(time: Callable[[Widths], float]) -> tuple[Callable[[Widths], float], list[Widths]]:
     """`time`, and the widths that it is asked for."""
-    asked: list[Widths] = []
-    return lambda widths: asked.append(widths) or time(widths), asked  # type: ignore[func-returns-value]
+    timed: list[Widths] = []
+    return lambda widths: timed.append(widths) or time(widths), timed  # type: ignore[func-returns-value]
 
 
 def all_widths(unit: int) -> itertools.product[Widths]:

@@ -31,11 +31,11 @@ def test_seeded_leaves_the_outer_draws_alone() -> None:
     with seeded(5):
         expected = [_draw(), _draw()]
     with seeded(5):
-        found = [_draw()]
+        draws = [_draw()]
         with seeded(9):
             _draw()
-        found.append(_draw())
-    assert found == expected
+        draws.append(_draw())
+    assert draws == expected
 
 
 def test_seeded_leaves_the_outer_draws_alone_after_an_exception() -> None:
@@ -60,8 +60,8 @@ def _busy() -> nn.Module:
 
 def test_inside_the_model_is_ready_to_be_read() -> None:
     model = _busy()
-    with evaluating(model) as found:
-        assert found is model
+    with evaluating(model) as model_inside:
+        assert model_inside is model
         assert not any(module.training for module in model.modules())
         assert not any(parameter.requires_grad for parameter in model.parameters())
         assert model.relu.inplace is False

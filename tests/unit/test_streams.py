@@ -95,11 +95,11 @@ def test_heads_neurons_and_directions_go_together() -> None:
 def test_prices_are_those_of_the_narrowed_model() -> None:
     twin = make_rotatable(model_of("ViT").float(), IMAGE[:1])
     groups = groups_of(twin).groups
-    kept = {group.name: group.units // 2 for group in groups}
+    widths = {group.name: group.units // 2 for group in groups}
     removed = {group.name: tuple(range(group.units // 2, group.units)) for group in groups}
     slim = settle_streams(prune(twin, groups, Plan(removed, "", "", 0.0, 0.0, 0.0))).model
-    assert macs_meter(twin, groups, IMAGE[:1])(kept) == count_macs(slim, IMAGE[:1])
-    assert params_meter(twin, groups)(kept) == count_params(slim)
+    assert macs_meter(twin, groups, IMAGE[:1])(widths) == count_macs(slim, IMAGE[:1])
+    assert params_meter(twin, groups)(widths) == count_params(slim)
 
 
 def test_a_width_is_aligned_with_the_dimension_that_the_mean_takes() -> None:
@@ -127,17 +127,17 @@ def test_the_best_directions_lose_less_than_any_others() -> None:
     factors = torch.randn(2, 12, 12, generator=draw, dtype=torch.float64)
     covariance, price = (factor @ factor.T for factor in factors)
 
-    def lost(basis: Tensor, kept: int) -> float:
-        reads = covariance @ basis[:, :kept]
-        left = covariance - reads @ torch.linalg.solve(basis[:, :kept].T @ reads, reads.T)
+    def lost(basis: Tensor, count: int) -> float:
+        reads = covariance @ basis[:, :count]
+        left = covariance - reads @ torch.linalg.solve(basis[:, :count].T @ reads, reads.T)
         return float((price * left).sum())
 
     best = find_directions(covariance, price)
     assert torch.allclose(best.T @ best, torch.eye(12, dtype=torch.float64))
-    for kept in (3, 6, 9):
-        floor = torch.linalg.eigvals(covariance @ price).real.sort().values[: 12 - kept].sum()
-        assert lost(best, kept) == pytest.approx(float(floor), rel=1e-4)
-        assert lost(torch.linalg.eigh(covariance)[1].flip(1), kept) > 1.01 * lost(best, kept)
+    for count in (3, 6, 9):
+        floor = torch.linalg.eigvals(covariance @ price).real.sort().values[: 12 - count].sum()
+        assert lost(best, count) == pytest.approx(float(floor), rel=1e-4)
+        assert lost(torch.linalg.eigh(covariance)[1].flip(1), count) > 1.01 * lost(best, count)
 
 
 def test_rotating_by_relevance_changes_no_output() -> None:

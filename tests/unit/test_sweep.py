@@ -36,11 +36,11 @@ def _sweep(px: Px, images: Path, out: Path, *words: str) -> Outcome:
 def test_a_curve_is_measured_and_kept(px: Px, images: Path, tmp_path: Path) -> None:
     outcome = _sweep(px, images, tmp_path / "curve", "--ratios", "0.5,0.2,0.99", "--round-to", "1", "--json")
     assert outcome.code == 0, outcome.err
-    said = json.loads(outcome.out)
-    assert json.loads((tmp_path / "curve" / "sweep.json").read_text()) == said
-    points = said["points"]
+    curve = json.loads(outcome.out)
+    assert json.loads((tmp_path / "curve" / "sweep.json").read_text()) == curve
+    points = curve["points"]
     assert [point["ratio"] for point in points] == [0.0, 0.2, 0.5]
-    assert said["unreachable"] == [0.99]
+    assert curve["unreachable"] == [0.99]
     for point in points:
         assert point["cost"] == pytest.approx(point["macs"])
         assert point["cost"] <= 1 - point["ratio"]
@@ -57,5 +57,5 @@ def test_wrong_ratios_are_refused(px: Px, images: Path, tmp_path: Path, ratios: 
 
 
 def test_options_of_milliseconds_are_for_plans_that_cost_some(px: Px, images: Path, tmp_path: Path) -> None:
-    asked = ("--ratios", "0.5", "--provider", "cpu")
-    assert "give --budget latency, or leave them out" in one_line(_sweep(px, images, tmp_path / "curve", *asked))
+    options = ("--ratios", "0.5", "--provider", "cpu")
+    assert "give --budget latency, or leave them out" in one_line(_sweep(px, images, tmp_path / "curve", *options))

@@ -98,7 +98,7 @@ def test_a_convolution_may_be_the_classifier() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "outputs", "said"),
+    ("model", "outputs", "message"),
     [
         (nn.Flatten(), (0, 1), "no linear or convolutional classifier"),
         (ConvolutionLast(flat, groups=2), (0, 1), "no output of its own for every class"),
@@ -110,9 +110,9 @@ def test_a_convolution_may_be_the_classifier() -> None:
     ],
 )
 def test_a_model_that_cannot_be_sliced_is_refused_in_one_line(
-    model: nn.Module, outputs: tuple[int, ...], said: str
+    model: nn.Module, outputs: tuple[int, ...], message: str
 ) -> None:
-    with pytest.raises(ModelError, match=said) as caught:
+    with pytest.raises(ModelError, match=message) as caught:
         slice_classes(model.eval(), torch.randn(1, 3, 8, 8), outputs)
     assert "\n" not in str(caught.value)
 
@@ -244,8 +244,8 @@ def test_the_certificate_of_a_task_can_be_recomputed(px: Px, finished: Path, ima
     told = json.loads((finished / "certificate.json").read_text())
     recipe = Recipe.from_json((finished / "recipe.json").read_text())
     assert told["n"] == len(load_workload(recipe).splits.ids["certify"])
-    for given in ([finished], [finished / "dense.onnx", finished / "model.onnx", "--data", "digits"]):
-        again = json.loads(px("certify", *given, "--max-drop", 0.1, "--json").out)
+    for files in ([finished], [finished / "dense.onnx", finished / "model.onnx", "--data", "digits"]):
+        again = json.loads(px("certify", *files, "--max-drop", 0.1, "--json").out)
         assert (again["n"], again["hashes"]["split"]) == (told["n"], told["hashes"]["split"])
     assert "data that the models are for" in one_line(px("certify", finished, "--data", images, "--max-drop", 0.1))
 
@@ -261,7 +261,7 @@ def test_recipes_hold_their_classes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "said"),
+    ("classes", "message"),
     [
         ("0", "classes are only '0'"),
         ("0,1,0", "class '0' is given 2 times"),
@@ -273,11 +273,11 @@ def test_recipes_hold_their_classes() -> None:
         (b"\xff\xfe\x00", "is not a text file"),
     ],
 )
-def test_wrong_classes_get_one_line(px: Px, tmp_path: Path, classes: str | bytes, said: str) -> None:
-    given: object = classes
+def test_wrong_classes_get_one_line(px: Px, tmp_path: Path, classes: str | bytes, message: str) -> None:
+    value: object = classes
     if isinstance(classes, bytes):
-        given = tmp_path / "classes"
-        given.write_bytes(classes)
-    options = ["--model", MODEL, "--ratio", 0.5, "--classes", given, "--quiet", "--out", tmp_path / "out"]
-    assert said in one_line(px("run", *options))
+        value = tmp_path / "classes"
+        value.write_bytes(classes)
+    options = ["--model", MODEL, "--ratio", 0.5, "--classes", value, "--quiet", "--out", tmp_path / "out"]
+    assert message in one_line(px("run", *options))
     assert not (tmp_path / "out").exists()

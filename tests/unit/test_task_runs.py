@@ -221,18 +221,18 @@ def test_a_segmenter_is_certified_by_its_loss(segmented: tuple[Report, Path]) ->
 
 def test_explanations_show_the_maps_of_both_models(segmented: tuple[Report, Path], tmp_path: Path) -> None:
     _, folder = segmented
-    found = explain(folder, request=ExplanationRequest(samples=8))
-    assert found.subject == "the map"
-    assert {row.kind for row in found.similarity} <= {"all", "as good", "worse", "better"}
-    for case in found.cases:
+    result = explain(folder, request=ExplanationRequest(samples=8))
+    assert result.subject == "the map"
+    assert {row.kind for row in result.similarity} <= {"all", "as good", "worse", "better"}
+    for case in result.cases:
         assert case.dense.probability is None
         assert "%" in case.dense.name
         assert [marks.regions.shape for marks in case.pictures.marks if marks.regions is not None] == [(SIDE, SIDE)] * 2
         assert [panel.title.partition(":")[0] for panel in list_panels(case)] == ["dense", "pruned"] * 2
-    assert found.flipping.measure == "agreement with the answer"
-    assert "relevance of the map" in format_explanation(found)
-    assert f"agreement {found.cases[0].agreement:.2f}" in " ".join(format_explanation(found).split())
-    write(found, folder, tmp_path)
+    assert result.flipping.measure == "agreement with the answer"
+    assert "relevance of the map" in format_explanation(result)
+    assert f"agreement {result.cases[0].agreement:.2f}" in " ".join(format_explanation(result).split())
+    write(result, folder, tmp_path)
     assert "why the map" in (tmp_path / "explain.html").read_text()
 
 

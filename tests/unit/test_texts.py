@@ -1,4 +1,4 @@
-"""Texts and several inputs: from tables and factories to token ids, padding that counts nowhere, and files by name."""
+"""Texts: from tables to token ids, padding that counts nowhere, and files by name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ import torch
 from command import Px, one_line
 from torch import Tensor, nn
 
-import pxcompress
 from pxcompress.data import load_splits, open_images, open_source
-from pxcompress.data.factory import open_factory
 from pxcompress.data.tables import read_words
 from pxcompress.demo.nets import NoteReader
 from pxcompress.demo.notes import CLASSES, TOKENIZER, TOPICS, find_planted, note
@@ -97,14 +95,14 @@ def test_padding_counts_in_no_statistic(reader: nn.Module) -> None:
     groups = find_groups(reader, encoded(TEXTS[0]), ("head",)).groups
     assert {group.kind for group in groups} == {"head", "neuron"}
     for statistic in (lambda a, m: a.abs().mean(2), lambda a, m: a.amax(2)):
-        found, expected = (collect(reader, groups, batches, statistic) for batches in (together, alone))
+        results, expected = (collect(reader, groups, batches, statistic) for batches in (together, alone))
         for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(results[name], value, atol=1e-6, rtol=1e-5)
     layouts = input_layouts(reader, groups)
-    found, expected = (collect_moments(reader, layouts, batches) for batches in (together, alone))
+    results, expected = (collect_moments(reader, layouts, batches) for batches in (together, alone))
     for name, value in expected.items():
-        assert found[name].whole.count == value.whole.count
-        torch.testing.assert_close(found[name].whole.second, value.whole.second, atol=1e-6, rtol=1e-5)
+        assert results[name].whole.count == value.whole.count
+        torch.testing.assert_close(results[name].whole.second, value.whole.second, atol=1e-6, rtol=1e-5)
     rows = {name: torch.arange(index.numel()) for name, index in layouts.items()}
     torch.manual_seed(1)
     other = NoteReader(width=16, depth=1, heads=2).eval()
@@ -298,85 +296,6 @@ def test_texts_and_models_that_do_not_fit(tmp_path: Path, reader: nn.Module) -> 
         load_model(READER, classes=6, input_size=32)
     with pytest.raises(InputError, match="integrated-gradients goes from zero to an input"):
         SCORERS.build("integrated-gradients")(reader, (), [(encoded("rain"), torch.zeros(1))])
-
-
-class TwoInputs(nn.Module):
-    """An image and the number of its place, looked up."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.image, self.place = nn.Conv2d(3, 16, 3, padding=1), nn.Embedding(5, 16)
-        self.hidden, self.head = nn.Linear(16, 32), nn.Linear(32, 3)
-
-    def forward(self, picture: Tensor, place: Tensor) -> Tensor:
-        return self.head(self.hidden(self.image(picture).relu().mean((2, 3)) + self.place(place)).relu())
-
-
-def two_inputs() -> nn.Module:
-    torch.manual_seed(0)
-    return TwoInputs()
-
-
-def _pictures() -> list[tuple[object, int]]:
-    rng = np.random.default_rng(0)
-    return [
-        ({"picture": rng.standard_normal((3, 6, 6), np.float32), "place": np.int64(n % 5)}, n % 3) for n in range(120)
-    ]
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A module of a user's, `mine`, with factories."""
-    mine = SimpleNamespace(two_inputs=two_inputs, by_name=_pictures)
-    mine.by_place = lambda: [(tuple(inputs.values()), label) for inputs, label in _pictures()]
-    mine.ragged = lambda: [({IDS: np.arange(1, 3 + n % 4), MASK: np.ones(2 + n % 4, int)}, n % 2) for n in range(40)]
-    mine.uneven = lambda: [({IDS: np.arange(4), MASK: np.ones(3, int)}, 0)] * 4
-    mine.other_names = lambda: [({"a": np.ones(3)}, 0), ({"b": np.ones(3)}, 1)]
-    mine.huge = lambda: [({"ids": np.full(3, 2**25)}, 0), ({"ids": np.ones(3, int)}, 1)]
-    monkeypatch.setitem(sys.modules, "mine", mine)  # type: ignore[arg-type]
-    return mine
-
-
-def test_factories_may_give_several_inputs(module: SimpleNamespace) -> None:
-    data = open_factory("mine:by_name")
-    assert data.native_size == (3 * 36 + 1,)
-    assert [(each.name, each.shape, each.dtype) for each in data.inputs] == [
-        ("picture", (3, 6, 6), torch.float32),
-        ("place", (), torch.int64),
-    ]
-    assert [each.name for each in open_factory("mine:by_place").inputs] == [0, 1]
-    ragged = open_factory("mine:ragged")
-    assert ragged.native_size == (2, 5)
-    assert ragged.train.read.values[0].tolist() == [[1, 2, 0, 0, 0], [1, 1, 0, 0, 0]]
-
-
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("uneven", "its inputs have lengths input_ids: 4, attention_mask: 3"),
-        ("other_names", "item 1: its inputs are b; expected a"),
-        ("huge", "whole numbers from 1 to 33554432"),
-    ],
-)
-def test_inputs_that_do_not_fit_each_other_are_named(name: str, told: str, module: SimpleNamespace) -> None:
-    with pytest.raises(DataError, match=told):
-        open_factory(f"mine:{name}")
-
-
-@pytest.mark.slow
-def test_several_inputs_go_the_whole_way(module: SimpleNamespace, tmp_path: Path, px: Px) -> None:
-    out = tmp_path / "run"
-    run = px("run", "--model", "mine:two_inputs", "--data", "mine:by_place", "--ratio", 0.5, "--out", out, "--json")
-    assert run.code == 0, run.err
-    session = ort.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
-    assert [(port.name, port.type) for port in session.get_inputs()] == [
-        ("picture", "tensor(float)"),
-        ("place", "tensor(int64)"),
-    ]
-    picture, place = torch.randn(4, 3, 6, 6), torch.arange(4)
-    (found,) = session.run(None, {"picture": picture.numpy(), "place": place.numpy()})
-    with torch.no_grad():
-        np.testing.assert_allclose(found, pxcompress.load(out)(picture, place), atol=1e-4)
 
 
 @pytest.mark.slow

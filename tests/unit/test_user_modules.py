@@ -31,9 +31,9 @@ def _called(model: nn.Module, inputs: Any) -> Any:
         return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
-def _same(found: Any, expected: Any, tolerance: float) -> None:
+def _same(outputs: Any, expected: Any, tolerance: float) -> None:
     """The same structure, shapes and types, and values within a share of each tensor's scale."""
-    leaves, structure = tree_flatten(found)
+    leaves, structure = tree_flatten(outputs)
     others, other_structure = tree_flatten(expected)
     assert structure == other_structure
     for leaf, other in zip(leaves, others, strict=True):
@@ -243,11 +243,11 @@ def test_fine_tuning_brings_all_outputs_of_any_module_nearer_to_the_dense_one() 
     """Label-free steps for maps, several inputs and several outputs, by their squared error."""
     with seeded(1):
         images, net = torch.randn(32, 3, 12, 12), Segmentation().eval()
-    given = {"ratio": 0.5, "round_to": 1, "held_out": [images[24:]]}
+    options = {"ratio": 0.5, "round_to": 1, "held_out": [images[24:]]}
     errors = []
     for repair in (("fold",), ("fold", "finetune:steps=60,batch_size=8,learning_rate=0.01,augment=false")):
         with seeded(0):
-            slim = compress_module(net, images[:1], [images[:24]], repair=repair, **given)
+            slim = compress_module(net, images[:1], [images[:24]], repair=repair, **options)
         with torch.no_grad():
             errors.append(float((slim.pruned.model(images[24:]) - net(images[24:])).square().mean()))
     assert errors[1] < 0.95 * errors[0]
