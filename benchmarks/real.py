@@ -309,22 +309,22 @@ def by_data_claims(rows: Sequence[Row]) -> list[dict[str, object]]:
 
 def main() -> None:
     """Run the parts that are asked for."""
-    options = parser(__doc__ or "")
-    options.add_argument("--model", default="lite1", choices=(*EFFICIENTNETS, CREPE))
-    options.add_argument("--samples", default="256,1024")
-    options.add_argument("--part", default="ours,rivals,data,shift")
-    options.add_argument("--removed", default=",".join(map(str, REMOVED)), help="shares, for ours")
-    options.add_argument("--method", default="", help="some of ours, with semicolons, instead of all")
-    asked = options.parse_args()
-    subject = Subject.of(asked.model, asked.quick)
-    folder = RESULTS / "quick" if asked.quick else RESULTS
-    kept: dict[tuple[object, ...], Row] = {}
+    command_line = parser(__doc__ or "")
+    command_line.add_argument("--model", default="lite1", choices=(*EFFICIENTNETS, CREPE))
+    command_line.add_argument("--samples", default="256,1024")
+    command_line.add_argument("--part", default="ours,rivals,data,shift")
+    command_line.add_argument("--removed", default=",".join(map(str, REMOVED)), help="shares, for ours")
+    command_line.add_argument("--method", default="", help="some of ours, with semicolons, instead of all")
+    options = command_line.parse_args()
+    subject = Subject.of(options.model, options.quick)
+    folder = RESULTS / "quick" if options.quick else RESULTS
+    row_by_key: dict[tuple[object, ...], Row] = {}
     if (folder / "real.json").exists():
         earlier = (Row(**row) for row in json.loads((folder / "real.json").read_text())["rows"])
-        kept = {row.key: row for row in earlier}
-    sizes = [32] if asked.quick else [int(each) for each in asked.samples.split(",")]
-    removed = [float(each) for each in asked.removed.split(",")]
-    methods = tuple(asked.method.split(";")) if asked.method else tuple(OURS)
+        row_by_key = {row.key: row for row in earlier}
+    sizes = [32] if options.quick else [int(each) for each in options.samples.split(",")]
+    removed = [float(each) for each in options.removed.split(",")]
+    methods = tuple(options.method.split(";")) if options.method else tuple(OURS)
     work: dict[str, Callable[[], Iterator[Row]]] = {
         "ours": lambda: itertools.chain.from_iterable(
             ours(subject, samples, methods, sizes=removed) for samples in sizes
@@ -336,14 +336,14 @@ def main() -> None:
             ours(subject, 256, ("closed form",), name, REMOVED[1:2]) for name in SHIFTS
         ),
     }
-    for part in asked.part.split(","):
+    for part in options.part.split(","):
         for row in work[part]():
             print(
                 f"{row.model} {row.samples} {row.removed} {row.method}: {row.agreement:.1%} ({row.cpu_seconds:.0f} s)"
             )
-            kept[row.key] = row
-            rows = sorted(kept.values(), key=lambda each: str(each.key))
-            command = "python benchmarks/real.py" + (" --quick" if asked.quick else "")
+            row_by_key[row.key] = row
+            rows = sorted(row_by_key.values(), key=lambda each: str(each.key))
+            command = "python benchmarks/real.py" + (" --quick" if options.quick else "")
             write("real", command, [asdict(each) for each in rows], [0], claims(rows))
 
 
