@@ -1,10 +1,10 @@
 """What is published, built as honest baselines on the same nets and data: selection x compensation at given MACs.
 
-    python benchmarks/prior_art.py [--quick] [--model LABEL ...]
+    python benchmarks/prior_art.py [--quick] [--model LABEL ...] [--method NAME ...]
 
 - GRAIL's core: magnitude picks the units, the same share of every layer, and ridge regression on activations folds the
-  others in. CORP's core on the MLPs of a ViT, and its counterpart for convolutions: activations pick, ridge folds; its
-  ranks of queries and keys are not built, since no unit of ours is one.
+  others in. CORP's core on all units, heads and convolutions as well: activations pick, ridge folds. On a ViT also what
+  CORP does by itself, MLPs and ranks of queries and keys (`corp.py`), and those ranks together with all units.
 - Model folding: k-means on the weights merges channels that are alike, without data; BatchNorm re-estimated (REPAIR).
 - Bias compensation: magnitude picks, means of what is gone go into biases.
 - onnxsim 0.8.1 on the exported file: magnitude or Wanda picks channels and, in a ViT, heads
@@ -12,8 +12,9 @@
   as it is, refitted (`apply_pruning_finetune`: ridge regression) and with BatchNorm recovered (`recover_batch_norm`).
 - Ours: what `pxcompress run --repair closed-form` does; "ours, defaults" is distilled as well.
 
-Each is tuned: of its variants, allocations and BatchNorm re-estimated or not, the one with the best top-1 on the select
-split counts, and its top-1 is of the test split. None looks at labels otherwise. Rows of other nets and parts stay.
+Each is tuned: of its variants, allocations, ranks and BatchNorm re-estimated or not, the one with the best top-1 on the
+select split counts, and its top-1 is of the test split. None looks at labels otherwise. Rows of other nets, parts and
+methods stay. What cannot reach a size is refused, with the reason.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import common
+import corp
 import models
 import onnx
 import torch
@@ -62,33 +65,53 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Method:
-    """A selection, what it is followed by, and whether units are merged by k-means before they go."""
+    """A selection, what it is followed by, and whether units are merged by k-means before they go.
+
+    `kinds` are the kinds of groups it prunes, all if empty; with `ranks` of queries and keys it is for ViTs alone.
+    """
 
     name: str
     selection: str
     repairs: tuple[str, ...] = ()
     merges: bool = False
+    kinds: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
 
 
 METHODS = (
     Method("magnitude, ridge fold (GRAIL's core)", "L2", ("fold",)),
     Method("activations, ridge fold (CORP's core)", "WIFV", ("fold",)),
+    Method("MLPs and ranks of queries and keys, ridge (CORP)", "WIFV", ("fold",), kinds=("neuron",), ranks=corp.RANKS),
+    Method(
+        "all units and ranks of queries and keys, ridge (CORP's core, extended)", "WIFV", ("fold",), ranks=corp.RANKS
+    ),
     Method("k-means merging (model folding)", "L2", merges=True),
     Method("magnitude, bias compensation", "L2", ("mean-absorption",)),
     Method("magnitude alone", "L2"),
 )
 
 
-def rival_rows(bench: Bench, size: float, batches: Mapping[str, Batches]) -> Iterator[Row]:
-    """Every rival, tuned on the select split."""
-    for method in METHODS:
+def rival_rows(bench: Bench, size: float, batches: Mapping[str, Batches], names: Sequence[str]) -> Iterator[Row]:
+    """The rivals called `names`, each tuned on the select split, or refused with the reason."""
+    for method in (each for each in METHODS if each.name in names):
+        if method.ranks and not corp.find_attentions(bench.scored.model):
+            continue
         scorer = SCORERS.build(SELECTIONS[method.selection])
         scores = scorer(bench.scored.model, bench.scored.structure.groups, batches["score"])
-        judged = replace(bench, scored=replace(bench.scored, scores=scores))
-        attempts = [each for way in ALLOCATIONS for each in _attempts(judged, method, way, 1 - size, batches)]
+        structure = bench.scored.structure
+        groups = tuple(group for group in structure.groups if not method.kinds or group.kind in method.kinds)
+        scored = replace(bench.scored, scores=scores, structure=replace(structure, groups=groups))
+        attempts, reason = [], ""
+        for way, rank in itertools.product(ALLOCATIONS, method.ranks or (0,)):
+            judged = replace(bench, scored=corp.price_with_ranks(scored, rank) if rank else scored)
+            try:
+                attempts += _attempts(judged, method, (way, rank), 1 - size, batches)
+            except BudgetError as error:
+                reason = str(error)
         if attempts:
-            best = max(attempts, key=lambda attempt: attempt["select"])
-            yield {"method": method.name, "variants": len(attempts), **best}
+            yield {"method": method.name, "variants": len(attempts), **max(attempts, key=lambda row: row["select"])}
+        else:
+            yield {"method": method.name, "variants": 0, "refused": reason}
 
 
 def onnxsim_rows(bench: Bench, size: float, batches: Mapping[str, Batches]) -> Iterator[Row]:
@@ -134,23 +157,26 @@ def our_rows(bench: Bench, size: float, batches: Mapping[str, Batches]) -> Itera
         yield {"method": method, "variants": 1, "top1": top1, "macs_ratio": plan.cost_planned / plan.cost_dense}
 
 
-def rows_of(label: str, sizes: Sequence[float], parts: Sequence[str]) -> Iterator[Row]:
-    """Every method at every size."""
+def rows_of(label: str, sizes: Sequence[float], parts: Sequence[str], names: Sequence[str]) -> Iterator[Row]:
+    """Every method at every size, of the rivals those called `names`."""
     bench = bench_of(label)
     drawn = calibration(bench, SEED)
     batches = {role: drawn[role] for role in ("score", "repair", "select")}
     for size in sizes:
-        work = {"ours": our_rows, "rivals": rival_rows, "onnxsim": onnxsim_rows}
+        work = {"ours": our_rows, "rivals": partial(rival_rows, names=names), "onnxsim": onnxsim_rows}
         for row in itertools.chain.from_iterable(work[part](bench, size, batches) for part in parts):
             yield {"model": label, "size": size, "dense": bench.dense, **row}
 
 
-def _attempts(bench: Bench, method: Method, way: str, ratio: float, parts: Mapping[str, Batches]) -> Iterator[Row]:
-    """A method by one allocation: as it comes, and with BatchNorm re-estimated."""
-    try:
-        plan = plan_at(bench.scored, ratio, bench.recipe.but(normalise=way))
-    except BudgetError:
-        return
+def _attempts(
+    bench: Bench, method: Method, way: tuple[str, int], ratio: float, parts: Mapping[str, Batches]
+) -> Iterator[Row]:
+    """A method by one allocation and one rank (0: none): as it comes, and with BatchNorm re-estimated.
+
+    Raises `BudgetError`.
+    """
+    allocation, rank = way
+    plan = plan_at(bench.scored, ratio, bench.recipe.but(normalise=allocation))
     source = bench.scored.model
     groups = bench.scored.structure.groups
     if method.merges:
@@ -159,11 +185,13 @@ def _attempts(bench: Bench, method: Method, way: str, ratio: float, parts: Mappi
     with seeded(SEED):
         for text in method.repairs:
             pruned = REPAIRS.build(text)(pruned, parts["repair"], parts["select"])
+    slim = corp.with_ranks(pruned.model, parts["repair"], rank) if rank else pruned.model
     for again in (False, True):
-        model = reestimate(copy.deepcopy(pruned.model), parts["repair"]) if again else pruned.model
+        model = reestimate(copy.deepcopy(slim), parts["repair"]) if again else slim
         figures = {"select": torch_quality(model, parts["select"], Classification())}
         figures["top1"] = torch_quality(model, bench.test, Classification())
-        yield {"allocation": way, "reestimated": again, "macs_ratio": plan.cost_planned / plan.cost_dense, **figures}
+        facts = {"allocation": allocation, **({"rank": rank} if rank else {}), "reestimated": again}
+        yield {**facts, "macs_ratio": plan.cost_planned / plan.cost_dense, **figures}
 
 
 def merged(model: nn.Module, groups: Sequence[Group], plan: Plan) -> tuple[nn.Module, Plan]:
@@ -232,7 +260,10 @@ def claims(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
         pairs = {
             row["model"]: (row["top1"], mine_by_place[row["model"], size])
             for row in rows
-            if row["method"] == method and row["size"] == size and (row["model"], size) in mine_by_place
+            if row["method"] == method
+            and row["size"] == size
+            and (row["model"], size) in mine_by_place
+            and "top1" in row
         }
         if not pairs:
             continue
@@ -246,12 +277,14 @@ def main() -> None:
     parser.add_argument("--model", action="append", choices=tuple(models.GLYPH_MODELS), help="only this one")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this one")
     parser.add_argument("--size", action="append", type=float, choices=SIZES, help="only this share of the MACs")
+    parser.add_argument("--method", action="append", choices=[each.name for each in METHODS], help="only this rival")
     options = parser.parse_args()
+    parts, names = options.part or PARTS, options.method or [each.name for each in METHODS]
     labels = options.model or (("VGG",) if options.quick else tuple(models.GLYPH_MODELS))
     path = common.RESULTS / ("quick/rivals.json" if options.quick else "rivals.json")
     row_by_key = {_key(row): row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
     for label in labels:
-        for row in rows_of(label, SIZES[:1] if options.quick else options.size or SIZES, options.part or PARTS):
+        for row in rows_of(label, SIZES[:1] if options.quick else options.size or SIZES, parts, names):
             print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
             row_by_key[_key(row)] = row
         rows = list(row_by_key.values())
