@@ -101,7 +101,8 @@ def rival_rows(bench: Bench, size: float, batches: Mapping[str, Batches], names:
         structure = bench.scored.structure
         groups = tuple(group for group in structure.groups if not method.kinds or group.kind in method.kinds)
         scored = replace(bench.scored, scores=scores, structure=replace(structure, groups=groups))
-        attempts, reason = [], ""
+        attempts: list[tuple[Row, nn.Module]] = []
+        reason = ""
         for way, rank in itertools.product(ALLOCATIONS, method.ranks or (0,)):
             judged = replace(bench, scored=corp.price_with_ranks(scored, rank) if rank else scored)
             try:
@@ -109,7 +110,9 @@ def rival_rows(bench: Bench, size: float, batches: Mapping[str, Batches], names:
             except BudgetError as error:
                 reason = str(error)
         if attempts:
-            yield {"method": method.name, "variants": len(attempts), **max(attempts, key=lambda row: row["select"])}
+            best, model = max(attempts, key=lambda attempt: attempt[0]["select"])
+            top1 = torch_quality(model, bench.test, Classification())
+            yield {"method": method.name, "variants": len(attempts), **best, "top1": top1}
         else:
             yield {"method": method.name, "variants": 0, "refused": reason}
 
@@ -170,7 +173,7 @@ def rows_of(label: str, sizes: Sequence[float], parts: Sequence[str], names: Seq
 
 def _attempts(
     bench: Bench, method: Method, way: tuple[str, int], ratio: float, parts: Mapping[str, Batches]
-) -> Iterator[Row]:
+) -> Iterator[tuple[Row, nn.Module]]:
     """A method by one allocation and one rank (0: none): as it comes, and with BatchNorm re-estimated.
 
     Raises `BudgetError`.
@@ -188,10 +191,9 @@ def _attempts(
     slim = corp.with_ranks(pruned.model, parts["repair"], rank) if rank else pruned.model
     for again in (False, True):
         model = reestimate(copy.deepcopy(slim), parts["repair"]) if again else slim
-        figures = {"select": torch_quality(model, parts["select"], Classification())}
-        figures["top1"] = torch_quality(model, bench.test, Classification())
+        quality = torch_quality(model, parts["select"], Classification())
         facts = {"allocation": allocation, **({"rank": rank} if rank else {}), "reestimated": again}
-        yield {**facts, "macs_ratio": plan.cost_planned / plan.cost_dense, **figures}
+        yield {**facts, "macs_ratio": plan.cost_planned / plan.cost_dense, "select": quality}, model
 
 
 def merged(model: nn.Module, groups: Sequence[Group], plan: Plan) -> tuple[nn.Module, Plan]:
