@@ -108,7 +108,7 @@ def rival_rows(bench: Bench, size: float, batches: Mapping[str, Batches], names:
             try:
                 attempts += _attempts(judged, method, (way, rank), 1 - size, batches)
             except BudgetError as error:
-                reason = str(error)
+                reason = f"{error}; ranks of {rank}" if rank else str(error)
         if attempts:
             best, model = max(attempts, key=lambda attempt: attempt[0]["select"])
             top1 = torch_quality(model, bench.test, Classification())
@@ -270,7 +270,8 @@ def claims(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
         if not pairs:
             continue
         theirs, mine = (100 * statistics.mean(pair[place] for pair in pairs.values()) for place in (0, 1))
-        text = f"{size} of the MACs, mean top-1 over {len(pairs)} nets: ours (target: {method})"
+        of = f"mean top-1 over {len(pairs)} nets" if len(pairs) > 1 else f"top-1 of the {next(iter(pairs))}"
+        text = f"{size} of the MACs, {of}: ours (target: {method})"
         yield common.claim(text, mine, theirs, "higher")
 
 
