@@ -71,28 +71,39 @@ def test_a_constant_behind_a_convolution_counts_as_it_stands(
     path = convolutions(tmp_path / "net.onnx", kind, *operands)
     module = read_onnx(path)
     assert_same(module, path, IMAGES)
-    slim = halved(module).model
-    slim.write_onnx(tmp_path / "slim.onnx", {})
-    assert_same(slim, tmp_path / "slim.onnx", IMAGES)
+    pruned = halved(module)
+    assert any(pruned.plan.removed.values())
+    pruned.model.write_onnx(tmp_path / "slim.onnx", {})
+    assert_same(pruned.model, tmp_path / "slim.onnx", IMAGES)
     kinds = [node.op_type for node in onnx.load(tmp_path / "slim.onnx").graph.node]
     assert (kind not in kinds) == folds
 
 
-def test_factors_of_a_gemm_count_once(tmp_path: Path) -> None:
-    """alpha and beta are in the weights of the layer that is read; what is added behind is not multiplied by beta."""
+def gemms(path: Path, between: list[NodeProto], last: str) -> Path:
+    """Two of them, whose factors differ, with some nodes between `h` and `last`."""
     nodes = [
         helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], alpha=0.5, beta=2.0),
-        helper.make_node("Add", ["h", "c"], ["m"]),
-        helper.make_node("Relu", ["m"], ["r"]),
+        *between,
+        helper.make_node("Relu", [last], ["r"]),
         helper.make_node("Gemm", ["r", "w2", "b2"], ["y"], alpha=3.0, beta=0.25, transB=1),
     ]
-    weights = {"w1": (6, 16), "b1": (16,), "c": (16,), "w2": (5, 16), "b2": (5,)}
-    path = save(tmp_path / "net.onnx", VECTORS, nodes, weights)
+    return save(path, VECTORS, nodes, {"w1": (6, 16), "b1": (16,), "c": (16,), "w2": (5, 16), "b2": (5,)})
+
+
+def test_what_is_added_behind_a_gemm_is_not_multiplied_by_its_beta(tmp_path: Path) -> None:
+    path = gemms(tmp_path / "net.onnx", [helper.make_node("Add", ["h", "c"], ["m"])], "m")
+    assert_same(read_onnx(path), path, VECTORS)
+
+
+def test_factors_of_a_gemm_count_once(tmp_path: Path) -> None:
+    """They are in the weights of the layer that is read, and so not in the node that is written."""
+    path = gemms(tmp_path / "net.onnx", [], "h")
     module = read_onnx(path)
     assert_same(module, path, VECTORS)
-    slim = halved(module).model
-    slim.write_onnx(tmp_path / "slim.onnx", {})
-    assert_same(slim, tmp_path / "slim.onnx", VECTORS)
+    pruned = halved(module)
+    assert sum(map(len, pruned.plan.removed.values())) == 8
+    pruned.model.write_onnx(tmp_path / "slim.onnx", {})
+    assert_same(pruned.model, tmp_path / "slim.onnx", VECTORS)
 
 
 def test_weights_that_one_file_cannot_hold_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
