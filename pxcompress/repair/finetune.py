@@ -32,8 +32,17 @@ from torch import Tensor, nn
 
 from pxcompress import __version__
 from pxcompress.cache import cache_dir, whole_file
+from pxcompress.cost.count import count_macs
 from pxcompress.errors import DataError, ResultError
-from pxcompress.models.training import adamw, deterministic, flushed_denormals, move_images, update, zero_denormals
+from pxcompress.models.training import (
+    adamw,
+    crop_images,
+    deterministic,
+    flushed_denormals,
+    move_images,
+    update,
+    zero_denormals,
+)
 from pxcompress.passes.parts import SplitBatches
 from pxcompress.passes.shuffled import ShuffledBatches, mix_seed
 from pxcompress.processes import from_first, mean_gradients_, processes, rank, sum_over_processes
@@ -58,6 +67,12 @@ CHECKS = 12
 PASSES, MOST_STEPS = 5, 300
 """How long training takes where nothing is said: about as long as the rest of a run, 15 to 20 forward passes."""
 
+LONGER, SMALL_WORK = 4, 3e12
+"""Small models train so many times as long, where that is at most so many MACs: a minute on two CPU cores."""
+
+CROPPED_SIDE = 128
+"""Pixels from which on a part of an image still shows what it is of; smaller images are moved as a whole."""
+
 SAVE_SECONDS = 60.0
 """Time between two checkpoints, seconds."""
 
@@ -73,7 +88,8 @@ class FineTune(Repair):
     temperature: float = option(4.0, "what both models' logits are divided by", low=0.1, high=100.0, log=True)
     steps: int = option(
         0,
-        f"steps of the optimiser; 0: what {PASSES} passes over the samples take, {MOST_STEPS} at most",
+        f"steps of the optimiser; 0: what {PASSES} passes over the samples take, {MOST_STEPS} at most, "
+        f"and up to {LONGER} times as many for small models",
         low=0,
         high=10**6,
     )
@@ -81,7 +97,9 @@ class FineTune(Repair):
     batch_size: int = option(16, "samples of a batch, in every process", low=1, high=65_536, log=True)
     accumulate: int = option(1, "batches of a step, where memory holds no larger ones", low=1, high=1024, log=True)
     labels: bool = option(False, "add the cross-entropy to the labels, and choose by top-1")
-    augment: bool = option(True, "shift, turn and zoom every image a little, anew each time")
+    augment: bool = option(
+        True, f"shift, turn and zoom every image a little, anew each time; of {CROPPED_SIDE} pixels or more take a part"
+    )
     precision: str = option("fp32", "of forward and backward passes; weights stay fp32", choices=("fp32", "bf16"))
 
     @property
@@ -107,7 +125,7 @@ class FineTune(Repair):
         if not samples:
             raise DataError("no sample to fine-tune on; give data with more images, or leave repair 'finetune' out")
         held_samples, checks = _hash_samples(held_out)
-        options = replace(self, steps=self.steps or self._usual_steps(samples))
+        options = replace(self, steps=self.steps or self._usual_steps(samples, _training_macs(pruned, batches)))
         options = options._within(batches.size) if isinstance(batches, SplitBatches) and batches.size else options
         facts = [__version__, asdict(options), seed, _hash(model), _hash(dense), data, checks]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
@@ -128,10 +146,15 @@ class FineTune(Repair):
             _Training(options, model, aim, seed).run(feed, judge, path)
         return pruned
 
-    def _usual_steps(self, samples: int) -> int:
-        """What `PASSES` over all processes' samples take, of which this one has `samples`; `MOST_STEPS` at most."""
+    def _usual_steps(self, samples: int, macs: int) -> int:
+        """As many as `PASSES` over all processes' samples take, of which this one has `samples`, `MOST_STEPS` at most.
+
+        More for small models; `macs` are those of training on one sample.
+        """
         everyone = int(sum_over_processes(torch.tensor(samples)))
-        return min(MOST_STEPS, -(-PASSES * everyone // (self.batch_size * self.accumulate * processes())))
+        samples_of_step = self.batch_size * self.accumulate * processes()
+        usual = min(MOST_STEPS, -(-PASSES * everyone // samples_of_step))
+        return max(usual, min(LONGER * usual, int(SMALL_WORK / (macs * samples_of_step))))
 
     def _within(self, size: int) -> FineTune:
         """These options with batches of at most `size` samples, and no fewer samples in a step."""
@@ -229,7 +252,7 @@ class _Training:
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         inputs, labels = inputs.to(self._device), labels.to(self._device)
         if inputs.ndim == 4 and self._options.augment:
-            inputs = move_images(inputs)
+            inputs = (crop_images if min(inputs.shape[2:]) >= CROPPED_SIDE else move_images)(inputs)
         if inputs.ndim == 4 and inputs.is_cuda:  # as tensor cores want it; on CPUs it gains nothing
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._options.precision == "bf16"):
@@ -289,6 +312,13 @@ class _Training:
                 else:  # laid out in memory as the weights are, which the optimiser takes for granted
                     laid_out = torch.empty_like(value).copy_(tensor) if tensor.ndim else tensor
                     self._optimizer.state[value][part] = laid_out
+
+
+def _training_macs(pruned: Pruned, batches: Batches) -> int:
+    """Multiply-accumulates of a step per sample: forwards of both models, and backwards, which is two more, of one."""
+    inputs, _ = next(iter(batches))
+    example = inputs[:1].to(device_of(pruned.model))
+    return count_macs(pruned.whole.dense, example) + 3 * count_macs(pruned.model, example)
 
 
 def _copy_values(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
