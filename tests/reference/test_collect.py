@@ -17,7 +17,6 @@ from pxcompress.state import seeded
 from pxcompress.types import Group, Member
 
 FAMILIES = (
-    "flatten_cnn",
     "conv1d",
     "grouped",
     "resnet_basic",

@@ -20,10 +20,7 @@ COUNT, TRAIN = 620, 60
 CAMERAS = ("front", "back")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record of used splits of its own for every test."""
-    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def scores(image: Path, shift: float) -> np.ndarray:

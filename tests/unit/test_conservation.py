@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
-import sys
 
 import pytest
 import torch
+from command import Px, one_line
 from models import snapshot
 from models import subject as subject_named
 from torch import Tensor, nn
 
 from pxcompress.attribution import COMPOSITES, RULES
-from pxcompress.cli import main
 from pxcompress.errors import InputError
 from pxcompress.inspection.conservation import SAMPLES, Conservation, conservation, random_images, to_table
 from pxcompress.state import seeded
@@ -111,31 +109,19 @@ def test_no_relevance_is_one_clear_line() -> None:
         conservation(model, _images(), "epsilom")
 
 
-def _px(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["pxcompress", *words])
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stop:
-        main()
-    signal.signal(signal.SIGTERM, handler)
-    streams = capsys.readouterr()
-    return int(stop.value.code or 0), streams.out, streams.err
-
-
 SMALL = ("inspect", "--model", "resnet10t", "--input-size", "32")
 
 
-def test_command_adds_relevance(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    code, out, _ = _px(capsys, monkeypatch, *SMALL, "--json")
-    assert code == 0
-    assert "relevance" not in json.loads(out)
-    code, out, _ = _px(capsys, monkeypatch, *SMALL, "--relevance", "--composite", "gamma", "--json")
-    assert code == 0
-    relevance = json.loads(out)["relevance"]
+def test_command_adds_relevance(px: Px) -> None:
+    assert "relevance" not in json.loads(px(*SMALL, "--json").out)
+    outcome = px(*SMALL, "--relevance", "--composite", "gamma", "--json")
+    assert outcome.code == 0
+    relevance = json.loads(outcome.out)["relevance"]
     assert set(relevance) == {field.name for field in dataclasses.fields(Conservation)}
     assert (relevance["composite"], relevance["inputs"], relevance["samples"]) == ("gamma", "random images", 8)
-    code, table, _ = _px(capsys, monkeypatch, *SMALL, "--relevance", "--composite", "gamma")
-    assert code == 0
-    assert all(layer["name"] in table for layer in relevance["layers"])
+    table = px(*SMALL, "--relevance", "--composite", "gamma")
+    assert table.code == 0
+    assert all(layer["name"] in table.out for layer in relevance["layers"])
 
 
 @pytest.mark.parametrize(
@@ -148,17 +134,11 @@ def test_command_adds_relevance(capsys: pytest.CaptureFixture[str], monkeypatch:
         (("--relevance", "--data", "digit"), "did you mean digits"),
     ],
 )
-def test_command_refuses_in_one_line(
-    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code, out, err = _px(capsys, monkeypatch, *SMALL, *words)
-    assert (code, out) == (2, "")
-    assert message in err
-    assert len(err.strip().splitlines()) == 1
+def test_command_refuses_in_one_line(px: Px, words: tuple[str, ...], message: str) -> None:
+    assert message in one_line(px(*SMALL, *words))
 
 
-def test_methods_list_composites_and_rules(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    code, out, _ = _px(capsys, monkeypatch, "methods")
-    assert code == 0
+def test_methods_list_composites_and_rules(px: Px) -> None:
+    out = px("methods").out
     assert all(name in out and text in out for name, text in COMPOSITES.items())
     assert all(str(rule()) in out for rule in RULES.values())

@@ -17,10 +17,7 @@ from pxcompress.certify.path import RiskLimit
 ROWS = 1500
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record of used splits of its own for every test."""
-    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -203,7 +203,7 @@ def test_several_inputs_are_given_by_name(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run.targets[0].numpy(), np.full((3, 2), 5, np.float32))
 
 
-@pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64])
+@pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.INT32, TensorProto.INT64])
 def test_inputs_of_other_numbers_are_converted(tmp_path: Path, kind: int) -> None:
     session = runtime.open_session(_save(tmp_path / "odd.onnx", {"a": 2}, kind), "cpu")
     outputs = session.predict(np.ones((1, 2), np.float32))
@@ -293,11 +293,6 @@ def test_the_precision_of_a_foreign_file_is_that_of_most_weights(
         model.graph.initializer.append(helper.make_tensor(f"w{place}", kind, [9 - place], [1] * (9 - place)))
     onnx.save(model, path)
     assert runtime.open_session(path, "cpu").precision == name
-
-
-def test_half_precision_inputs_are_converted(tmp_path: Path) -> None:
-    session = runtime.open_session(_save(tmp_path / "half.onnx", {"a": 2}, TensorProto.FLOAT16), "cpu")
-    np.testing.assert_array_equal(session.predict(np.ones((1, 2), np.float32)), np.full((1, 2), 2, np.float16))
 
 
 def test_the_probe_is_a_model_that_runs() -> None:

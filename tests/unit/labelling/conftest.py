@@ -12,10 +12,8 @@ from linear_files import LEVELS, classifier_file, grey_images
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def record(own_cache: Path) -> None:
     """A record of used splits of its own for every test."""
-    monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_data import ROLES, SMALL
 from PIL import Image
 
 from pxcompress.data import load_splits, open_source, restrict_classes
 from pxcompress.data.samples import MIN_HELD_OUT_TO_SPLIT, Source
 from pxcompress.errors import DataError
-from pxcompress.types import Preprocessing
-
-SMALL = Preprocessing((3, 8, 8), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-ROLES = ("score", "repair", "select", "certify", "test")
 
 
 def write(folder: Path, count: int, seed: int = 0) -> None:
