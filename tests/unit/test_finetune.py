@@ -11,6 +11,7 @@ from models import batches_of, plan_of, random_plan
 from models import subject as subject_named
 from tuning import CLASSES, INPUTS, data, divergence, equal, images, near, net, pair, small_cnn, state, top1, tuned
 
+from pxcompress.cost.count import count_macs
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.graph import prune
 from pxcompress.passes import shuffled
@@ -55,10 +56,18 @@ def test_steps_are_those_of_a_plain_loop(labels: bool) -> None:
         assert torch.allclose(value, expected[name], rtol=1e-4, atol=1e-5), name
 
 
-@pytest.mark.parametrize(("samples", "steps"), [(8, 10), (9, 12), (40, 20)])
-def test_how_long_it_takes_follows_from_the_samples(samples: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five passes over them, but no more steps than is usual."""
+@pytest.mark.parametrize(
+    ("samples", "affordable", "steps"), [(8, 0, 10), (9, 0, 12), (40, 0, 20), (8, 15, 15), (9, 1000, 48), (40, 90, 80)]
+)
+def test_how_long_it_takes_follows_from_the_samples_and_the_models(
+    samples: int, affordable: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five passes over them, but no more steps than is usual; up to four times as many where the work allows them."""
+    pruned, batches = pair(), data(samples, 4)
+    example = batches[0][0][:1]
+    work = count_macs(pruned.whole.dense, example) + 3 * count_macs(pruned.model, example)
     monkeypatch.setattr(finetune, "MOST_STEPS", 20)
+    monkeypatch.setattr(finetune, "SMALL_WORK", (affordable + 0.5) * 4 * work)
     usual, explicit = (
         state(tuned(f"{text}batch_size=4", pair(), data(samples, 4))) for text in ("", f"steps={steps},")
     )
