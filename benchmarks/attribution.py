@@ -125,11 +125,11 @@ def order(name: str, subject: Trained, rates: Sequence[float], scorers: Sequence
                 scores = SCORERS.build(text)(subject.model, subject.groups, batches)
             for way in ways:
                 curves[way].append(curve(subject, scores, way, rates))
-        for way, found in curves.items():
-            areas = [statistics.fmean(points) for points in found]
+        for way, curves_of_way in curves.items():
+            areas = [statistics.fmean(points) for points in curves_of_way]
             row = {"part": "order", "model": name, "scorer": text, "normalise": way}
-            row |= {"a_pr": areas, "mean": statistics.fmean(areas), "top1_by_rate": mean_curve(found)}
-            row |= {"sd": statistics.stdev(areas) if len(areas) > 1 else 0.0, "top1_dense": found[0][0]}
+            row |= {"a_pr": areas, "mean": statistics.fmean(areas), "top1_by_rate": mean_curve(curves_of_way)}
+            row |= {"sd": statistics.stdev(areas) if len(areas) > 1 else 0.0, "top1_dense": curves_of_way[0][0]}
             row |= {"rates": list(rates), "test_images": len(subject.labels), "units": units_of(subject)}
             print(f"{name} {text} ({way}): A_PR {row['mean']:.4f} +- {row['sd']:.4f}", flush=True)
             yield row

@@ -97,13 +97,13 @@ def speed(model_name: str, rounds: int, loop_samples: int) -> list[dict[str, Any
     The first round warms up and does not count, unless it is the only one.
     """
     model, x = build(model_name)
-    found: dict[str, list[dict[str, float]]] = {text: [] for text in composites(model_name)}
+    measurements: dict[str, list[dict[str, float]]] = {text: [] for text in composites(model_name)}
     for turn in range(rounds):
-        for text, measured in found.items():
+        for text, rounds_measured in measurements.items():
             row = one_composite(model_name, model, x, text, loop_samples)
             if turn or rounds == 1:
-                measured.append(row)
-    return [speed_row(model_name, text, measured) for text, measured in found.items()]
+                rounds_measured.append(row)
+    return [speed_row(model_name, text, rounds_measured) for text, rounds_measured in measurements.items()]
 
 
 def one_composite(name: str, model: nn.Module, x: Tensor, text: str, loop_samples: int) -> dict[str, float]:
@@ -220,8 +220,8 @@ def memory_in_child(model: str, what: str) -> int:
     """`memory_here` in a fresh process, where freed tensors go back to the system at once."""
     command = [sys.executable, str(Path(__file__)), model, what]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    return int(json.loads(done.stdout.splitlines()[-1]))
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    return int(json.loads(process.stdout.splitlines()[-1]))
 
 
 def memory(models: Sequence[str], samples: tuple[int, int]) -> list[dict[str, Any]]:
@@ -279,9 +279,11 @@ def autocast_claims(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     wrong = sum(row["refused"] != (row["s1_deviation"] > TOLERANCE) for row in rows)
     text = f"bf16: of {len(rows)} cases, refused although within {TOLERANCE:g} of float32, or taken although not"
     yield common.claim(text, wrong, 0, "equal")
-    kept = [row["s1_deviation"] for row in rows if not row["refused"]]
-    text = f"bf16: largest deviation of S1 from float32 of the {len(kept)} of {len(rows)} cases that are not refused"
-    yield common.claim(text, max(kept, default=0.0), TOLERANCE, "lower")
+    deviations = [row["s1_deviation"] for row in rows if not row["refused"]]
+    text = (
+        f"bf16: largest deviation of S1 from float32 of the {len(deviations)} of {len(rows)} cases that are not refused"
+    )
+    yield common.claim(text, max(deviations, default=0.0), TOLERANCE, "lower")
 
 
 if __name__ == "__main__":

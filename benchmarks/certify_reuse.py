@@ -80,8 +80,8 @@ def _few_labels(people: Population, index: Array, limit: RiskLimit) -> dict[str,
     """By method: models that pass, labels that were needed, largest difference of a p-value to that of all labels."""
     dense, labels, pruned = people.dense[index], people.labels[index], people.pruned[:, index]
     predicted = np.concatenate([dense[None], pruned])
-    asked = samples_to_label(limit.risk, predicted, np.arange(len(index)), anytime=True)
-    some = completed_labels(dense, {int(place): int(labels[place]) for place in asked})
+    places = samples_to_label(limit.risk, predicted, np.arange(len(index)), anytime=True)
+    some = completed_labels(dense, {int(place): int(labels[place]) for place in places})
     full, few = ([losses(limit.risk, dense, each, truth) for each in pruned] for truth in (labels, some))
     p_full, p_few = (np.array([limit.p_value(each) for each in rows]) for rows in (full, few))
     anytime = replace(limit, anytime=True)
@@ -91,8 +91,8 @@ def _few_labels(people: Population, index: Array, limit: RiskLimit) -> dict[str,
     return {
         "all, hoeffding-bentkus": (fixed_sequence(bentkus, DELTA), len(index), 0.0),
         "all labels": (fixed_sequence(p_full, DELTA), len(index), 0.0),
-        "where models disagree": (fixed_sequence(p_few, DELTA), len(asked), float(np.abs(p_full - p_few).max())),
-        "anytime, where they disagree": (fixed_sequence(p_stop, DELTA), int((asked < stop).sum()), 0.0),
+        "where models disagree": (fixed_sequence(p_few, DELTA), len(places), float(np.abs(p_full - p_few).max())),
+        "anytime, where they disagree": (fixed_sequence(p_stop, DELTA), int((places < stop).sum()), 0.0),
     }
 
 

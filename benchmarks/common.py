@@ -51,9 +51,9 @@ def write(
         "seeds": list(seeds),
         "claims": list(claims),
     }
-    for said in claims:
-        mark = "holds" if said["holds"] else "FAILS"
-        print(f"{mark}  {said['claim']}: {said['value']:.4g} (target {said['target']:.4g}, {said['better']})")
+    for each in claims:
+        mark = "holds" if each["holds"] else "FAILS"
+        print(f"{mark}  {each['claim']}: {each['value']:.4g} (target {each['target']:.4g}, {each['better']})")
     path = folder / f"{name}.json"
     path.write_text(json.dumps(_finite(result), indent=1, allow_nan=False) + "\n")
     print(path)

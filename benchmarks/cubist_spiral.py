@@ -151,23 +151,25 @@ def units(rows: Sequence[Mapping[str, Any]], level: float, **wanted: Any) -> flo
 def claims(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The targets of the issue, for the default selection and repair."""
     paths = [row for row in rows if "width" in row]
-    tried = sorted({row["width"] for row in paths})
-    if not tried:
+    widths = sorted({row["width"] for row in paths})
+    if not widths:
         return []
-    made = []
+    claims_made = []
     for level in LEVELS:
         fewest = sum(KNOWN[level])
-        for width in tried:
+        for width in widths:
             if width >= 64:
                 statement = (
                     f"{level:.1%} from width {width}, default: hidden units next to the smallest known ({fewest})"
                 )
-                made.append(common.claim(statement, units(paths, level, width=width, **DEFAULT) / fewest, 2.0, "lower"))
-        ends = [units(paths, level, width=width, **DEFAULT) for width in (tried[0], tried[-1])]
-        statement = f"{level:.1%}, default: rise of the hidden units from width {tried[0]} to {tried[-1]}"
-        made.append(common.claim(statement, ends[1] / ends[0] - 1, 0.5, "lower"))
+                claims_made.append(
+                    common.claim(statement, units(paths, level, width=width, **DEFAULT) / fewest, 2.0, "lower")
+                )
+        ends = [units(paths, level, width=width, **DEFAULT) for width in (widths[0], widths[-1])]
+        statement = f"{level:.1%}, default: rise of the hidden units from width {widths[0]} to {widths[-1]}"
+        claims_made.append(common.claim(statement, ends[1] / ends[0] - 1, 0.5, "lower"))
     statement = "disconnected hidden units in all models of all paths"
-    return [*made, common.claim(statement, sum(row["disconnected"] for row in paths), 0, "equal")]
+    return [*claims_made, common.claim(statement, sum(row["disconnected"] for row in paths), 0, "equal")]
 
 
 def figure(rows: Sequence[Mapping[str, Any]], place: Path) -> None:
@@ -178,21 +180,21 @@ def figure(rows: Sequence[Mapping[str, Any]], place: Path) -> None:
     from matplotlib import pyplot
 
     paths = [row for row in rows if "width" in row]
-    tried = sorted({row["width"] for row in paths})
+    widths = sorted({row["width"] for row in paths})
     methods = [(selection, "fold + tuning") for selection in SELECTIONS] + [("S4", "fold"), ("magnitude", "none")]
     _, panels = pyplot.subplots(1, len(LEVELS), figsize=(8, 3.4), sharey=True)
     for axes, level in zip(panels, LEVELS, strict=True):
         for selection, repair in methods:
-            values = [units(paths, level, width=width, selection=selection, repair=repair) for width in tried]
+            values = [units(paths, level, width=width, selection=selection, repair=repair) for width in widths]
             dashes = "-" if repair == "fold + tuning" else ":"
             ratios = [value / sum(KNOWN[level]) for value in values]
             if all(ratio != ratio for ratio in ratios):  # not measured
                 continue
-            axes.plot(tried, ratios, dashes, marker="o", markersize=3, label=f"{selection}, {repair}")
+            axes.plot(widths, ratios, dashes, marker="o", markersize=3, label=f"{selection}, {repair}")
         axes.axhline(1, color="grey", linewidth=0.8)
         axes.set(title=f"{level:.1%} of the points", xlabel="starting width", xscale="log", yscale="log")
         axes.minorticks_off()
-        axes.set_xticks(tried, [str(width) for width in tried])
+        axes.set_xticks(widths, [str(width) for width in widths])
     panels[0].set_ylabel("hidden units / smallest known")
     panels[-1].legend(fontsize=6)
     pyplot.tight_layout()
@@ -209,7 +211,7 @@ def main() -> None:
     options = parser.parse_args()
     place = common.RESULTS / ("quick/cubist_spiral.json" if options.quick else "cubist_spiral.json")
     rows: list[dict[str, Any]] = json.loads(place.read_text())["rows"] if place.exists() else []
-    done = {tuple(row[key] for key in CELL) for row in rows if "width" in row}
+    cells = {tuple(row[key] for key in CELL) for row in rows if "width" in row}
     if options.part != "paths":
         rows = [row for row in rows if row["selection"] != "search"]
         rows.append({"selection": "search", **search(quick=options.quick)})
@@ -222,7 +224,7 @@ def main() -> None:
     methods = itertools.product(seeds, options.repair or REPAIRED, options.selection or SELECTIONS)
     for seed, repair, selection in methods:
         for width in widths:
-            if (seed, repair, selection, width) not in done:
+            if (seed, repair, selection, width) not in cells:
                 cell = {"seed": seed, "repair": repair, "selection": selection, "width": width}
                 rows.append(path(train_mlp(width, splits, seed), splits, cell))
         save(rows, options.quick)

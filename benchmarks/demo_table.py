@@ -102,8 +102,8 @@ def main() -> None:
     for model in ("resnet18",) if options.quick else MODELS:
         for ratio in (0.5,) if options.quick else RATIOS:
             command = [sys.executable, __file__, "--one", model, str(ratio), "--data", options.data]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            rows += json.loads(done.stdout.splitlines()[-1])
+            process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            rows += json.loads(process.stdout.splitlines()[-1])
             for row in rows[-2:]:
                 figures = f"top-1 {row['top1_dense']:.3f} -> {row['top1']:.3f}, {row['speedup_p50']:.2f}x"
                 print(f"{row['model']} {row['ratio']} {row['repair']}: {figures}, {row['forward_passes']:.0f} passes")

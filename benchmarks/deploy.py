@@ -154,18 +154,21 @@ def accuracies(label: str, folder: Path, repair: tuple[str, ...] | None) -> Iter
     compress(recipe, folder)
     splits = load_workload(recipe).splits
     judges = {"int8": Judge(splits.select, Classification()), "int8 plain": None, "fp16": None}
-    made = {
+    converted_paths = {
         f"{name} {kind}": convert(
             folder / file, folder / f"{name}.{kind.replace(' ', '.')}.onnx", kind.split()[0], splits.repair, judge
         ).path
         for name, file in (("dense", DENSE), ("pruned", SLIM))
         for kind, judge in judges.items()
     }
-    tried = try_files(
-        (folder / DENSE, folder / SLIM, *made.values()), splits.test, Classification(), **asdict(recipe.bench)
+    timings = try_files(
+        (folder / DENSE, folder / SLIM, *converted_paths.values()),
+        splits.test,
+        Classification(),
+        **asdict(recipe.bench),
     )
-    names = {DENSE: "dense", SLIM: "pruned", **{path.name: name for name, path in made.items()}}
-    for row in rate_targets(tried).rows:
+    names = {DENSE: "dense", SLIM: "pruned", **{path.name: name for name, path in converted_paths.items()}}
+    for row in rate_targets(timings).rows:
         yield {
             "part": "accuracy",
             "model": label,
@@ -187,16 +190,16 @@ def int8(label: str, folder: Path) -> Iterator[dict[str, Any]]:
     for kind, judge in (("int8 plain", None), ("int8", Judge(splits.select, task))):
         path = folder / f"{kind.replace(' ', '.')}.onnx"
         paths[kind] = convert(source, path, "int8", splits.repair, judge).path
-    for kind, tried in zip(paths, try_files(list(paths.values()), splits.test, task, provider="cpu"), strict=True):
+    for kind, timing in zip(paths, try_files(list(paths.values()), splits.test, task, provider="cpu"), strict=True):
         yield {
             "part": "int8",
             "model": label,
             "file": kind,
-            "top1": tried.predictions.quality.value,
-            "samples": tried.predictions.samples,
-            "agreement": float(tried.predictions.agreement.mean()),
+            "top1": timing.predictions.quality.value,
+            "samples": timing.predictions.samples,
+            "agreement": float(timing.predictions.agreement.mean()),
             "quantisation": read_metadata(paths[kind]).get("quantisation", ""),
-            "p50_ms": 1e3 * float(np.median(tried.seconds)),
+            "p50_ms": 1e3 * float(np.median(timing.seconds)),
         }
 
 
@@ -264,32 +267,37 @@ def main() -> None:
     parser.add_argument("--int8", action="store_true", help="int8 of the dense models that learned, alone: minutes")
     parser.add_argument("--runtimes", action="store_true", help="ONNX Runtime and OpenVINO on the same files, alone")
     options = parser.parse_args()
-    asked = labels(options.model)
+    model_labels = labels(options.model)
     repair = (*DISTILLED, "finetune:steps=5" if options.quick else "finetune:batch_size=64")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
-        for label in (name for name in LEARNED if name in asked and options.int8):
+        for label in (name for name in LEARNED if name in model_labels and options.int8):
             folder = Path(place) / label
             folder.mkdir()
             rows += int8(label, folder)
             print(f"{label}: {[(row['file'], row['top1'], row['quantisation']) for row in rows[-3:]]}", flush=True)
-        for label in (name for name in LEARNED if name in asked and not (options.runtimes or options.int8)):
+        for label in (name for name in LEARNED if name in model_labels and not (options.runtimes or options.int8)):
             rows += accuracies(label, Path(place) / label, repair if options.distilled else None)
             print(f"{label}: {[(row['file'], row['top1']) for row in rows[-6:]]}", flush=True)
-        for label in (name for name in MODELS if name in asked and options.runtimes):
+        for label in (name for name in MODELS if name in model_labels and options.runtimes):
             folder = Path(place) / label
             folder.mkdir()
             rows += runtimes(label, folder, (1,) if options.quick else (1, 8))
         for label in (
-            name for name in MODELS if name in asked and not (options.distilled or options.runtimes or options.int8)
+            name
+            for name in MODELS
+            if name in model_labels and not (options.distilled or options.runtimes or options.int8)
         ):
             folder = Path(place) / label
             folder.mkdir()
             exported = files(MODELS[label], SIZE, folder)
-            made = [*latencies(exported, label, BATCHES[: 1 if options.quick else None])]
-            made += [loops(exported[name], label) for name in ("dense", "pruned int8")]
-            print(f"{label}: {[(row['file'], row.get('latency_ms', row.get('ratio'))) for row in made]}", flush=True)
-            rows += made
+            rows_of_model = [*latencies(exported, label, BATCHES[: 1 if options.quick else None])]
+            rows_of_model += [loops(exported[name], label) for name in ("dense", "pruned int8")]
+            print(
+                f"{label}: {[(row['file'], row.get('latency_ms', row.get('ratio'))) for row in rows_of_model]}",
+                flush=True,
+            )
+            rows += rows_of_model
     rows = merged(rows, common.RESULTS / ("quick" if options.quick else "") / "deploy.json")
     common.write("deploy", " ".join(["python", *sys.argv]), rows, [0], claims(rows))
 

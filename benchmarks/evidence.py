@@ -91,7 +91,7 @@ def evidence_rows(models: Mapping[float, nn.Module], source: Source, splits: Spl
         for method, explain in METHODS.items():
             parts = zip(inputs.split(50), targets.split(50), strict=True)
             maps = torch.cat([explain(model, *pair) for pair in parts])
-            kept = maps.sum(1) / logits.gather(1, targets[:, None])[:, 0]
+            logit_shares = maps.sum(1) / logits.gather(1, targets[:, None])[:, 0]
             yield {
                 "size": size,
                 "method": method,
@@ -99,5 +99,5 @@ def evidence_rows(models: Mapping[float, nn.Module], source: Source, splits: Spl
                 "mass_on_evidence": float(mass_accuracy(maps, masks).nan_to_num(0).mean()),
                 "rank_accuracy": float(rank_accuracy(maps, masks).mean()),
                 "share_of_tokens": float(masks.sum() / (inputs[:, 1] > 0).sum()),
-                "median_relevance_over_logit": float(kept.median()),
+                "median_relevance_over_logit": float(logit_shares.median()),
             }

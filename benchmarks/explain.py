@@ -129,20 +129,22 @@ def change_rows(label: str, workload: Workload, samples: Samples) -> list[dict[s
 
 
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    made = []
+    claims_made = []
     for row in rows:
         if row["part"] == "changes":
             text = (
                 f"{row['model']}, {row['composite']}, {row['class']} class: cosine of {row['agreeing']} agreeing less "
                 f"that of {row['newly_wrong']} newly wrong samples (one-sided p = {row['p_value']:.2g})"
             )
-            made.append(common.claim(text, row["cosine_agreeing"] - row["cosine_newly_wrong"], 0.0, "higher"))
+            claims_made.append(common.claim(text, row["cosine_agreeing"] - row["cosine_newly_wrong"], 0.0, "higher"))
     plain = {(row["model"], row["composite"]): row for row in rows if row.get("method") == "lrp"}
     for (model, composite), before in plain.items():
         for name in filter(METHODS.get, METHODS):
             chosen_rows = [row for row in rows if _key(row) == (model, composite, name) and row.get("chosen")]
-            made += _at_the_chosen_share(f"{model}, {composite}, {name}", before, chosen_rows[0] if chosen_rows else {})
-    return made
+            claims_made += _at_the_chosen_share(
+                f"{model}, {composite}, {name}", before, chosen_rows[0] if chosen_rows else {}
+            )
+    return claims_made
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:

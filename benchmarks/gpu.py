@@ -238,7 +238,7 @@ def _peak_bytes() -> int:
 def processes(job: Job) -> Iterator[tuple[str, Row]]:
     """Groups of the plan that differ between one process and two; none is right."""
     command = ["run", "--model", "resnet18", "--ratio", "0.5", "--repair", "fold", "--quiet", "--json", "--force"]
-    kept, seconds = {}, {}
+    widths, seconds = {}, {}
     for count in (1, 2):
         launcher = [] if count == 1 else ["torch.distributed.run", "--nproc-per-node", str(count), "-m"]
         out = job.folder / f"run-{count}"
@@ -255,9 +255,9 @@ def processes(job: Job) -> Iterator[tuple[str, Row]]:
             )
             return
         report = json.loads((out / "report.json").read_text())
-        kept[count] = {group["name"]: group["kept"] for group in report["groups"]}
-    differing = [name for name in kept[1] if kept[1][name] != kept[2][name]]
-    yield "processes", {"seconds": seconds, "groups": len(kept[1]), "differing": differing}
+        widths[count] = {group["name"]: group["kept"] for group in report["groups"]}
+    differing = [name for name in widths[1] if widths[1][name] != widths[2][name]]
+    yield "processes", {"seconds": seconds, "groups": len(widths[1]), "differing": differing}
 
 
 @dataclass(frozen=True)
@@ -322,11 +322,11 @@ def measure_part(name: str, job: Job, lines: Path) -> None:
             print(name, key, row.get("failure", ""), flush=True)
 
 
-def run_part(name: str, options: argparse.Namespace, folder: Path, done: Sequence[str], seconds: float) -> list[Row]:
+def run_part(name: str, options: argparse.Namespace, folder: Path, keys: Sequence[str], seconds: float) -> list[Row]:
     """Rows of a part, as far as it came within `seconds`; a row with a failure where it came to its end too early."""
     lines = folder / f"{name}.jsonl"
     lines.unlink(missing_ok=True)
-    command = [sys.executable, __file__, "--child", name, "--folder", str(folder), "--done", json.dumps(list(done))]
+    command = [sys.executable, __file__, "--child", name, "--folder", str(folder), "--done", json.dumps(list(keys))]
     environment = {**os.environ, **PARTS[name].environment}
     failure = ""
     try:
@@ -367,12 +367,14 @@ def main() -> None:
         here = [
             row for row in rows if row["part"] == name and not row["key"].endswith("unfinished") and not options.again
         ]
-        done, left = [row["key"] for row in here], end - time.monotonic()
-        if name in done or left < 10:  # a part of one row that is there, or no time
+        keys, left = [row["key"] for row in here], end - time.monotonic()
+        if name in keys or left < 10:  # a part of one row that is there, or no time
             continue
-        made = run_part(name, options, folder, done, min(left, PARTS[name].share * options.seconds))
-        fresh = {row["key"] for row in made}
-        rows = [row for row in rows if row["part"] != name] + [row for row in here if row["key"] not in fresh] + made
+        new_rows = run_part(name, options, folder, keys, min(left, PARTS[name].share * options.seconds))
+        fresh = {row["key"] for row in new_rows}
+        rows = (
+            [row for row in rows if row["part"] != name] + [row for row in here if row["key"] not in fresh] + new_rows
+        )
         common.write(path.stem, "python " + " ".join(sys.argv), rows, [0], list(claims(rows)))
     left_out = [name for name in options.part or PARTS if not any(row["part"] == name for row in rows)]
     print(f"not measured: {', '.join(left_out)}" if left_out else "all parts are there", flush=True)

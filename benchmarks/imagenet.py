@@ -152,17 +152,17 @@ def make_small_folder(folder: Path) -> Path:
 
 def main() -> None:
     """Rows of other models and settings stay."""
-    options = parser(__doc__ or "")
-    options.add_argument("--data", help="a folder with train/ and val/")
-    options.add_argument("--model", default="resnet50")
-    options.add_argument("--checkpoint")
-    options.add_argument("--setting", action="append", help="only this one")
-    asked = options.parse_args()
-    if not asked.quick and asked.data is None:
-        options.error("--data is missing: the folder that holds ImageNet's train/ and val/")
+    command_line = parser(__doc__ or "")
+    command_line.add_argument("--data", help="a folder with train/ and val/")
+    command_line.add_argument("--model", default="resnet50")
+    command_line.add_argument("--checkpoint")
+    command_line.add_argument("--setting", action="append", help="only this one")
+    options = command_line.parse_args()
+    if not options.quick and options.data is None:
+        command_line.error("--data is missing: the folder that holds ImageNet's train/ and val/")
     with tempfile.TemporaryDirectory() as place:
-        inputs = {"model": asked.model, "data": asked.data, "checkpoint": asked.checkpoint}
-        if asked.quick:
+        inputs = {"model": options.model, "data": options.data, "checkpoint": options.checkpoint}
+        if options.quick:
             folder = make_small_folder(Path(place))
             inputs = {
                 "model": SMALL,
@@ -170,18 +170,18 @@ def main() -> None:
                 "checkpoint": str(folder / "weights.safetensors"),
                 "input_size": 32,
             }
-        path = RESULTS / ("quick/imagenet.json" if asked.quick else "imagenet.json")
+        path = RESULTS / ("quick/imagenet.json" if options.quick else "imagenet.json")
         earlier = json.loads(path.read_text())["rows"] if path.exists() else []
-        kept = {(row["model"], row["setting"]): Row(**row) for row in earlier}
+        row_by_setting = {(row["model"], row["setting"]): Row(**row) for row in earlier}
         known_names = list(settings_of(str(inputs["model"])))
-        names = asked.setting or known_names
+        names = options.setting or known_names
         if unknown_names := set(names) - set(known_names):
-            options.error(f"no setting {min(unknown_names)!r} for this model; there are: {', '.join(known_names)}")
-        for name in names[:1] if asked.quick else names:
-            row = kept[str(inputs["model"]), name] = run_setting(inputs, name)
+            command_line.error(f"no setting {min(unknown_names)!r} for this model; there are: {', '.join(known_names)}")
+        for name in names[:1] if options.quick else names:
+            row = row_by_setting[str(inputs["model"]), name] = run_setting(inputs, name)
             print(f"{row.model}, {name}: {row.dense:.2%} -> {row.pruned:.2%} (published: {row.published})")
-            rows = list(kept.values())
-            command = "python benchmarks/imagenet.py" + " --quick" * asked.quick
+            rows = list(row_by_setting.values())
+            command = "python benchmarks/imagenet.py" + " --quick" * options.quick
             write("imagenet", command, [asdict(each) for each in rows], [0], claims(rows))
 
 

@@ -156,8 +156,8 @@ def growth(threads: int, quick: bool) -> Iterator[Row]:
         groups = [Group(str(number), "channel", units // 50, ()) for number in range(50)]
         scores = {group.name: torch.rand(group.units) for group in groups}
 
-        def chain(kept: Mapping[str, int], groups: Sequence[Group] = groups) -> float:
-            widths = [3, *(kept.get(group.name, group.units) for group in groups), 10]
+        def chain(kept_units: Mapping[str, int], groups: Sequence[Group] = groups) -> float:
+            widths = [3, *(kept_units.get(group.name, group.units) for group in groups), 10]
             return float(sum(a * b for a, b in itertools.pairwise(widths)))
 
         for way in ("mean", "knapsack"):

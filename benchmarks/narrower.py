@@ -132,9 +132,9 @@ def energy_rows(subject: Subject) -> Iterator[dict[str, Any]]:
         orders = {"plain": torch.linalg.eigh(covariance)[1].flip(1), "weighted": find_directions(covariance, price)}
         for name, basis in orders.items():
             for share in SHARES:
-                kept = basis[:, : round(share * group.units)]
-                reads = covariance @ kept
-                left = covariance - reads @ torch.linalg.solve(kept.T @ reads, reads.T)
+                first_columns = basis[:, : round(share * group.units)]
+                reads = covariance @ first_columns
+                left = covariance - reads @ torch.linalg.solve(first_columns.T @ reads, reads.T)
                 lost = {
                     "energy_lost": float(left.trace() / covariance.trace()),
                     "weighted_energy_lost": float((price * left).sum() / (price * covariance).sum()),
@@ -170,18 +170,18 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Run the parts that are asked for."""
-    options = common.parser(__doc__ or "")
-    options.add_argument("--part", action="append", choices=("energy", "widths"), help="only this one")
-    asked = options.parse_args()
-    tried = subject()
-    print(f"dense {tried.dense:.1%}, without MLPs {tried.without_mlps:.1%}", flush=True)
-    rows: list[dict[str, Any]] = [{"part": "model", "dense": tried.dense, "without_mlps": tried.without_mlps}]
-    if "energy" in (asked.part or ("energy",)):
-        rows += energy_rows(tried)
-    if "widths" in (asked.part or ("widths",)):
-        rows += width_rows(tried, (0.35,) if asked.quick else SIZES)
+    command_line = common.parser(__doc__ or "")
+    command_line.add_argument("--part", action="append", choices=("energy", "widths"), help="only this one")
+    options = command_line.parse_args()
+    net = subject()
+    print(f"dense {net.dense:.1%}, without MLPs {net.without_mlps:.1%}", flush=True)
+    rows: list[dict[str, Any]] = [{"part": "model", "dense": net.dense, "without_mlps": net.without_mlps}]
+    if "energy" in (options.part or ("energy",)):
+        rows += energy_rows(net)
+    if "widths" in (options.part or ("widths",)):
+        rows += width_rows(net, (0.35,) if options.quick else SIZES)
     common.write(
-        "narrower", "python benchmarks/narrower.py" + (" --quick" if asked.quick else ""), rows, [0], claims(rows)
+        "narrower", "python benchmarks/narrower.py" + (" --quick" if options.quick else ""), rows, [0], claims(rows)
     )
 
 

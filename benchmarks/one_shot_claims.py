@@ -26,8 +26,8 @@ def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def top1(rows: Sequence[Row], **wanted: Any) -> float:
     """Mean top-1, in percent, of the rows that have these values; NaN where there is none."""
-    found = [100 * row["top1"] for row in rows if "top1" in row and all(row.get(k) == v for k, v in wanted.items())]
-    return mean(found) if found else float("nan")
+    values = [100 * row["top1"] for row in rows if "top1" in row and all(row.get(k) == v for k, v in wanted.items())]
+    return mean(values) if values else float("nan")
 
 
 def _labels(rows: Sequence[Row]) -> dict[str, float]:
@@ -44,18 +44,18 @@ def _repaired(rows: Sequence[Row], label: str, size: float, selection: str) -> f
 
 
 def _lost(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    found = []
+    claims_made = []
     for label, dense in _labels(rows).items():
         for size, allowed in LOSSES.items():
             value = dense - top1(rows, model=label, size=size, **DEFAULT)
-            said = f"{label} at {size} of the MACs, default: points lost"
-            found.append(common.claim(said, value, allowed, "lower"))
-    return found
+            statement = f"{label} at {size} of the MACs, default: points lost"
+            claims_made.append(common.claim(statement, value, allowed, "lower"))
+    return claims_made
 
 
 def _ahead(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Points ahead of the best rival, or 10 where nothing more than 0.5 points can be gained."""
-    found = []
+    claims_made = []
     for label, dense in _labels(rows).items():
         for size in sorted({row["size"] for row in rows if row.get("model") == label and "size" in row}, reverse=True):
             rivals = [
@@ -66,18 +66,18 @@ def _ahead(rows: Sequence[Row]) -> list[dict[str, Any]]:
             ours = top1(rows, model=label, size=size, **DEFAULT)
             if not rivals:
                 continue
-            said = f"{label} at {size} of the MACs: default - best rival without training"
+            statement = f"{label} at {size} of the MACs: default - best rival without training"
             if dense - ours <= 0.5:
-                said = f"{label} at {size} of the MACs: points below dense (best rival {max(rivals):.1f} %)"
-                found.append(common.claim(said, dense - ours, 0.5, "lower"))
+                statement = f"{label} at {size} of the MACs: points below dense (best rival {max(rivals):.1f} %)"
+                claims_made.append(common.claim(statement, dense - ours, 0.5, "lower"))
             else:
-                found.append(common.claim(said, ours - max(rivals), 10.0, "higher"))
-    return found
+                claims_made.append(common.claim(statement, ours - max(rivals), 10.0, "higher"))
+    return claims_made
 
 
 def _attribution(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The default against every selection that uses no attribution, after the same repair."""
-    found = []
+    claims_made = []
     others = {row["selection"] for row in rows if "normalise" in row} - {*ATTRIBUTION}
     for size in (0.35, 0.25):
         for other in sorted(others):
@@ -86,9 +86,9 @@ def _attribution(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 for label in _labels(rows)
             }
             measured = {label: gain for label, gain in gains.items() if gain == gain}
-            said = f"{size} of the MACs, mean over {', '.join(measured)}: default - {other}, same repair"
-            found.append(common.claim(said, mean(measured.values()), 0.0, "higher"))
-    return found
+            statement = f"{size} of the MACs, mean over {', '.join(measured)}: default - {other}, same repair"
+            claims_made.append(common.claim(statement, mean(measured.values()), 0.0, "higher"))
+    return claims_made
 
 
 def _task(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -106,14 +106,14 @@ def _task(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _cost(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    found = []
+    claims_made = []
     for row in rows:
         if "forward_passes" in row:
-            said = f"{row['model']}: scoring, plan, fold and least squares, in forward passes over the data used"
-            found.append(common.claim(said, row["forward_passes"], 40.0, "lower"))
-            said = f"{row['model']}: peak memory, in inference + weights"
-            found.append(common.claim(said, row["memory_ratio"], 3.0, "lower"))
-    return found
+            statement = f"{row['model']}: scoring, plan, fold and least squares, in forward passes over the data used"
+            claims_made.append(common.claim(statement, row["forward_passes"], 40.0, "lower"))
+            statement = f"{row['model']}: peak memory, in inference + weights"
+            claims_made.append(common.claim(statement, row["memory_ratio"], 3.0, "lower"))
+    return claims_made
 
 
 CURVES: Mapping[str, Mapping[str, str]] = {

@@ -172,9 +172,9 @@ def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
 def _f1(boxes: Sequence[Sequence[Any]], expected: Sequence[Sequence[Any]]) -> float:
     """Of boxes, each matched to at most one that is expected."""
     hits = 0
-    for found, wanted in zip(boxes, expected, strict=True):
-        left = list(wanted)
-        for box in found:
+    for boxes_of_image, true_boxes in zip(boxes, expected, strict=True):
+        left = list(true_boxes)
+        for box in boxes_of_image:
             best = max(left, key=lambda other: _overlap(box, other), default=None)
             if best is not None and _overlap(box, best) > 0.5:
                 left.remove(best)

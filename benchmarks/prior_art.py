@@ -85,15 +85,15 @@ def rival_rows(bench: Bench, size: float, batches: Mapping[str, Batches]) -> Ite
         scorer = SCORERS.build(SELECTIONS[method.selection])
         scores = scorer(bench.scored.model, bench.scored.structure.groups, batches["score"])
         judged = replace(bench, scored=replace(bench.scored, scores=scores))
-        tried = [each for way in ALLOCATIONS for each in _attempts(judged, method, way, 1 - size, batches)]
-        if tried:
-            best = max(tried, key=lambda attempt: attempt["select"])
-            yield {"method": method.name, "variants": len(tried), **best}
+        attempts = [each for way in ALLOCATIONS for each in _attempts(judged, method, way, 1 - size, batches)]
+        if attempts:
+            best = max(attempts, key=lambda attempt: attempt["select"])
+            yield {"method": method.name, "variants": len(attempts), **best}
 
 
 def onnxsim_rows(bench: Bench, size: float, batches: Mapping[str, Batches]) -> Iterator[Row]:
     """The best on the select split of what onnxsim makes of the exported file."""
-    tried, macs = [], bench.scored.price({})
+    attempts, macs = [], bench.scored.price({})
     with tempfile.TemporaryDirectory() as folder:
         dense = Path(folder) / "dense.onnx"
         export_onnx(bench.scored.model, bench.scored.example, dense, {})
@@ -109,10 +109,10 @@ def onnxsim_rows(bench: Bench, size: float, batches: Mapping[str, Batches]) -> I
                     name: _file_quality(file, part)
                     for name, part in (("select", batches["select"]), ("top1", bench.test))
                 }
-                tried.append({"allocation": importance, "repair": file.suffixes[-2], "macs_ratio": left, **figures})
-    if tried:
-        best = max(tried, key=lambda attempt: attempt["select"])
-        yield {"method": ONNXSIM, "variants": len(tried), **best}
+                attempts.append({"allocation": importance, "repair": file.suffixes[-2], "macs_ratio": left, **figures})
+    if attempts:
+        best = max(attempts, key=lambda attempt: attempt["select"])
+        yield {"method": ONNXSIM, "variants": len(attempts), **best}
 
 
 def _file_quality(file: Path, samples: Batches) -> float:
@@ -249,12 +249,12 @@ def main() -> None:
     options = parser.parse_args()
     labels = options.model or (("VGG",) if options.quick else tuple(models.GLYPH_MODELS))
     path = common.RESULTS / ("quick/rivals.json" if options.quick else "rivals.json")
-    kept = {_key(row): row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    row_by_key = {_key(row): row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
     for label in labels:
         for row in rows_of(label, SIZES[:1] if options.quick else options.size or SIZES, options.part or PARTS):
             print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
-            kept[_key(row)] = row
-        rows = list(kept.values())
+            row_by_key[_key(row)] = row
+        rows = list(row_by_key.values())
         command = "python benchmarks/prior_art.py" + " --quick" * options.quick
         common.write("rivals", command, rows, [SEED], list(claims(rows)))
 

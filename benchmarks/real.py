@@ -263,10 +263,10 @@ def claims(rows: Sequence[Row]) -> list[dict[str, object]]:
     for samples, target in ((256, 0.65), (1024, 0.75)):
         for method in ("closed form", "defaults"):
             if row := of.get(("lite1", method, samples, 0.3, "photographs")):
-                text = f"lite1, {samples} photos, 0.7 of the MACs left, {method}: agreement"
+                text = f"lite1, {samples} samples, 0.7 of the MACs left, {method}: agreement"
                 stated.append(claim(text, row.agreement, target, "higher"))
         if row := of.get(("lite1", "defaults, 300 steps", samples, 0.3, "photographs")):
-            text = f"lite1, {samples} photos, 0.7 of the MACs left, 300 label-free steps: agreement"
+            text = f"lite1, {samples} samples, 0.7 of the MACs left, 300 label-free steps: agreement"
             stated.append(claim(text, row.agreement, 0.80, "higher"))
     sizes = {(row.model, row.samples, row.removed) for row in rows if row.images == "photographs"}
     for model, samples, removed in sorted(sizes):
@@ -278,7 +278,7 @@ def claims(rows: Sequence[Row]) -> list[dict[str, object]]:
         ]
         if mine and others:
             best = max(others, key=lambda row: row.agreement)
-            text = f"{model}, {samples} photos, {1 - removed:.1f} of the MACs: above the best other, {best.method}"
+            text = f"{model}, {samples} samples, {1 - removed:.1f} of the MACs: above the best other, {best.method}"
             stated.append(claim(text, mine.agreement - best.agreement, 0.0, "higher"))
     stated += by_data_claims(rows)
     for images in SHIFTS:
@@ -297,34 +297,34 @@ def by_data_claims(rows: Sequence[Row]) -> list[dict[str, object]]:
     curve = sorted((row.samples, row.agreement) for row in at_target if row.method == "closed form")
     if len(curve) > 2:
         worst = min(later[1] - earlier[1] for earlier, later in itertools.pairwise(curve))
-        stated.append(claim("lite1, 32 to 1024 photos: least rise for twice as many", worst, -0.02, "higher"))
+        stated.append(claim("lite1, 32 to 1024 samples: least rise for twice as many", worst, -0.02, "higher"))
     by_magnitude = next(
         (row for row in at_target if row.method == "magnitude, closed form" and row.samples == 32), None
     )
     if curve and curve[0][0] == 32 and by_magnitude:
-        text = "lite1, 32 photos: above magnitude with the same repairs"
+        text = "lite1, 32 samples: above magnitude with the same repairs"
         stated.append(claim(text, curve[0][1] - by_magnitude.agreement, 0.0, "higher"))
     return stated
 
 
 def main() -> None:
     """Run the parts that are asked for."""
-    options = parser(__doc__ or "")
-    options.add_argument("--model", default="lite1", choices=(*EFFICIENTNETS, CREPE))
-    options.add_argument("--samples", default="256,1024")
-    options.add_argument("--part", default="ours,rivals,data,shift")
-    options.add_argument("--removed", default=",".join(map(str, REMOVED)), help="shares, for ours")
-    options.add_argument("--method", default="", help="some of ours, with semicolons, instead of all")
-    asked = options.parse_args()
-    subject = Subject.of(asked.model, asked.quick)
-    folder = RESULTS / "quick" if asked.quick else RESULTS
-    kept: dict[tuple[object, ...], Row] = {}
+    command_line = parser(__doc__ or "")
+    command_line.add_argument("--model", default="lite1", choices=(*EFFICIENTNETS, CREPE))
+    command_line.add_argument("--samples", default="256,1024")
+    command_line.add_argument("--part", default="ours,rivals,data,shift")
+    command_line.add_argument("--removed", default=",".join(map(str, REMOVED)), help="shares, for ours")
+    command_line.add_argument("--method", default="", help="some of ours, with semicolons, instead of all")
+    options = command_line.parse_args()
+    subject = Subject.of(options.model, options.quick)
+    folder = RESULTS / "quick" if options.quick else RESULTS
+    row_by_key: dict[tuple[object, ...], Row] = {}
     if (folder / "real.json").exists():
         earlier = (Row(**row) for row in json.loads((folder / "real.json").read_text())["rows"])
-        kept = {row.key: row for row in earlier}
-    sizes = [32] if asked.quick else [int(each) for each in asked.samples.split(",")]
-    removed = [float(each) for each in asked.removed.split(",")]
-    methods = tuple(asked.method.split(";")) if asked.method else tuple(OURS)
+        row_by_key = {row.key: row for row in earlier}
+    sizes = [32] if options.quick else [int(each) for each in options.samples.split(",")]
+    removed = [float(each) for each in options.removed.split(",")]
+    methods = tuple(options.method.split(";")) if options.method else tuple(OURS)
     work: dict[str, Callable[[], Iterator[Row]]] = {
         "ours": lambda: itertools.chain.from_iterable(
             ours(subject, samples, methods, sizes=removed) for samples in sizes
@@ -336,14 +336,14 @@ def main() -> None:
             ours(subject, 256, ("closed form",), name, REMOVED[1:2]) for name in SHIFTS
         ),
     }
-    for part in asked.part.split(","):
+    for part in options.part.split(","):
         for row in work[part]():
             print(
                 f"{row.model} {row.samples} {row.removed} {row.method}: {row.agreement:.1%} ({row.cpu_seconds:.0f} s)"
             )
-            kept[row.key] = row
-            rows = sorted(kept.values(), key=lambda each: str(each.key))
-            command = "python benchmarks/real.py" + (" --quick" if asked.quick else "")
+            row_by_key[row.key] = row
+            rows = sorted(row_by_key.values(), key=lambda each: str(each.key))
+            command = "python benchmarks/real.py" + (" --quick" if options.quick else "")
             write("real", command, [asdict(each) for each in rows], [0], claims(rows))
 
 

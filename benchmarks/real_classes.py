@@ -125,23 +125,27 @@ def rows(ratios: list[float], methods: list[str]) -> Iterator[Row]:
 
 def main() -> None:
     """Rows of other methods and ratios stay."""
-    options = parser(__doc__ or "")
-    options.add_argument("--ratios", default="0.5")
-    options.add_argument("--methods", default=";".join(METHODS), help="names with semicolons")
-    asked = options.parse_args()
+    command_line = parser(__doc__ or "")
+    command_line.add_argument("--ratios", default="0.5")
+    command_line.add_argument("--methods", default=";".join(METHODS), help="names with semicolons")
+    options = command_line.parse_args()
     path = RESULTS / "real_classes.json"
     earlier = json.loads(path.read_text())["rows"] if path.exists() else []
-    kept = {(row["method"], row["removed"]): Row(**row) for row in earlier}
-    for row in rows([float(each) for each in asked.ratios.split(",")], asked.methods.split(";")):
-        kept[row.method, row.removed] = row
+    row_by_key = {(row["method"], row["removed"]): Row(**row) for row in earlier}
+    for row in rows([float(each) for each in options.ratios.split(",")], options.methods.split(";")):
+        row_by_key[row.method, row.removed] = row
         print(f"{row.method} {row.removed}: {row.dense:.1%} -> {row.pruned:.1%}")
-        lost = {name: kept[name, 0.5].dense - kept[name, 0.5].pruned for name in TARGETS if (name, 0.5) in kept}
+        lost = {
+            name: row_by_key[name, 0.5].dense - row_by_key[name, 0.5].pruned
+            for name in TARGETS
+            if (name, 0.5) in row_by_key
+        }
         stated = [
             claim(f"16 classes, {name}, half of the MACs: top-1 lost", value, TARGETS[name], "lower")
             for name, value in lost.items()
         ]
         command = "python benchmarks/real_classes.py"
-        write("real_classes", command, [asdict(each) for each in kept.values()], [0], stated)
+        write("real_classes", command, [asdict(each) for each in row_by_key.values()], [0], stated)
 
 
 if __name__ == "__main__":

@@ -186,9 +186,9 @@ class TorchPruning:
         """
         attentions = _attentions(model)
         heads = {layer: each.num_heads for each in attentions for layer in _projections(each)}
-        kept = [model.get_submodule(name) for name in (*classifier_names(model, example), *self.whole)]
+        whole_layers = [model.get_submodule(name) for name in (*classifier_names(model, example), *self.whole)]
         if attentions:
-            kept += [module.fc2 for module in model.modules() if isinstance(module, Mlp)]
+            whole_layers += [module.fc2 for module in model.modules() if isinstance(module, Mlp)]
         return tp.pruner.BasePruner(
             model,
             example.to(device_of(model)),
@@ -196,7 +196,7 @@ class TorchPruning:
             pruning_ratio=shares[-1],
             iterative_steps=len(shares) - 1,
             iterative_pruning_ratio_scheduler=lambda ratio, steps: list(shares),
-            ignored_layers=kept,
+            ignored_layers=whole_layers,
             round_to=self.round_to,
             in_channel_groups={},
             out_channel_groups={},

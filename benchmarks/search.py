@@ -91,7 +91,7 @@ def rows_of(place: Place, mode: str, trials: int) -> Iterator[Row]:
     seconds = time.process_time() - begin
     recipes = {"best found": best, **recipes, **_plain(space)}
     curves = {name: right_on_test(place, mode, recipe) for name, recipe in recipes.items()}
-    right = {name: found.mean(0) for name, found in curves.items()}
+    right = {name: curve.mean(0) for name, curve in curves.items()}
     for name, recipe in recipes.items():
         gain, half = interval(right[name] - right["epsilon"])
         yield {
@@ -116,17 +116,17 @@ def _plain(space: Space) -> dict[str, Recipe]:
     return {name: own.but(scorer=name, normalise=own.normalise if way == "own" else way) for name, way in PLAIN.items()}
 
 
-def _finalists(known: Mapping[Recipe, float]) -> list[Recipe]:
+def _finalists(value_by_recipe: Mapping[Recipe, float]) -> list[Recipe]:
     """The best of the trials' choices."""
-    return sorted(known, key=lambda recipe: -known[recipe])[:FINALISTS]
+    return sorted(value_by_recipe, key=lambda recipe: -value_by_recipe[recipe])[:FINALISTS]
 
 
-def _best_so_far(known: Sequence[optuna.trial.FrozenTrial]) -> list[list[float]]:
-    best, found = -math.inf, []
-    for trial in known:
+def _best_so_far(trials: Sequence[optuna.trial.FrozenTrial]) -> list[list[float]]:
+    best, history = -math.inf, []
+    for trial in trials:
         best = max(best, trial.values[0])
-        found.append([trial.number + 1, best])
-    return found
+        history.append([trial.number + 1, best])
+    return history
 
 
 def _bare(place: Place, recipe: Recipe) -> float:

@@ -30,11 +30,11 @@ def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _searches(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     for mode in MODES:
-        found = [row for row in rows if row["part"] == mode and row["row"] == "best found"]
-        places = dict.fromkeys((row["model"], row["task"]) for row in found)
+        best_rows = [row for row in rows if row["part"] == mode and row["row"] == "best found"]
+        places = dict.fromkeys((row["model"], row["task"]) for row in best_rows)
         pays = 0
         for label, task in places:
-            best = [row for row in found if (row["model"], row["task"]) == (label, task)]
+            best = [row for row in best_rows if (row["model"], row["task"]) == (label, task)]
             where = f"{label}, {task}, {mode}"
             ahead = min(row["select"] - _best_preset(rows, row) for row in best)
             gain, half = pooled(best)
@@ -45,8 +45,8 @@ def _searches(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
                 f"{gain - half:+.4f} to {gain + half:+.4f})", gain, 0.0, "higher",
             )  # fmt: skip
         if places:
-            said = f"{mode}: of {len(places)} models and tasks those with a gain on test whose interval is above 0"
-            yield common.claim(said, pays, len(places), "higher")
+            statement = f"{mode}: of {len(places)} models and tasks those with a gain on test whose interval is above 0"
+            yield common.claim(statement, pays, len(places), "higher")
 
 
 def _best_preset(rows: Sequence[Row], best: Row) -> float:
@@ -62,14 +62,14 @@ def pooled(rows: Sequence[Row]) -> tuple[float, float]:
 
 
 def _heatmaps(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    found = [row for row in rows if row["part"] == "heatmaps"]
-    for label in dict.fromkeys(row["model"] for row in found):
-        here = [row for row in found if row["model"] == label]
+    heatmap_rows = [row for row in rows if row["part"] == "heatmaps"]
+    for label in dict.fromkeys(row["model"] for row in heatmap_rows):
+        here = [row for row in heatmap_rows if row["model"] == label]
         for quality, sign in QUALITIES.items():
-            for key, said in PRUNING.items():
+            for key, way in PRUNING.items():
                 rank = sign * spearmanr([row[quality] for row in here], [row[key] for row in here]).statistic
                 text = (
-                    f"{label}: rank correlation of heatmaps ({quality}) and of pruning ({said}), {len(here)} composites"
+                    f"{label}: rank correlation of heatmaps ({quality}) and of pruning ({way}), {len(here)} composites"
                 )
                 yield common.claim(text, rank, DIFFERENT, "lower")
 
@@ -77,18 +77,18 @@ def _heatmaps(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 def _cost(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     for row in rows:
         if row["part"] == "cost":
-            said = "CPU time of 512 PXP configurations, over that of 512 attributions"
-            yield common.claim(f"ResNet: {said} (from {row['configs']} of each)", row["ratio_512"], 3.0, "lower")
+            statement = "CPU time of 512 PXP configurations, over that of 512 attributions"
+            yield common.claim(f"ResNet: {statement} (from {row['configs']} of each)", row["ratio_512"], 3.0, "lower")
 
 
 def _transfer(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     for mode in MODES:
-        found = [row for row in rows if row["part"] == "transfer" and row["mode"] == mode]
-        others = [row["gain_over_epsilon"] for row in found if row["from"] != row["model"]]
-        own = [row["gain_over_epsilon"] for row in found if row["from"] == row["model"]]
+        transfer_rows = [row for row in rows if row["part"] == "transfer" and row["mode"] == mode]
+        others = [row["gain_over_epsilon"] for row in transfer_rows if row["from"] != row["model"]]
+        own = [row["gain_over_epsilon"] for row in transfer_rows if row["from"] == row["model"]]
         if others:
-            said = f"{mode}: gain over epsilon, on test, of what {len(others)} searches on other models found"
-            yield common.claim(f"{said} (on the model itself: {mean(own):+.4f})", mean(others), 0.0, "higher")
+            statement = f"{mode}: gain over epsilon, on test, of what {len(others)} searches on other models found"
+            yield common.claim(f"{statement} (on the model itself: {mean(own):+.4f})", mean(others), 0.0, "higher")
 
 
 def figure(rows: Sequence[Row], path: Path) -> None:
@@ -101,15 +101,15 @@ def figure(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    found = [row for row in rows if row["part"] == "masked"]
-    labels, tasks = (list(dict.fromkeys(row[key] for row in found)) for key in ("model", "task"))
-    if not found:
+    masked_rows = [row for row in rows if row["part"] == "masked"]
+    labels, tasks = (list(dict.fromkeys(row[key] for row in masked_rows)) for key in ("model", "task"))
+    if not masked_rows:
         return
     size = (3.2 * len(labels), 2.8 * len(tasks))
     _, panels = pyplot.subplots(len(tasks), len(labels), figsize=size, sharex=True, sharey=True, squeeze=False)
     for line, task in zip(panels, tasks, strict=True):
         for axes, label in zip(line, labels, strict=True):
-            here = [row for row in found if (row["model"], row["task"]) == (label, task)]
+            here = [row for row in masked_rows if (row["model"], row["task"]) == (label, task)]
             for place, name in enumerate(dict.fromkeys(row["row"] for row in here)):
                 curves = [row["curve"] for row in here if row["row"] == name]
                 middle = [mean(values) for values in zip(*curves, strict=True)]

@@ -171,17 +171,17 @@ def rows(quick: bool, methods: Sequence[str]) -> Iterator[Row]:
 
 def main() -> None:
     """Rows of other methods stay."""
-    options = parser(__doc__ or "")
-    options.add_argument("--method", action="append", choices=tuple(METHODS), help="only this one")
-    asked = options.parse_args()
+    command_line = parser(__doc__ or "")
+    command_line.add_argument("--method", action="append", choices=tuple(METHODS), help="only this one")
+    options = command_line.parse_args()
     torch.set_num_threads(1)
-    path = RESULTS / ("quick/sentences.json" if asked.quick else "sentences.json")
+    path = RESULTS / ("quick/sentences.json" if options.quick else "sentences.json")
     earlier = [Row(**row) for row in json.loads(path.read_text())["rows"]] if path.exists() else []
     measured = {(row.method, row.removed): row for row in earlier}
-    for row in rows(asked.quick, asked.method or tuple(METHODS)):
+    for row in rows(options.quick, options.method or tuple(METHODS)):
         measured[row.method, row.removed] = row
         print(f"{row.method} {row.removed}: cosine {row.cosine:.3f}, same nearest {row.same_nearest:.1%}", flush=True)
-    command = "python benchmarks/sentences.py" + (" --quick" if asked.quick else "")
+    command = "python benchmarks/sentences.py" + (" --quick" if options.quick else "")
     write("sentences", command, [asdict(row) for row in measured.values()], [0], claims(measured))
 
 

@@ -41,31 +41,36 @@ def search(quick: bool = False) -> dict[str, Any]:
         for widths in itertools.product(range(2, WIDEST + 1), repeat=3)
         if FEWEST <= sum(widths) <= (8 if quick else MOST)
     ]
-    tried = [widths for widths in sizes for _ in range(inits)]
+    widths_of_nets = [widths for widths in sizes for _ in range(inits)]
     points, labels = (torch.from_numpy(array) for array in spiral_arrays())
-    best = _train(tried, (points, labels), steps)
-    found: dict[str, Any] = {}
+    best = _train(widths_of_nets, (points, labels), steps)
+    smallest: dict[str, Any] = {}
     for level in LEVELS:
         reached = [widths for widths, value in best.items() if value >= level]
         least = min(reached, key=sum, default=None)
-        found[str(level)] = least and {"widths": least, "units": sum(least), "accuracy": best[least]}
-    return {**found, "nets": len(tried), "sizes": len(sizes), "seconds": round(time.perf_counter() - start, 1)}
+        smallest[str(level)] = least and {"widths": least, "units": sum(least), "accuracy": best[least]}
+    return {
+        **smallest,
+        "nets": len(widths_of_nets),
+        "sizes": len(sizes),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
 
 
-def _train(tried: list[Widths], data: tuple[Tensor, Tensor], steps: int) -> dict[Widths, float]:
+def _train(widths_of_nets: list[Widths], data: tuple[Tensor, Tensor], steps: int) -> dict[Widths, float]:
     """Widths -> accuracy of their best net. After a first part the better quarter of each total goes on."""
     generator = torch.Generator().manual_seed(0)
-    nets = _Nets([_drawn(widths, generator) for widths in tried])
+    nets = _Nets([_drawn(widths, generator) for widths in widths_of_nets])
     losses = nets.fit(data, steps, generator)
     going = []
-    for total in sorted({sum(widths) for widths in tried}):
-        here = [place for place, widths in enumerate(tried) if sum(widths) == total]
+    for total in sorted({sum(widths) for widths in widths_of_nets}):
+        here = [place for place, widths in enumerate(widths_of_nets) if sum(widths) == total]
         going += sorted(here, key=lambda place: float(losses[place]))[: max(1, len(here) // KEPT)]
     nets = nets.taken(going)
     nets.fit(data, KEPT * steps, generator)
     best: dict[Widths, float] = {}
     for place, value in zip(going, nets.accuracy(data).tolist(), strict=True):
-        best[tried[place]] = max(value, best.get(tried[place], 0.0))
+        best[widths_of_nets[place]] = max(value, best.get(widths_of_nets[place], 0.0))
     return best
 
 

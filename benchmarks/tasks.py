@@ -314,9 +314,9 @@ def main() -> None:
 def write(net_rows: Sequence[Mapping[str, Any]], quick: bool) -> None:
     """Write the rows, those measured before as well."""
     path = common.RESULTS / ("quick/tasks.json" if quick else "tasks.json")
-    kept = json.loads(path.read_text())["rows"] if path.exists() and not quick else []
+    earlier_rows = json.loads(path.read_text())["rows"] if path.exists() and not quick else []
     measured = {_key(row) for row in net_rows}
-    rows = [*(row for row in kept if _key(row) not in measured), *net_rows]
+    rows = [*(row for row in earlier_rows if _key(row) not in measured), *net_rows]
     common.write("tasks", "python benchmarks/tasks.py" + (" --quick" if quick else ""), rows, (0,), claims(rows))
 
 

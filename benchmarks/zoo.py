@@ -166,11 +166,11 @@ def deliver(row: Row, pruned: Pruned, inputs: torch.Tensor) -> None:
 
 def reasons(fixed: Sequence[Any]) -> Mapping[str, int]:
     """Units that stay, by the reason without the layer's name."""
-    found: dict[str, int] = {}
+    units_by_reason: dict[str, int] = {}
     for layer in fixed:
         reason = " ".join("..." if "." in word else word for word in layer.reason.split())
-        found[reason] = found.get(reason, 0) + layer.units
-    return found
+        units_by_reason[reason] = units_by_reason.get(reason, 0) + layer.units
+    return units_by_reason
 
 
 def alone(name: str, size: int | None, quick: bool) -> Row:

@@ -1,4 +1,4 @@
-"""`python -m pxcompress` and the `pxcompress` command."""
+"""Runs the command line: `python -m pxcompress`, and the `pxcompress` command."""
 
 from pxcompress.cli import main
 

@@ -20,13 +20,17 @@ from pxcompress.tasks.task import Outputs, Task
 from pxcompress.types import Agreement, Batches
 
 KEPT_BYTES = 1 << 28
-"""Outputs of the dense model that are kept between comparisons, at most; beyond that it runs again for each."""
+"""Most bytes of the dense model's outputs that are stored between comparisons.
+
+With more, the model runs again each time.
+"""
 
 
 class DenseOutputs:
     """The dense model's outputs on a set of samples, to compare pruned models with. Empty batches are allowed.
 
-    What near means is said by the `task`; without one logits are compared where they are what counts, else all outputs.
+    The `task` says how outputs are compared; without a task, logits are compared where the model has them, else all
+    outputs.
     """
 
     def __init__(self, model: nn.Module, batches: Batches, task: Task | None = None) -> None:
@@ -36,16 +40,17 @@ class DenseOutputs:
         self._kept: dict[str, Tensor] | None = None
 
     def compare(self, model: nn.Module) -> Agreement:
-        """One pass of `model`, over all processes' samples; of the dense model too where its outputs are not kept.
+        """Compare the outputs of `model` with the dense model's: the mean agreement and divergence over all samples.
 
-        In smaller batches where memory asks for them.
+        One pass of `model` over the samples of all processes. The dense model runs too where its outputs were too large
+        to store. Batches are made smaller when memory runs out.
         """
         sums = in_smaller_batches(partial(self._sum_agreements, model), self._batches, silent)
         samples, share, divergence = sum_over_processes(sums.to(device_of(model))).tolist()
         return Agreement(int(samples), share / max(samples, 1), divergence / max(samples, 1))
 
     def _sum_agreements(self, model: nn.Module, batches: Batches) -> Tensor:
-        """Samples, and the sums over them of what they share and of their divergence, (3,) float64."""
+        """Number of samples, sum of their agreements and sum of their divergences, as one tensor (3,) float64."""
         task = self._task or AnyOutputs()
         sums = torch.zeros(3, dtype=torch.float64)
         dense_outputs: list[Mapping[str, Tensor]] = []
@@ -73,7 +78,10 @@ class DenseOutputs:
 
 
 def _run_outputs(model: nn.Module, inputs: Tensor, task: Task | None) -> Outputs:
-    """What is compared, on the CPU: the task's outputs; without a task logits, or every floating-point output."""
+    """The outputs that are compared, moved to the CPU: the task's.
+
+    Without a task the logits, or every floating-point output.
+    """
     with evaluating(model), torch.no_grad():
         inputs = inputs.to(device_of(model))
         if task is None and (not isinstance(model, Adapter) or model.signature_.logits is not None):

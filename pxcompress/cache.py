@@ -11,7 +11,7 @@ from pxcompress.errors import InputError
 
 
 def cache_dir() -> Path:
-    """`PXCOMPRESS_CACHE`, else `~/.cache/pxcompress`; made if missing.
+    """The cache folder: the environment variable `PXCOMPRESS_CACHE`, else `~/.cache/pxcompress`. It is made if missing.
 
     Raises `InputError` where the folder cannot be made.
     """
@@ -29,7 +29,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to: it becomes `path` when the block ends well, and vanishes when it does not."""
+    """A context with a temporary path beside `path`: renamed to `path` if the block ends well, else deleted."""
     temporary_path = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary_path

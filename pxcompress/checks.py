@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 def read_record(cls: type[T], text: str, source: str) -> T:
-    """The record, a dataclass `cls`, that the JSON `text` of `source` holds; every key must be one of its fields.
+    """An instance of the dataclass `cls`, read from a JSON `text`; every key must be one of its fields.
 
-    Raises `InputError`, which names the key whose value is missing, unknown or of another type.
+    Raises `InputError`, which names `source` and the key whose value is missing, unknown or of another type.
     """
     try:
         return TypeAdapter(cls).validate_json(text, strict=True, extra="forbid")
@@ -51,9 +51,10 @@ def not_as_written(file_name: str, problem: str) -> InputError:
 
 
 def check_types(record: Any, part: type | None = None) -> None:
-    """Raise `InputError` for a field whose value is not of its declared type; whole numbers pass as floats.
+    """Raise `InputError` for a field whose value is not of its declared type; whole numbers are accepted as floats.
 
-    Only the fields of `part` are looked at where that is given. A list becomes a tuple, so that the record hashes.
+    With `part`, a base class, only the fields of that class are checked. A list becomes a tuple, so that the record can
+    be hashed.
     """
     cls = part or type(record)
     hints = typing.get_type_hints(cls)
@@ -75,7 +76,7 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def _plain(message: str) -> str:
-    """A message of pydantic as part of a sentence."""
+    """A message of pydantic in the words of this package."""
     return message.replace("Input should be", "expected").replace("Field required", "it is missing")
 
 
@@ -89,5 +90,5 @@ def check_keys(cls: type, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_file_name(text: str) -> str:
-    """`text` with everything that a file may not be called turned into "_"."""
+    """`text` with every character that may be unsafe in a file name replaced by "_"."""
     return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in text)

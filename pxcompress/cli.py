@@ -34,7 +34,7 @@ from pxcompress.guard import interrupt, name_failures
 COMMANDS = (run, sweep, search, certify, verify, explain, inspect, bench, convert, report, methods, doctor)
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as Typer has it."""
+"""Exit code after Ctrl-C, the same as Typer's."""
 
 app = typer.Typer(
     name="pxcompress",
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def _describe_error(error: PxError | OSError) -> tuple[str, int]:
-    """The line that the user reads, and the exit code."""
+    """The one line that the user reads about an error, and the exit code."""
     if isinstance(error, OSError):
         return f"{error.strerror}: {error.filename or 'while writing'}; nothing was written", 2
     if isinstance(error.__cause__, (MemoryError, RuntimeError)):

@@ -16,9 +16,9 @@ from pxcompress.proof import Metric, StageTime
 
 
 class Clock:
-    """Times stages in order; `note` is told about each when it starts and ends.
+    """Measures the time and memory of stages in order; the function `note` is told when each starts and ends.
 
-    With `measures` off quality is not taken after a stage that changes the model.
+    With `measures` off, quality is not measured after stages that change the model.
     """
 
     def __init__(self, note: Note, *, measures: bool = True) -> None:
@@ -29,7 +29,10 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the block as stage `name`; `OutOfMemoryError` where it does not fit into memory, else `StageError`."""
+        """Time the block as stage `name`.
+
+        Raises `OutOfMemoryError` where memory is too small, and `StageError` for other failures.
+        """
         self._note(begin(name))
         start = time.perf_counter()
         with name_failures(f"stage {name!r}"):
@@ -49,12 +52,12 @@ class Clock:
         self._note(message)
 
     def add_note(self, message: str) -> None:
-        """Tell the user something that the report must mention, too."""
+        """Show the user a message that the report must contain as well."""
         self._note(message)
         self.notes.append(message)
 
     def quality(self, metric: Metric, value: float) -> None:
-        """Record how good the model is after the last stage, by the metric."""
+        """Record the quality of the model after the last stage, as a `value` of the metric."""
         self._stages[-1] = replace(self._stages[-1], quality_after=value)
         self._note(f"{self._stages[-1].name}: {metric.name} {metric.format(value)} on the select split")
 
@@ -65,6 +68,6 @@ class Clock:
 
 
 def _peak_rss_bytes() -> int:
-    """Largest resident memory of the process so far (Linux counts kilobytes, macOS bytes)."""
+    """Largest resident memory of this process so far, in bytes (Linux reports kilobytes, macOS bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def align(rows: Sequence[Sequence[str]], sides: str = "") -> list[str]:
-    """Rows of cells as lines of text: every column as wide as its widest cell, two blanks between columns.
+    """Rows of cells as lines of text in columns: each as wide as its widest cell, with two blanks between columns.
 
     `sides` has "<" (left) or ">" (right) for every column; by default the first and the last are aligned left, the
     others right.

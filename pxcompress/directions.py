@@ -1,4 +1,4 @@
-"""The coordinates of a residual stream in which most of its directions can go.
+"""Rotates residual streams so that as many of their directions as possible can be removed.
 
 Of all subspaces of k directions the best is sought, for every k at once: with Sigma the covariance of what layers read
 of the stream and G = sum over these layers of W^T diag(w) W, w = E_x sum_p m_p^2 at their outputs, what is lost after a
@@ -23,13 +23,13 @@ from pxcompress.passes.moments import collect_moments
 from pxcompress.types import Batches, Group
 
 LEAST = 1e-9
-"""Share of the mean price of a direction that each has at least: those that nothing reads have an order as well."""
+"""Smallest price of a direction, as a share of the mean price, so that unread directions have an order as well."""
 
 
 def rotate_streams_(model: nn.Module, groups: Sequence[Group], batches: Batches) -> None:
-    """Rotate the streams of `groups` in place, so that their directions come in the order of what they are worth.
+    """Rotate the streams of `groups` in place, so that their directions are sorted by how much they matter.
 
-    Two forward passes and one backward pass over `batches`, for models that have such groups.
+    Two forward passes and one backward pass over `batches`, only for models that have such groups.
     """
     groups = [group for group in groups if group.kind == "direction"]
     if not groups:
@@ -41,7 +41,11 @@ def rotate_streams_(model: nn.Module, groups: Sequence[Group], batches: Batches)
 def measure_streams(
     model: nn.Module, groups: Sequence[Group], batches: Batches
 ) -> list[tuple[Group, tuple[Tensor, Tensor]]]:
-    """Sigma and G of every group of directions, each (directions, directions) float64."""
+    """Covariance of values, and price of errors, for every group of directions: float64 matrices (directions,
+    directions).
+
+    The price matrix says how much an error in a direction changes the output, through all layers that read the stream.
+    """
     inputs, _ = next(iter(batches))
     layouts = input_layouts(model, groups)
     inputs_of = collect_moments(model, layouts, batches)
@@ -61,7 +65,10 @@ def measure_streams(
 
 
 def find_directions(covariance: Tensor, price: Tensor) -> Tensor:
-    """Orthonormal columns (directions, directions), the first k of which lose least for every k; both float64."""
+    """Orthonormal float64 columns (directions, directions), sorted so that keeping the first k loses least for any k.
+
+    `covariance` and `price` are those of `measure_streams`.
+    """
     level = LEAST * price.diagonal().mean() + 1e-30
     values, vectors = torch.linalg.eigh(price + level * torch.eye(len(price), dtype=price.dtype))
     root = vectors * values.clamp_min(level).sqrt() @ vectors.T

@@ -21,19 +21,19 @@ import torch
 from torch import Tensor
 
 SHARE = 32
-"""At most one in this many remaining units is removed between two updates of the whole matrices."""
+"""At most one in this many remaining units is removed before all matrices are updated."""
 
 CANDIDATES = 2
-"""Units per removal among which the cheapest is sought, one by one and exactly, between two such updates."""
+"""Number of candidates for each removal between two updates; among them the cheapest is found exactly."""
 
 
 COMPACT = 0.75
-"""Share of units still there below which the matrices are cut to size."""
+"""Matrices are cut to the remaining units once fewer than this share of their units remains."""
 
 
 @dataclass(eq=False)
 class ConsumerStatistics:
-    """One consumer of a group. Feature u * width + j belongs to unit u.
+    """Statistics of one layer that reads a group (a consumer). Feature u * width + j belongs to unit u.
 
     `inverse` is A, `weights` is G and `check` is M, all (features, features) float64, changed in place. Without `check`
     errors are those on the samples that A is from. With `follow` off G stays as it is: the cost of what is lost is not
@@ -48,7 +48,7 @@ class ConsumerStatistics:
     share: float = 1.0
 
     def saliency(self) -> Tensor:
-        """tr(G_uu E_uu) of every unit, (units,), E being what is left of it."""
+        """Cost of removing each unit, tr(G_uu E_uu), (units,); E is the part of it that others cannot replace."""
         if self.width == 1:
             inverse = self.inverse.diagonal()
             residual = 1 / inverse if self.check is None else self.check.diagonal() / inverse.square()
@@ -60,14 +60,14 @@ class ConsumerStatistics:
         return self.share * costs.diagonal(dim1=1, dim2=2).sum(1)
 
     def among(self, units: Tensor) -> ConsumerStatistics:
-        """A copy restricted to `units`."""
+        """A copy that contains only `units`."""
         rows = features(units, self.width)
         inverse, weights = (_take_block(matrix, rows) for matrix in (self.inverse, self.weights))
         check = None if self.check is None else _take_block(self.check, rows)
         return replace(self, inverse=inverse, weights=weights, check=check)
 
     def fold_(self, units: Tensor) -> None:
-        """Fold `units` into the others, in place."""
+        """Remove `units` and let the remaining ones take over what they can, in place."""
         removed_features = features(units, self.width)
         rows = self.inverse[removed_features]
         transfer = -torch.linalg.solve(rows[:, removed_features], rows)
@@ -91,10 +91,10 @@ def _take_block(matrix: Tensor, rows: Tensor) -> Tensor:
 
 
 def eliminate(readers: Sequence[ConsumerStatistics], units: int) -> Tensor:
-    """Cost of every unit at the moment it goes, (units,) float64, never falling along the order of removal.
+    """Cost of every unit at the moment of its removal, (units,) float64, never falling in the order of removal.
 
-    All readers lose the same units together; their costs add. Up to 63 units go strictly one by one. The readers are
-    used up.
+    All readers lose the same units together; their costs add. Up to 63 units are removed strictly one by one. The
+    readers are changed, and useless afterwards.
     """
     scores = torch.zeros(units, dtype=torch.float64)
     names, is_left = torch.arange(units), torch.ones(units, dtype=torch.bool)
@@ -126,7 +126,7 @@ def _compute_saliency(readers: Sequence[ConsumerStatistics], is_left: Tensor) ->
 
 
 def _find_cheapest(readers: Sequence[ConsumerStatistics], count: int) -> tuple[list[int], list[float]]:
-    """The `count` units that go first, in order, and their costs when they go."""
+    """The `count` units to remove first, in order, and their costs at that moment."""
     is_left = torch.ones(len(readers[0].inverse) // readers[0].width, dtype=torch.bool)
     order, costs = [], []
     for _ in range(count):
@@ -142,18 +142,18 @@ def _find_cheapest(readers: Sequence[ConsumerStatistics], count: int) -> tuple[l
 
 
 def invert_regularised(matrix: Tensor, ridge: float) -> Tensor:
-    """(Q + lambda I)^-1 of a positive semidefinite Q, with lambda = ridge * mean diagonal."""
+    """(Q + lambda I)^-1 for a positive semidefinite matrix Q, with lambda = ridge * mean of Q's diagonal."""
     level = ridge * matrix.diagonal().mean().clamp_min(0) + 1e-12
     return torch.cholesky_inverse(torch.linalg.cholesky(matrix + level * torch.eye(len(matrix)).to(matrix)))
 
 
 def features(units: Tensor, width: int) -> Tensor:
-    """The features of `units`, in their order, each unit having `width` of them."""
+    """Indices of the features of `units`, in the order of the units; each unit has `width` features."""
     return (units[:, None] * width + torch.arange(width)).flatten()
 
 
 def blocks(matrix: Tensor, width: int) -> Tensor:
-    """The blocks on the diagonal, (units, width, width)."""
+    """The square blocks on the diagonal of `matrix`, one for each unit, (units, width, width)."""
     units = len(matrix) // width
     indices = torch.arange(units)
     return matrix.reshape(units, width, units, width)[indices, :, indices, :]

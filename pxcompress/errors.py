@@ -1,4 +1,4 @@
-"""Everything pxcompress raises on purpose; what others raise becomes a `StageError` (see `guard`).
+"""All errors that pxcompress raises on purpose; other exceptions become a `StageError` (see `guard`).
 
 PxError
 ├── InputError          what the user gave is wrong              exit code 2
@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 FEW = 12
-"""Largest number of known names that a message lists in full."""
+"""Most known names that a message lists in full."""
 
 
 class PxError(Exception):
@@ -32,7 +32,7 @@ class PxError(Exception):
 
 
 class InputError(PxError):
-    """What the user gave cannot be used."""
+    """Something that the user gave cannot be used."""
 
     exit_code = 2
 
@@ -64,7 +64,7 @@ class ParityError(ResultError):
 
 
 class ProcessError(ResultError):
-    """Another process of the same run has ended before its time."""
+    """Another process of the same run ended too early."""
 
 
 class OutOfMemoryError(ResultError):
@@ -72,11 +72,11 @@ class OutOfMemoryError(ResultError):
 
 
 class StageError(ResultError):
-    """A stage ended with an exception that nobody foresaw; the message has its first line, `__cause__` is it."""
+    """A stage failed with an unexpected exception, which is `__cause__`; the message has its first line."""
 
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> InputError:
-    """An `InputError` for a name that is not among `names`: the nearest ones first, then all, if they are not many."""
+    """An `InputError` for a name that is not among `names`; it suggests similar names, or lists all if they are few."""
     names = sorted(names)
     similar_names = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     hints = [f"did you mean {' or '.join(similar_names)}?"] if similar_names else []
@@ -92,12 +92,12 @@ def short(text: object, limit: int = 200) -> str:
 
 
 def list_some(names: Sequence[str], most: int) -> str:
-    """The first `most` names with commas, and how many more there are: "a, b and 7 more"."""
+    """The first `most` names, and how many more there are: "a, b and 7 more"."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def describe(error: BaseException) -> str:
-    """The class of an exception and the first line of what it says, without terminal colours."""
+    """Class and first line of an exception, without terminal colours."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()
     line = next(filter(str.strip, lines), "")
     return f"{type(error).__name__}: {short(line)}" if line else type(error).__name__

@@ -1,4 +1,4 @@
-"""What the scores of one group are worth beside those of another: measured, group by group.
+"""Makes scores of different groups comparable: measures for each group what a point of score is worth.
 
 Scores put the units of a group in order. How much an error in one layer matters beside an error in another no formula
 says well: it depends on what later layers make of it. So some units of each group are removed, alone, what they carried
@@ -24,26 +24,26 @@ from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, Group, Plan, Repair, ScoredModel, Scores
 
 REMOVED = 0.25
-"""Share of a group's units, those with the lowest scores, that is removed to measure."""
+"""Share of a group's units, those with the lowest scores, that is removed to measure its rate."""
 
 PASSES = 2048
-"""Samples that run through pruned models in all, so that many groups take fewer samples each."""
+"""Number of samples in all that run through pruned models; with many groups each gets fewer samples."""
 
 FEWEST, MOST = 16, 64
-"""Samples that a group is measured on, at least and at most."""
+"""Fewest and most samples on which a group is measured."""
 
 LARGEST_SPREAD = 100.0
-"""Largest factor between the rate of a group and the median rate."""
+"""A group's rate may differ from the median rate by at most this factor."""
 
 
 def with_measured_rates(
     candidates: Sequence[ScoredModel], repairs: Sequence[Repair], fit: Batches, held_out: Batches, task: Task | None
 ) -> list[ScoredModel]:
-    """One model scored in several ways, each group's scores multiplied by its measured divergence per point of score.
+    """Multiply the scores of each group by its rate: measured divergence of outputs per point of score.
 
-    What is removed to measure are the lowest units by the first of the candidates; the same share of the others' lowest
-    is taken to cost as much. `repairs`, those that absorb what is removed, are fitted to `fit`; outputs are compared on
-    some of `held_out`. One pass of these samples for every group.
+    `candidates` are one model, scored in several ways. Removed for the measurement are the lowest units by the first of
+    them; the same share of the others' lowest is taken to cost as much. `repairs`, those that absorb what is removed,
+    are fitted to `fit`; outputs are compared on some samples of `held_out`, in one pass for every group.
     """
     scored = candidates[0]
     groups = scored.structure.groups
@@ -62,19 +62,22 @@ def with_measured_rates(
 
 
 def _list_lowest(group: Group, scored: ScoredModel) -> list[int]:
-    """The share `REMOVED` of the group's units with the lowest scores, at least one."""
+    """Indices of the group's units with the lowest scores: the share `REMOVED` of them, at least one."""
     order = torch.argsort(scored.scores[group.name], stable=True).tolist()
     return list(order[: max(1, round(REMOVED * group.units))])
 
 
 def _plan_alone(group: Group, units: Sequence[int]) -> Plan:
-    """The plan that removes `units` of one group and nothing else."""
+    """A plan that removes `units` of one group and nothing else."""
     units_left = group.units - len(units)
     return Plan({group.name: tuple(sorted(units))}, "channels", "units", group.units, units_left, units_left)
 
 
 def _apply_rates(scored: ScoredModel, divergences: Mapping[str, float]) -> ScoredModel:
-    """Scores times measured divergence over what they sum to; groups that could not be measured get the middle rate."""
+    """Scores multiplied by each group's measured divergence / sum of removed scores.
+
+    Unmeasured groups get the median rate.
+    """
     rates: dict[str, float] = {}
     for group in scored.structure.groups:
         score_sum = float(scored.scores[group.name][_list_lowest(group, scored)].clamp_min(0).sum())
@@ -92,5 +95,5 @@ def _apply_rates(scored: ScoredModel, divergences: Mapping[str, float]) -> Score
 
 
 def at_rates(scores: Scores, rates: Mapping[str, float]) -> Scores:
-    """The scores of every group times its rate; groups without one stay as they are."""
+    """The scores of every group multiplied by its rate; groups without a rate stay as they are."""
     return {name: values * rates.get(name, 1.0) for name, values in scores.items()}

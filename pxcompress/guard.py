@@ -1,4 +1,4 @@
-"""What others raise reaches the user as one line, with the trace behind it; and Ctrl-C is not lost on its way."""
+"""Turns unexpected exceptions into one line for the user, and makes sure that Ctrl-C is not lost."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 from pxcompress.errors import InputError, PxError, StageError, describe
 
 TASK_MODULE = "pxcompress.tasks.task"
-"""Module of the class that all tasks derive from, which is not imported for this."""
+"""Name of the module with the base class of all tasks, so that it need not be imported here."""
 
 
 @contextmanager
 def name_failures(block_name: str) -> Iterator[None]:
-    """`StageError` for any exception of the block that is not raised on purpose; `block_name` is in the message.
+    """A context that turns unexpected exceptions into a `StageError`, whose message names `block_name`.
 
-    Errors of the operating system, which say what the matter is and with which file, pass. What a user's own task
-    raises is an `InputError` that names its method.
+    Errors of the operating system, which name the problem and the file, pass unchanged. Exceptions from a user's own
+    task become an `InputError` that names its method.
     """
     try:
         yield
@@ -36,7 +36,7 @@ def name_failures(block_name: str) -> Iterator[None]:
 
 
 def find_failing_task(trace: TracebackType | None) -> str:
-    """Class and method of the innermost code of a task that is not of this package; "" where there is none."""
+    """Class and method of the innermost code of a user's own task in a traceback; "" if there is none."""
     method = ""
     while trace is not None:
         frame, owner = trace.tb_frame, trace.tb_frame.f_locals.get("self")
@@ -48,7 +48,7 @@ def find_failing_task(trace: TracebackType | None) -> str:
 
 
 def find_failing_layer(trace: TracebackType | None) -> str:
-    """Name of the innermost module that ran, within the outermost one; nothing where no module did, or only one."""
+    """Name of the innermost module that ran in a traceback, relative to the outermost one; "" if there were not two."""
     modules: list[Any] = []
     while trace is not None:
         owner = trace.tb_frame.f_locals.get("self")
@@ -65,12 +65,14 @@ _interrupted = threading.Event()
 
 
 def interrupt(number: int, frame: object) -> None:
-    """A signal handler that interrupts at once, and is remembered: some libraries drop the exception on its way."""
+    """A signal handler that raises `KeyboardInterrupt`, and remembers it, since some libraries swallow the
+    exception.
+    """
     _interrupted.set()
     raise KeyboardInterrupt
 
 
 def check_interrupted() -> None:
-    """Raise `KeyboardInterrupt` where one was asked for and dropped."""
+    """Raise `KeyboardInterrupt` if there was one that a library swallowed."""
     if _interrupted.is_set():
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""A module and batches given in Python as what a run is about, so that its folder is written as that of any run."""
+"""Treats a module and batches given in Python as a run's model and data, so that its folder is the same."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SEEN = (
 
 @dataclass(frozen=True, eq=False)
 class Targeted:
-    """A user's batches, inputs packed as the `signature` says, with targets of any kind; without any, `UNKNOWN`."""
+    """A user's batches with inputs packed as the `signature` says, and targets of any kind; `UNKNOWN` without any."""
 
     batches: Iterable[Any]
     signature: Signature = field(default_factory=Signature)
@@ -48,7 +48,7 @@ class Targeted:
 
 @dataclass(frozen=True, eq=False)
 class AllBatches:
-    """Several sequences of batches behind one another, read as often as is wanted."""
+    """Several sequences of batches, one after the other, which can be iterated repeatedly."""
 
     parts: Sequence[Iterable[Any]]
 
@@ -58,7 +58,7 @@ class AllBatches:
 
 @dataclass(frozen=True, eq=False)
 class ModuleData:
-    """The batches that a user's module was pruned by and is measured on; `classes` name its outputs.
+    """The batches with which a user's module was pruned and is measured; `classes` are names of its outputs.
 
     The `example` (1, ...) is packed as the `signature` says.
     """
@@ -73,7 +73,7 @@ class ModuleData:
 
     @property
     def splits(self) -> Splits:
-        """The samples by role; scores and repairs have the same ones, certify none."""
+        """The samples by role: scoring and repair use the same ones, certify has none."""
         fit: Batches = Targeted(self.batches, self.signature)
         held_out: Batches = HeldOut(fit) if self.held_out is None else Targeted(self.held_out, self.signature)
         if next(iter(held_out), None) is None:
@@ -90,10 +90,10 @@ class ModuleData:
 
 
 def workload_of(model: nn.Module, task: Task | None, data: ModuleData) -> Workload:
-    """`model`, as every stage takes it, with its user's data and what its outputs mean.
+    """The workload of a run: `model` in the form of all stages, its user's data, and the task.
 
-    Without a `task` it is a classification where the model returns logits (n, classes) and the samples to measure on
-    have labels, else models are judged by their agreement. Raises `InputError` for targets that do not fit.
+    Without a `task` it is a classification if the model returns logits (n, classes) and the test samples have labels;
+    else models are judged by their agreement. Raises `InputError` for targets that do not fit.
     """
     splits = data.splits
     inputs, targets = next(iter(splits.test))
@@ -121,7 +121,7 @@ def workload_of(model: nn.Module, task: Task | None, data: ModuleData) -> Worklo
 
 
 def _name_classes(names: Sequence[str], outputs: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The names of a classifier's outputs, numbers where none are given. Raises `InputError` for another count."""
+    """Names of a classifier's outputs, or numbers if none are given. Raises `InputError` for a wrong count."""
     count = next(iter(outputs.values())).shape[1]
     if names and len(names) != count:
         raise InputError(f"{len(names)} classes are named; the module returns logits of {count}, give as many names")
@@ -129,7 +129,7 @@ def _name_classes(names: Sequence[str], outputs: Mapping[str, Tensor]) -> tuple[
 
 
 def _describe_architecture(model: nn.Module) -> Architecture:
-    """How to build the module again: from its ONNX file where it was read from one, else by its user."""
+    """How to build the module again: from its ONNX file if it came from one, else only by its user."""
     if isinstance(model, OnnxModule):
         return Architecture(str(model.source.path))
     return Architecture(type(model).__name__, in_python=True)

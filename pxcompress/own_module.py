@@ -1,4 +1,4 @@
-"""A module of the user's own, pruned in memory, and saved as a run folder where that is wanted."""
+"""Prunes a user's own module in memory, and saves it as a run folder on request."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModuleOptions(Pruning):
-    """What `compress_module` takes beside a module, an example and batches: how it is pruned, and what outputs mean.
+    """Options of `compress_module` besides module, example and batches: how to prune, and what outputs mean.
 
-    A `task`, or its text such as "segmentation", says where relevance starts and how near two outputs are. Without it
-    relevance starts at an output (n, classes); other outputs count with the largest value along axis 1 at every
-    position, as a mean, summed over all outputs, unless `logits` makes (n, classes) or (n,) of them. By `held_out`
-    batches, or else by a sixth of the samples, scores and repairs are chosen. `note` is told about progress.
+    A `task`, or its text such as "segmentation", says where relevance starts and how similar two outputs are. Without
+    it relevance starts at an output (n, classes); other outputs count with the largest value along axis 1 at every
+    position, as a mean, summed over all outputs, unless `logits` makes (n, classes) or (n,) of them. Scores and repairs
+    are chosen on the `held_out` batches, or else on a sixth of the samples. `note` receives progress messages.
     """
 
     task: Task | str | None = None
@@ -67,12 +67,15 @@ class ModuleOptions(Pruning):
         return Recipe(model=type(model).__name__, data=IN_PYTHON, seed=self.seed, **pruning)
 
     def build_own_task(self) -> Task | None:
-        """The task; None where none is given."""
+        """The user's task as an object; None if none is given."""
         return build_task(self.task) if isinstance(self.task, str) else self.task
 
     @property
     def start(self) -> Logits | None:
-        """What makes logits of the outputs, where they are not logits already or nothing says it: None."""
+        """The user's or task's function from outputs to logits.
+
+        None if outputs are logits already, or nothing is given.
+        """
         task = self.build_own_task()
         if self.logits is None and task is not None and not isinstance(task, Classification):
             return start_logits(task)
@@ -81,7 +84,7 @@ class ModuleOptions(Pruning):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModuleResult(PruneResult):
-    """What `compress_module` returns: the slim module and what led to it, with what it was made by.
+    """The result of `compress_module`: the slim module, how it came to be, and what it was made from.
 
     `run` has the recipe and the stages; `example`, `batches` and `options` are as they were given.
     """
@@ -100,16 +103,16 @@ class ModuleResult(PruneResult):
         preprocessing: Preprocessing | None = None,
         force: bool = False,
     ) -> Report:
-        """Export and measure the slim module beside the dense one, and write a run folder as `compress` does.
+        """Export and measure the slim and the dense module, and write a run folder as `compress` does.
 
-        `test` are batches of (inputs, targets) that nothing was chosen by, with targets as the task reads them; without
-        them the folder says that figures look too good. Models are judged by the task that `compress_module` was given;
-        without one by top-1 where there are labels and logits (n, classes), else by their agreement. `classes` name a
-        classifier's outputs; with a `preprocessing` of images the folder has predict.py. The weights are those that the
-        modules have now, so it may be trained further before. `pxcompress.load(folder, model)` reads the slim module
-        back, given a module like the dense one.
+        `test` are batches of (inputs, targets) that were used for no choice, with targets as the task reads them;
+        without them the folder says that figures look too good. Models are judged by the task that `compress_module`
+        was given; without one by top-1 if there are labels and logits (n, classes), else by their agreement. `classes`
+        are names of a classifier's outputs; with a `preprocessing` of images the folder has predict.py. The modules'
+        present weights are saved, so it may be trained further before. `pxcompress.load(folder, model)` loads the slim
+        module again, given a module like the dense one.
 
-        Several inputs, and whole numbers, have their names and types in the ONNX files. Raises as `compress` does.
+        Several inputs, and whole numbers, keep their names and types in the ONNX files. Raises as `compress` does.
         """
         with name_failures("save"), torch.inference_mode(False), without_checkpointing():
             place, recipe = Path(folder), self.run.recipe
@@ -128,7 +131,7 @@ class ModuleResult(PruneResult):
                 return prove(place, workload, slim, files, run)
 
     def _adapt_both(self, test: Iterable[Any] | None) -> tuple[Adapted, Adapted]:
-        """The dense and the slim module as every stage takes them; whole numbers have the range of all batches."""
+        """The dense and the slim module in the form of all stages; whole numbers have the range of all batches."""
         batches = [each for each in (self.batches, self.options.held_out, test) if each is not None]
         dense, slim = (
             adapt_module(each, self.example, AllBatches(batches), self.options.start)
@@ -141,7 +144,9 @@ Door = Callable[Concatenate[nn.Module, Inputs, Iterable[Any], P], R]
 
 
 def takes(options: Callable[P, O]) -> Callable[[Callable[[nn.Module, Inputs, Iterable[Any], O], R]], Door[P, R]]:
-    """Decorator: the function's last parameter, a record of `options`, becomes one argument for each of its fields."""
+    """A decorator that turns the function's last parameter, a record of type `options`, into one argument for each
+    field.
+    """
 
     def decorate(function: Callable[[nn.Module, Inputs, Iterable[Any], O], R]) -> Door[P, R]:
         @wraps(function)
@@ -191,7 +196,9 @@ def compress_module(model: nn.Module, example: Inputs, batches: Iterable[Any], o
 
 
 def _split_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | None) -> dict[str, Batches]:
-    """What to fit to, and what to choose by: `held_out`, or a part of the module's batches where they are enough."""
+    """Batches by role: those to fit to, and those to choose on, `held_out` or, if there are enough, a part of the
+    module's.
+    """
     fit: Batches = module.batches
     held_out_batches: Batches = HeldOut(module.batches)
     if held_out is not None:
@@ -204,7 +211,7 @@ def _split_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | None
 
 
 def _check_answers(module: Adapted, pruning: Pruning) -> None:
-    """Refuse what needs labels or logits that a user's module or batches do not have."""
+    """Raise `InputError` for options that need labels or logits which the user's module or batches do not have."""
     needs_labels = pruning.class_scores or pruning.temperature_scaling
     needs_labels |= any(SCORERS.build(text).target == "label" for text in pruning.scorers)
     if needs_labels and not module.labelled:

@@ -1,4 +1,4 @@
-"""The whole story on one page: recipe -> model and data -> groups -> scores -> plan -> pruned -> ONNX -> report."""
+"""The whole run on one page: recipe -> model and data -> groups -> scores -> plan -> pruned -> ONNX -> report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from pxcompress.workload import Workload, load_workload, with_baseline
 
 @name_failures("compress")
 def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, note: Note = silent) -> Report:
-    """Run `recipe` and write the run folder `out` (default: exported/MODEL-BUDGET-RATIO); returns what was measured.
+    """Run `recipe` and write the run folder `out` (default: exported/MODEL-BUDGET-RATIO); returns the report.
 
     `note` is told about progress. The folder appears whole, or not at all when anything fails: `InputError` for what
     the user gave, `ResultError` for a result that fails its own check. With a guarantee the folder holds the smallest
@@ -58,10 +58,10 @@ def compress(recipe: Recipe, out: Path | None = None, *, force: bool = False, no
 def compress_in_process(
     recipe: Recipe, out: Path | None = None, *, force: bool = False, note: Note = silent
 ) -> Report | None:
-    """What `compress` does, in one process or in each of several: all have a share of the data, the first one writes.
+    """Run `compress` in this process, one of one or more that share the data.
 
-    What follows is done by the first one alone; the others write and say nothing, and return None. Raises as `compress`
-    does, for what the user gave in all of them.
+    Only the first writes and returns a report. The others write and print nothing, and return None. Raises as
+    `compress` does, in all processes for errors of the user.
     """
     if recipe.guarantee and processes() > 1:
         raise InputError(f"a guarantee is asked for in {processes()} processes; run it in one")
@@ -88,7 +88,7 @@ def compress_in_process(
 
 
 def prove(place: Path, workload: Workload, slim: PruneResult, files: Files, run: Run) -> Report:
-    """Measure the exported files and write the report into their folder, which will be moved to `place`.
+    """Measure the exported files and write the report into their folder, which is moved to `place` afterwards.
 
     Raises `ParityError` where the folder cannot be loaded as the model that it holds.
     """
@@ -104,7 +104,7 @@ def prove(place: Path, workload: Workload, slim: PruneResult, files: Files, run:
 
 
 def with_measured_alignment(recipe: Recipe, clock: Clock) -> Recipe:
-    """`recipe` with `round_to` measured on this machine where it is 0."""
+    """`recipe`, in which a `round_to` of 0 is replaced by the best step of widths, measured on this machine."""
     if recipe.round_to != MEASURED:
         return recipe
     bench = recipe.bench
@@ -117,7 +117,7 @@ def with_measured_alignment(recipe: Recipe, clock: Clock) -> Recipe:
 
 
 def open_run(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
-    """Open model and data of `recipe` and make its `Run`; all processes get the first one's weights."""
+    """Load model and data of `recipe` and make its `Run`; all processes get the same weights."""
     with clock.stage("load"):
         workload = load_workload(recipe)
         _check_task(recipe, workload.task)
@@ -144,7 +144,7 @@ def open_run(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
 
 
 def _check_task(recipe: Recipe, task: Task) -> None:
-    """Refuse what only classifiers have, before any work."""
+    """Raise `InputError` for options that only classifiers have, before any work."""
     if isinstance(task, Classification):
         return
     wanting = [name for name in ("class_scores", "temperature_scaling") if getattr(recipe, name)]
@@ -157,7 +157,7 @@ def _check_task(recipe: Recipe, task: Task) -> None:
 
 
 def _check_names(goal: Goal, workload: Workload) -> None:
-    """Refuse names of groups that fit none, before anything is trained or scored for them."""
+    """Raise `InputError` for group names in options that match no group, before any work."""
     if goal.only or goal.keep or goal.floors:
         example = workload.splits.example
         model = make_rotatable(workload.loaded.model, example)
@@ -166,6 +166,6 @@ def _check_names(goal: Goal, workload: Workload) -> None:
 
 
 def _share_data(workload: Workload) -> dict[str, Batches]:
-    """What this process has of the data; its model gets the weights that the first one has."""
+    """The share of the data for this process, by role; the model gets the weights of the first process."""
     same_weights_(workload.loaded.model)
     return share_parts(workload.splits.parts)

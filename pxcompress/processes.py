@@ -1,4 +1,4 @@
-"""Several processes on one job: each has its share of the data, sums are added over all, the first one writes.
+"""Runs several processes on one job: each gets a share of the data, sums are added up, the first one writes.
 
 `torchrun --nproc-per-node 2 -m pxcompress run ...` or `accelerate launch -m pxcompress run ...` start them and set
 RANK, WORLD_SIZE and LOCAL_RANK. In a single process nothing here has an effect.
@@ -22,7 +22,7 @@ from pxcompress.errors import DataError, ProcessError
 from pxcompress.types import Batch, Batches
 
 PATIENCE = timedelta(hours=12)
-"""How long a process waits for another one that is alive; the first may train a baseline in the meantime."""
+"""How long a process waits for another one, since the first may have to train a baseline in the meantime."""
 
 
 def _are_joined() -> bool:
@@ -35,7 +35,7 @@ def rank() -> int:
 
 
 def processes() -> int:
-    """Number of processes that work on the job."""
+    """Number of processes that work on this job, 1 if it is alone."""
     return dist.get_world_size() if _are_joined() else 1
 
 
@@ -46,9 +46,9 @@ def is_first() -> bool:
 
 @contextmanager
 def join_processes() -> Iterator[None]:
-    """Work together with the other processes that the launcher has started, if it has.
+    """A context in which this process works together with the others that a launcher has started, if any.
 
-    Raises `ProcessError` where one of them is gone; what another process did wrong stands in its own message.
+    Raises `ProcessError` if one of them has ended; its own message says why.
     """
     if _are_joined() or int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         yield
@@ -61,7 +61,10 @@ def join_processes() -> Iterator[None]:
 
 
 def _choose_device() -> str:
-    """Give this process a GPU, where there is one, and name what processes talk by: NCCL needs one GPU each."""
+    """Assign a GPU to this process if there is one.
+
+    Returns the backend for communication, since NCCL needs one GPU each.
+    """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not gpus:
         return "gloo"
@@ -78,7 +81,7 @@ def _raise_process_errors() -> Iterator[None]:
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
-    """The sum of `value` over all processes, which all call this in the same order; `value` is left as it was."""
+    """The sum of `value` over all processes, which must all call this in the same order; `value` is not changed."""
     if not _are_joined():
         return value
     total = value.detach().clone()
@@ -88,7 +91,10 @@ def sum_over_processes(value: Tensor) -> Tensor:
 
 
 def gather_rows(parts: Sequence[Tensor]) -> Tensor:
-    """The rows of `parts` of all processes, in their order, on the CPU; every process calls this, also without rows."""
+    """The rows of `parts` of all processes, in their order, on the CPU.
+
+    Every process must call this, also without rows.
+    """
     own_rows = torch.cat(list(parts)).cpu() if parts else torch.empty(0)
     if not _are_joined():
         return own_rows
@@ -101,7 +107,10 @@ def gather_rows(parts: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class _Share:
-    """Every `of`-th batch, from `place` on: whole batches, so that BatchNorm sees what it sees in one process."""
+    """Every `of`-th batch, starting with number `place`.
+
+    Whole batches, so that BatchNorm sees the same as in one process.
+    """
 
     batches: Batches
     place: int
@@ -112,7 +121,10 @@ class _Share:
 
 
 def share_parts(parts: Mapping[str, Batches]) -> dict[str, Batches]:
-    """What this process has of every part; all of it where it is alone. Raises `DataError` for an empty share."""
+    """This process's share of each part of the data; all of it if it is alone.
+
+    Raises `DataError` for an empty share.
+    """
     if processes() == 1:
         return dict(parts)
     own_shares: dict[str, Batches] = {role: _Share(part, rank(), processes()) for role, part in parts.items()}
@@ -123,7 +135,7 @@ def share_parts(parts: Mapping[str, Batches]) -> dict[str, Batches]:
 
 
 def from_first(value: Any) -> Any:
-    """What the first process has, on all of them; `value` must survive pickling."""
+    """The `value` of the first process, sent to all; it must be possible to pickle it."""
     if not _are_joined():
         return value
     box = [value]
@@ -141,7 +153,7 @@ def mean_gradients_(model: nn.Module) -> None:
 
 
 def same_weights_(model: nn.Module) -> None:
-    """Give the parameters and buffers of `model` the values that the first process has, in place."""
+    """Set the parameters and buffers of `model` to the values in the first process, in place."""
     if not _are_joined():
         return
     with torch.no_grad(), _raise_process_errors():

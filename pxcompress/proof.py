@@ -1,4 +1,4 @@
-"""The proof: records of what was measured, under which conditions; `Report` holds them all."""
+"""Records of everything that was measured, and under which conditions; `Report` contains them all."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Signed = Annotated[float, Field(allow_inf_nan=False)]
-"""Numbers as a report may hold them."""
+"""A finite number, as a report may contain it."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What models are judged by: its name, its unit, and which direction is better.
+    """The measure of quality by which models are judged: its name, its unit, and which direction is better.
 
     The unit "share" is a number in [0, 1], shown in percent; "number" is in the unit of the data. `binary` metrics are
     the share of samples that are right.
@@ -33,7 +33,7 @@ class Metric:
     binary: bool = False
 
     def format(self, value: float) -> str:
-        """ "97.2%", or the number with three digits."""
+        """A value as text: "97.2%" for a share, else three digits."""
         return f"{value:.1%}" if self.unit == "share" else f"{value:.3g}"
 
     def format_change(self, change: float) -> str:
@@ -43,17 +43,17 @@ class Metric:
 
     @property
     def change_unit(self) -> str:
-        """What a difference is given in: "points" for a share."""
+        """Unit of a difference of two values: "points" for a share, else ""."""
         return "points" if self.unit == "share" else ""
 
     def gain(self, change: float) -> float:
-        """`change` with the sign that is positive where it is for the better."""
+        """`change` with its sign set so that positive is better."""
         return change if self.higher_is_better else -change
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its 95 % interval: the quality of a model by the metric, or a change, pruned less dense."""
+    """A figure with its 95 % interval: a model's quality, or a change of it, pruned minus dense."""
 
     value: Signed
     low: Signed
@@ -61,7 +61,7 @@ class Estimate:
 
     @property
     def is_shown(self) -> bool:
-        """Whether the interval of a change leaves out that nothing changed."""
+        """Whether the interval of a change excludes zero, so that a change is shown to be real."""
         return self.low > 0 or self.high < 0
 
 
@@ -78,7 +78,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the exported file is from the PyTorch model on the same inputs, and how far their decisions agree."""
+    """How far an exported file's outputs are from the PyTorch model's, and how often their decisions agree."""
 
     samples: Count
     max_abs: Positive
@@ -88,7 +88,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall time of one inference call, milliseconds; `quantiles` are those of 0 %, 5 % ... 100 % of the calls."""
+    """Wall time of one inference call in milliseconds; `quantiles` are those of 0 %, 5 % ... 100 % of the calls."""
 
     mean: Positive
     p50: Positive
@@ -100,7 +100,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Speedup:
-    """p50 of a reference / p50 of a model, with its 95 % interval over the runs of one measurement."""
+    """Median latency of a reference divided by a model's, with the 95 % interval over the runs."""
 
     ratio: Positive
     low: Positive
@@ -108,17 +108,17 @@ class Speedup:
 
     @property
     def interval(self) -> str:
-        """ "1.90 to 2.11": both ends, rounded outwards, so that it never looks narrower than it is."""
+        """The interval as text, "1.90 to 2.11", rounded outwards, so that it never looks narrower than it is."""
         low, high = round(100 * self.low, 6), round(100 * self.high, 6)  # 1.1 * 100 is a little more than 110
         return f"{math.floor(low) / 100:.2f} to {math.ceil(high) / 100:.2f}"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Which execution provider ran the graph. `fallback_reason` is empty when the asked one did all of it.
+    """Which execution provider ran the graph. `fallback_reason` is "" if the requested one ran all of it.
 
-    `elsewhere` counts the nodes on other providers, by their name; `options` are those of the provider that change
-    speed or results, as it says that it took them.
+    `elsewhere` counts the nodes on other providers, by their name; `options` are settings of the provider that change
+    speed or results, as it reports them.
     """
 
     asked: str
@@ -132,7 +132,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one exported model costs and how good it is on so many samples; throughput is samples/s."""
+    """Cost and quality of one exported model, and on how many samples; throughput is samples per second."""
 
     quality: Estimate
     samples: Count
@@ -148,7 +148,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Target:
-    """One ONNX file of a run folder, measured beside the others on the file itself.
+    """The model in one precision: an ONNX file of a run folder, measured beside the others.
 
     `agreement` is how far its decisions are those of model.onnx, `max_abs` the largest difference of an output to it;
     `speedup` and `change` of the quality are against dense.onnx.
@@ -169,15 +169,15 @@ class Target:
 
 
 ContenderKind = Literal["dense", "pruned", "dense-int8", "pruned-int8", "smaller-images", "given"]
-"""What a model is beside the others: dense or pruned, as int8, on smaller images, or one that the user named."""
+"""Kind of a contender: dense or pruned, either as int8, on smaller images, or a model that the user named."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A model that could be shipped, measured beside all others with inputs of its own, from the same test samples.
+    """One of several models that could be shipped, all measured on the same test samples with inputs of their own.
 
-    `params` and `macs` are None where only the file is known. `speedup` and `change` of the quality are against the
-    dense model, `beside_pruned` is the quality less that of the pruned one.
+    `params` and `macs` are None if only the file is known. `speedup` and `change` of the quality are relative to the
+    dense model; `beside_pruned` is its quality minus the pruned one's.
     """
 
     name: str
@@ -196,7 +196,9 @@ class Contender:
 
 @dataclass(frozen=True)
 class StageTime:
-    """Time and peak memory of a stage of a run, and `quality_after` it on the select split if it changed the model."""
+    """Time and peak memory of a stage of a run, and quality on select after it (`quality_after`) if it changed the
+    model.
+    """
 
     name: str
     seconds: Positive
@@ -206,7 +208,7 @@ class StageTime:
 
 @dataclass(frozen=True)
 class GroupWidth:
-    """Units of one group before and after."""
+    """Number of units of one group, before and after pruning."""
 
     name: str
     kind: Kind
@@ -216,7 +218,10 @@ class GroupWidth:
 
 @dataclass(frozen=True)
 class ClassShare:
-    """Share of one class's relevance that the removed units carried, before repair; None without samples to score."""
+    """Share of one class's relevance that the removed units carried, before repair.
+
+    None if no sample is of the class.
+    """
 
     name: str
     samples: Count
@@ -225,7 +230,7 @@ class ClassShare:
 
 @dataclass(frozen=True)
 class ClassChange:
-    """Number of test samples of one class on which each exported model is right, and on which `both` are."""
+    """Test samples of one class: how many each exported model gets right, and how many `both` do."""
 
     name: str
     samples: Count
@@ -245,7 +250,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """Share of the time of all operators that those of one type take in either model, as ONNX Runtime profiles it."""
+    """Share of the run time that one type of operator takes in each model, by ONNX Runtime's profile."""
 
     name: str
     dense: Positive
@@ -254,10 +259,10 @@ class OperatorTime:
 
 @dataclass(frozen=True)
 class ExplanationSimilarity:
-    """How alike the heatmaps of both models are, for the dense model's class: means over samples of the select split.
+    """How similar both models' heatmaps are, for the class that the dense model predicts: means over select samples.
 
-    1 is the same; `composite` are the rules of LRP. `unrelated` is the cosine of the dense model's heatmaps of one
-    sample and of the next.
+    1 means equal; `composite` are the rules of LRP. `unrelated` is the cosine between the dense model's heatmaps of
+    different samples, one and the next.
     """
 
     samples: Count
@@ -269,18 +274,19 @@ class ExplanationSimilarity:
 
     @property
     def least_cosine(self) -> float:
-        """Half-way from heatmaps of other samples to the same heatmap: below it the model looks elsewhere.
+        """Threshold of the cosine, half-way between heatmaps of different samples and equal ones.
 
-        Of a small network on handwritten digits, pruned in ten ways, those within one point of the dense model's top-1
-        have cosines from 0.68 up, those that lost four points and more from 0.57 down, the same network trained anew
-        0.28 (epsilon) and 0.49 (gamma), an untrained one 0.01 and -0.07; half-way is 0.51 and 0.57.
+        Below it the model looks elsewhere. Of a small network on handwritten digits, pruned in ten ways, those within
+        one point of the dense model's top-1 have cosines from 0.68 up, those that lost four points and more from 0.57
+        down, the same network trained anew 0.28 (epsilon) and 0.49 (gamma), an untrained one 0.01 and -0.07; half-way
+        is 0.51 and 0.57.
         """
         return (1 + self.unrelated) / 2
 
 
 @dataclass(frozen=True)
 class Ratios:
-    """pruned / dense, except `speedup_p50` (dense / pruned)."""
+    """Ratios pruned / dense, except `speedup_p50`, which is dense / pruned."""
 
     params: Positive
     macs: Positive
@@ -290,10 +296,10 @@ class Ratios:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """Name and classes of the data, samples per role, and images left out because they could not be read.
+    """Name and classes of the data, number of samples by role, and of images left out because they were damaged.
 
-    `layout` says how the data lie there: "classes", "masks", "labels", "numbers", "unlabelled"; `images` whether
-    inputs are made from images, as the files say how.
+    `layout` is the form of the targets: "classes", "masks", "labels", "numbers", "unlabelled"; `images` says whether
+    inputs are made from images, as the exported files describe.
     """
 
     name: str
@@ -310,7 +316,10 @@ class DataSummary:
 
 @dataclass(frozen=True)
 class NamedInput:
-    """One of several inputs of a file: its name and the shape of one sample, of texts the length that costs are of."""
+    """One of several inputs of a file: its name and the shape of one sample.
+
+    For texts, of the length used for costs.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -371,7 +380,7 @@ WarningCode = Literal[
 
 @dataclass(frozen=True)
 class Warning:
-    """Something that a reader must know beside the figures."""
+    """Something that a reader of the report must know beside the figures."""
 
     code: WarningCode
     text: str

@@ -1,4 +1,4 @@
-"""Named methods with typed options: one text form for the command line, recipes, reports and search.
+"""Registries of named methods with typed options, whose text form serves command line, recipes, reports and search.
 
 @SCORERS.register("lrp")
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 from pxcompress.errors import InputError, unknown
 
 _REGISTERED = re.compile(r'^@[A-Z]+\.register\("([^"]+)"\)$', re.MULTILINE)
-"""The line that registers a method, with its name."""
+"""Matches the source line that registers a method, with its name as the group."""
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -39,7 +39,7 @@ def option(
     log: bool = False,
     choices: tuple[str, ...] = (),
 ) -> Any:
-    """A dataclass field that is a CLI option, a JSON key, a help line and a search range at once.
+    """Declare a dataclass field as an option: it becomes a command-line option, a JSON key and a line of help text.
 
     `low` and `high` are inclusive and checked when the option is set from text; `log` asks searches to draw it
     logarithmically; `choices` lists the words a string option may take.
@@ -49,7 +49,7 @@ def option(
 
 
 def names_in(package: str) -> tuple[str, ...]:
-    """Names that the modules of `package` register, sorted; they are read from the source, so that no module is loaded.
+    """Names that the modules of `package` register, sorted; read from the source, so that no module is imported.
 
     What a user registers elsewhere is not among them.
     """
@@ -60,12 +60,12 @@ def names_in(package: str) -> tuple[str, ...]:
 
 
 def search_option(field: Any) -> Any:
-    """The field that `option` makes, marked as one that `pxcompress search` varies (choices, or low to high)."""
+    """Mark a field made by `option` as one that `pxcompress search` varies, among its choices or from low to high."""
     return dataclasses.field(default=field.default, metadata={**field.metadata, "searched": True})
 
 
 class Registry(Generic[T]):
-    """Methods of one kind by name. Modules of `package` are imported on first use, so that they register themselves."""
+    """Methods of one kind by name. All modules of `package` are imported on first use, and register themselves."""
 
     def __init__(self, kind: str, package: str) -> None:
         self.kind = kind
@@ -74,7 +74,7 @@ class Registry(Generic[T]):
         self._discovered = False
 
     def register(self, name: str) -> Callable[[C], C]:
-        """Class decorator for dataclasses. Refuses a name that is taken, and fields not declared with `option`."""
+        """A class decorator that registers a dataclass. Raises `ValueError` for a taken name or undeclared fields."""
 
         def add(cls: C) -> C:
             for field in dataclasses.fields(cls):
@@ -99,17 +99,17 @@ class Registry(Generic[T]):
         return iter(sorted(self._all()))
 
     def get(self, name: str) -> type[T]:
-        """The class registered under `name`; `InputError` lists the known ones."""
+        """The class registered under `name`. Raises `InputError`, which lists the known names."""
         if name not in self._all():
             raise unknown(self.kind, name, self._all())
         return self._classes[name]
 
     def options(self, name: str) -> tuple[dataclasses.Field[Any], ...]:
-        """The options of a method, in order."""
+        """The options of a method, as dataclass fields in order."""
         return dataclasses.fields(typing.cast(Any, self.get(name)))
 
     def build(self, text: str) -> T:
-        """An instance from "name" or "name:option=value,option=value".
+        """Make an instance from "name" or "name:option=value,option=value".
 
         Commas inside brackets belong to the value. Raises `InputError` for an unknown name, option or value.
         """
@@ -117,7 +117,7 @@ class Registry(Generic[T]):
         return self.construct(self.get(name.strip()), name, options_text)
 
     def construct(self, cls: type[T], name: str, options_text: str) -> T:
-        """An instance of a class, registered or not, from "option=value,option=value"; `name` is for messages."""
+        """Make an instance of `cls`, registered or not, from "option=value,option=value"; `name` is for messages."""
         fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
         hints = typing.get_type_hints(cls)
         values: dict[str, Any] = {}
@@ -136,11 +136,11 @@ class Registry(Generic[T]):
         return cls(**values)
 
     def text(self, instance: T) -> str:
-        """The shortest text that `build` turns into an equal instance."""
+        """The shortest text from which `build` makes an equal instance."""
         return self.describe(instance, next(name for name, cls in self._all().items() if cls is type(instance)))
 
     def describe(self, instance: T, name: str) -> str:
-        """`name` with those options of an instance that are not the default ones."""
+        """A text like "name:option=value", with those options of an instance that differ from their defaults."""
         parts = []
         for field in dataclasses.fields(typing.cast(Any, instance)):
             value = getattr(instance, field.name)
@@ -162,7 +162,10 @@ def _split(text: str) -> list[str]:
 
 
 def _convert(value: str, hint: Any, field: dataclasses.Field[Any], source: str) -> Any:
-    """`value` as the field's type, checked against its range and choices."""
+    """`value` converted to the field's type.
+
+    Raises `InputError` outside of its range or choices; `source` is for messages.
+    """
     choices = field.metadata.get("choices", ())
     if choices and value not in choices:
         raise InputError(f"{source} is {value!r}; expected one of: {', '.join(choices)}")

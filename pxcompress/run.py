@@ -1,4 +1,4 @@
-"""One run: its recipe with the methods that it names, its data by role, and its clock."""
+"""The context of one run: its recipe with the methods it names, its data by role, and its clock."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pxcompress.types import Batches, Budget, Repair
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What all stages of a run have in common.
+    """What all stages of a run share: recipe, data by role, clock and task.
 
-    `parts` are this process's batches of the roles "score" and "repair"; with "select" as well, quality is measured
-    after every stage that changes the model. What is chosen is chosen by "select", or by "held-out". The `task` says
-    what outputs mean; without one they are compared as they are.
+    `parts` are this process's batches for the roles "score" and "repair"; with "select" as well, quality is measured
+    after every stage that changes the model. Choices are made on "select", or on "held-out". The `task` says what
+    outputs mean; without one they are compared as they are.
     """
 
     recipe: Recipe
@@ -44,7 +44,7 @@ class Run:
 
     @property
     def held_out(self) -> Batches:
-        """Held-out samples, by which scores and repairs are chosen; () where there are none."""
+        """Held-out samples, on which scores and repairs are chosen; () if there are none."""
         return self.parts.get("select", self.parts.get("held-out", ()))
 
     def with_moment_cache(self, role: str, model: nn.Module) -> Run:
@@ -52,14 +52,14 @@ class Run:
         return replace(self, parts={**self.parts, role: MomentCache(self.parts[role], model)})
 
     def remember_moments_of(self, model: nn.Module) -> None:
-        """Let parts that remember the moments of another dense model remember those of `model` from now on."""
+        """Make all moment caches forget the former dense model and store moments of `model` from now on."""
         for part in self.parts.values():
             if isinstance(part, MomentCache) and part.model is not model:
                 part.moments.clear()
                 part.model = model
 
     def clear_solutions(self, role: str) -> None:
-        """Free what scorers derived from the moments of `role`; the moments stay."""
+        """Free the results that scorers cached for the moments of `role`; the moments stay."""
         part = self.parts[role]
         for each in part.moments.values() if isinstance(part, MomentCache) else ():
             each.solutions.clear()
@@ -68,7 +68,8 @@ class Run:
     def short_of_samples(self) -> Mapping[str, tuple[int, int]]:
         """Layers with more input features than the score part has samples: name -> (features, samples).
 
-        Layers that read several positions of a sample are not among them. Known once the samples were scored.
+        Layers that read several positions of a sample are not among them. The result is complete once the samples were
+        scored.
         """
         part = self.parts["score"]
         moments_by_layer = part.moments if isinstance(part, MomentCache) else {}

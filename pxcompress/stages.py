@@ -1,4 +1,4 @@
-"""Model -> groups -> prices -> scores -> plan -> pruned -> repaired: the stages of a run that need no files."""
+"""The stages of a run that need no files: model -> groups -> prices -> scores -> plan -> pruned -> repaired."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ from pxcompress.types import (
 )
 
 REASONS = 3
-"""Reasons that a message names where a model has nothing to remove."""
+"""Most reasons that a message lists for a model without removable units."""
 
 
 def prune_and_repair(model: nn.Module, example: Tensor, run: Run) -> PruneResult:
-    """Find, score, plan, prune, repair: the part of a run that needs neither files nor ONNX.
+    """Find groups, score, plan, prune and repair: the part of a run that needs neither files nor ONNX.
 
     `example` is one input, shape (1, ...). Raises `BudgetError` where no plan reaches the ratio, `ResultError` where
     removal is not what zeroing is.
@@ -73,7 +73,7 @@ def prune_and_repair(model: nn.Module, example: Tensor, run: Run) -> PruneResult
 
 
 def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> PruneResult:
-    """Plan, prune and repair what was scored, in the recipe's rounds.
+    """Plan, prune and repair a scored model, in the recipe's rounds.
 
     With `on_file` a plan for a budget that only files tell is corrected until its exported file fits; it then takes
     one process and one round.
@@ -95,7 +95,7 @@ def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> Pru
 
 
 def price_groups(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
-    """The groups and what their units cost, without scores. Raises `BudgetError`."""
+    """Find the groups and what their units cost; scores are still empty. Raises `BudgetError`."""
     recipe, clock = run.recipe, run.clock
     with clock.stage("find groups"):
         model, structure = _find_structure(model, example, recipe)
@@ -115,7 +115,7 @@ def price_groups(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
 
 
 def _find_structure(model: nn.Module, example: Tensor, goal: Goal) -> tuple[nn.Module, Structure]:
-    """A copy of `model` in which the streams that may lose directions are rotated, and all that may be removed."""
+    """A copy of `model` in which streams that may lose directions are rotated, and all groups that may be pruned."""
     rotated = make_rotatable(model, example)
     structure = find_groups(rotated, example, classifier_names(rotated, example))
     structure = goal.selection.of(structure, rotated)
@@ -129,7 +129,7 @@ def _find_structure(model: nn.Module, example: Tensor, goal: Goal) -> tuple[nn.M
 
 
 def _check_removable(structure: Structure) -> None:
-    """Raise `BudgetError`, with reasons, where nothing can be removed."""
+    """Raise `BudgetError`, with reasons, if nothing can be removed."""
     if structure.groups:
         return
     reasons = {layer.reason: layer.name for layer in reversed(structure.fixed)}
@@ -140,7 +140,7 @@ def _check_removable(structure: Structure) -> None:
 
 
 def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
-    """Find the groups, and say what their units are worth and cost, once for all ratios. Raises `BudgetError`."""
+    """Find the groups, and the score and cost of their units, once for all ratios. Raises `BudgetError`."""
     recipe, clock = run.recipe, run.clock
     scored = price_groups(model, example, run)
     model, groups = scored.model, scored.structure.groups
@@ -170,10 +170,11 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
 
 
 def _choose_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
-    """The candidate whose pruned model comes nearest to the dense one on held-out samples; all score the same model.
+    """The candidate whose pruned model is most similar to the dense one on held-out samples.
 
-    Each is pruned to the recipe's ratio and repaired by what absorbs; the first wins a tie. Where the plan holds scores
-    of one group against those of another, tried are the first as it is, and all at measured rates of exchange.
+    All candidates score the same model. Each is pruned to the recipe's ratio and repaired by what absorbs; the first
+    wins a tie. If the plan compares scores of different groups, the first one as it is competes with all at measured
+    exchange rates.
     """
     if len(candidates) == 1:
         return candidates[0]
@@ -203,9 +204,9 @@ def _choose_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
 
 
 def unit_scores(model: nn.Module, groups: Sequence[Group], scorer: str, run: Run) -> Scores:
-    """What a scorer, given as its text, says of every group; `ResultError` where it is no number.
+    """Scores of every group by a scorer, given as text. Raises `ResultError` for scores that are no finite numbers.
 
-    What a scorer draws depends on the recipe's seed alone.
+    Random numbers of a scorer depend on the recipe's seed alone.
     """
     with seeded(run.recipe.seed):
         work = partial(SCORERS.build(scorer), model, groups)
@@ -217,7 +218,7 @@ def unit_scores(model: nn.Module, groups: Sequence[Group], scorer: str, run: Run
 
 
 def plan_at(scored: ScoredModel, ratio: float, goal: Goal) -> Plan:
-    """What to remove at `ratio`, or by the goal's share of relevance. Raises `BudgetError`."""
+    """The plan for removing `ratio`, or for the goal's share of relevance. Raises `BudgetError`."""
     groups = scored.structure.groups
     if goal.relevance_share is not None:
         return plan_by_share(groups, scored.scores, scored.price, goal.relevance_share, goal.limits)
@@ -225,7 +226,7 @@ def plan_at(scored: ScoredModel, ratio: float, goal: Goal) -> Plan:
 
 
 def cut(scored: ScoredModel, plan: Plan, run: Run) -> PruneResult:
-    """Carry out `plan` and repair the result; the dense model is left as it was. Raises as `prune_and_repair` does."""
+    """Prune by `plan` and repair the result; the dense model is left as it was. Raises as `prune_and_repair` does."""
     with run.clock.stage("prune"):
         pruned = prune(scored.model, scored.structure.groups, plan)
         _check_removal(pruned, scored.example)
@@ -234,7 +235,7 @@ def cut(scored: ScoredModel, plan: Plan, run: Run) -> PruneResult:
 
 
 def cut_further(scored: ScoredModel, slim: PruneResult, ratio: float, run: Run) -> PruneResult:
-    """One more round: score what is left in `slim`, remove up to `ratio` of the dense cost, repair. Changes `slim`."""
+    """One more round: score the remaining units, remove up to `ratio` of the dense cost, repair. Changes `slim`."""
     recipe, clock, previous = run.recipe, run.clock, slim.pruned
     with clock.stage(f"score again ({scored.scorer})"):
         remaining_groups = groups_left(previous)
@@ -252,7 +253,7 @@ def cut_further(scored: ScoredModel, slim: PruneResult, ratio: float, run: Run) 
 
 @dataclass(frozen=True, eq=False)
 class _RepairedModel:
-    """A pruned model with some repairs, its agreement where samples are held out, and the repairs not kept."""
+    """A pruned model with some repairs, its agreement if samples are held out, and the repairs that were refused."""
 
     pruned: Pruned
     agreement: Agreement | None
@@ -260,10 +261,10 @@ class _RepairedModel:
 
 
 def _repair(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Agreements | None]:
-    """All repairs that help, in order, then the dead paths that are left go too; beside the dense model.
+    """Apply all repairs that help, in order, then remove units that do nothing; returns model and agreements.
 
-    What helps is what brings the outputs on held-out samples nearer to the dense model's; a refit is judged with the
-    repairs that follow it. What trains on labels follows them, and is kept. Without such samples all are kept.
+    A repair helps if it brings the outputs on held-out samples nearer to the dense model's; a refit is judged with the
+    repairs that follow it. What trains on labels follows them, and is kept. Without held-out samples all are kept.
     """
     dense = DenseOutputs(pruned.whole.dense, run.held_out, run.task) if run.held_out else None
     _measure_quality(pruned, run)
@@ -294,7 +295,7 @@ def _repair(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Agre
 def _try_paths(
     path: _RepairedModel, text: str, repair: Repair, dense: DenseOutputs | None, run: Run
 ) -> Sequence[_RepairedModel]:
-    """What is worth going on with once a repair was tried: with it, without it, or both."""
+    """The models to continue with after trying a repair: with it, without it, or both."""
     pruned = _try_repair(repair, path.pruned, run)
     if dense is None or path.agreement is None:
         return [_RepairedModel(pruned, None)]
@@ -305,24 +306,24 @@ def _try_paths(
 
 
 def _find_nearest(paths: Sequence[_RepairedModel]) -> _RepairedModel:
-    """The path nearest to the dense model on held-out samples, the first one of equals; NaN is farthest."""
+    """The path most similar to the dense model on held-out samples, the first of equals; NaN is worst."""
 
     return min(paths, key=lambda path: _get_distance(path.agreement))
 
 
 def _get_distance(agreement: Agreement | None) -> float:
-    """The divergence from the dense model, 0 where it is not known; NaN is as far as can be."""
+    """The divergence from the dense model: 0 if it is unknown, infinity if it is NaN."""
     value = 0.0 if agreement is None else agreement.divergence
     return math.inf if math.isnan(value) else value
 
 
 def _compare_on_calibration(pruned: Pruned, run: Run, samples: int) -> Agreement:
-    """Agreement on about as many of the samples that repairs were fitted to."""
+    """Agreement on about `samples` of the samples that repairs were fitted to."""
     return DenseOutputs(pruned.dense, spread_samples(run.parts["repair"], samples), run.task).compare(pruned.model)
 
 
 def _check_finite(pruned: Pruned) -> None:
-    """Refuse weights that are not finite, whatever made them so."""
+    """Raise `ResultError` for weights that are NaN or infinite."""
     for name, value in pruned.model.state_dict().items():
         if value.is_floating_point() and not value.isfinite().all():
             raise ResultError(
@@ -332,7 +333,7 @@ def _check_finite(pruned: Pruned) -> None:
 
 
 def _try_repair(repair: Repair, pruned: Pruned, run: Run) -> Pruned:
-    """`pruned` with a copy of its model repaired, in smaller batches where memory asks for them.
+    """`pruned` with a repaired copy of its model, in smaller batches if memory is too small.
 
     What fails half-way has changed its copy only.
     """
@@ -346,7 +347,7 @@ def _try_repair(repair: Repair, pruned: Pruned, run: Run) -> Pruned:
 
 
 def ever_smaller(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iterator[PruneResult]:
-    """Ever smaller models, from the dense one on, each cut and repaired by itself when it is asked for.
+    """Smaller and smaller models, from the dense one on, each pruned and repaired from it when it is needed.
 
     The plans are all made before. Ratios that lead to the same widths give one model; each is one stage of the clock,
     and with "select" among the parts its quality is measured. Raises as `prune_and_repair` does.
@@ -378,7 +379,7 @@ def _measure_quality(pruned: Pruned, run: Run) -> None:
 
 
 def quality_on_select(model: nn.Module, dense: nn.Module, run: Run, task: Task) -> float:
-    """The metric of the PyTorch model on the select split; in smaller batches where memory asks for them."""
+    """The metric of the PyTorch model on the select split, in smaller batches if memory is too small."""
 
     def measure(batches: Batches) -> float:
         return torch_quality(model, batches, task, dense)
@@ -387,7 +388,7 @@ def quality_on_select(model: nn.Module, dense: nn.Module, run: Run, task: Task) 
 
 
 def _check_removal(pruned: Pruned, example: Tensor) -> None:
-    """Refuse a model in which removing units does something else than zeroing them."""
+    """Raise `ResultError` if removing units does anything else than zeroing them."""
     error = removal_error(pruned, example)
     if not error <= REMOVAL_TOLERANCE:
         raise ResultError(

@@ -1,4 +1,4 @@
-"""Context managers for every temporary change: each puts back exactly what it found."""
+"""Context managers for temporary changes; each restores exactly the state it found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils import checkpoint
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed Python, NumPy and PyTorch inside the block; their states outside are unchanged."""
+    """A context in which Python, NumPy and PyTorch are seeded; their states outside are unchanged."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         random.seed(seed)
@@ -33,11 +33,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """`model` in eval mode, without parameter gradients, in-place activations and gradient checkpointing.
+    """A context with `model` in eval mode, without parameter gradients, in-place activations or checkpointing.
 
-    Hooks may be added inside.
-    On exit training modes (per module), `requires_grad`, `inplace` flags and hooks are as before. A module that adds
-    hooks of its own when it first runs, and a flag that says so, adds them again.
+    Hooks may be added inside. At the end training modes (per module), `requires_grad`, `inplace` flags and hooks are as
+    before. A module that adds hooks of its own when it first runs, and a flag that says so, adds them again.
     """
     modules = list(model.modules())
     training = [module.training for module in modules]
@@ -66,7 +65,7 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _remove_added_(module: nn.Module, hooks_before: dict[str, dict[int, Any]], flags_before: set[str]) -> None:
-    """Take from a module, in place, the hooks and flags that it has not had before."""
+    """Remove from a module the hooks and flags that it did not have before, in place."""
     for name, hooks_now in hooks_of(module).items():
         for key in hooks_now.keys() - hooks_before[name].keys():
             del getattr(module, name)[key]
@@ -75,16 +74,16 @@ def _remove_added_(module: nn.Module, hooks_before: dict[str, dict[int, Any]], f
 
 
 def _flags_of(module: nn.Module) -> set[str]:
-    """Names of what a module has set to True."""
+    """Names of the attributes of a module that are True."""
     return {name for name, value in vars(module).items() if value is True}
 
 
 @contextmanager
 def without_checkpointing() -> Iterator[None]:
-    """`torch.utils.checkpoint` calls at once what it is given inside the block.
+    """A context in which `torch.utils.checkpoint` just calls its function.
 
-    It would hide layers from the graph, and run them again in the backward pass, when hooks are gone. Modules import
-    the function by its name, so what it uses inside is exchanged, and for the whole process.
+    Checkpointing would hide layers from the graph, and run them again in the backward pass, when hooks are gone.
+    Modules import the function by its name, so what it uses inside is exchanged, and for the whole process.
     """
 
     class Direct:
@@ -109,11 +108,11 @@ def without_checkpointing() -> Iterator[None]:
 
 @contextmanager
 def gradients(enabled: bool = True) -> Iterator[None]:
-    """Gradients inside the block, or none where they are not `enabled`.
+    """A context with gradients on, or off if not `enabled`.
 
     Code written for inference may change in place what a gradient is computed from; PyTorch then keeps a copy here. A
-    block is one pass: it knows tensors by their place in memory, where those of another batch may lie later on.
-    Nothing is checkpointed: that would need gradients of parameters.
+    block is one pass: it knows tensors by their place in memory, where those of another batch may lie later on. Nothing
+    is checkpointed: that would need gradients of parameters.
     """
     mutations_allowed = torch.autograd.graph.allow_mutation_on_saved_tensors() if enabled else nullcontext()
     with torch.set_grad_enabled(enabled), without_checkpointing(), mutations_allowed:
@@ -121,7 +120,7 @@ def gradients(enabled: bool = True) -> Iterator[None]:
 
 
 def hooks_of(module: nn.Module) -> dict[str, dict[int, Any]]:
-    """Copies of the module's hook tables, by attribute name."""
+    """Copies of a module's dictionaries of hooks, by attribute name."""
     return {
         name: dict(value)
         for name, value in vars(module).items()
@@ -131,7 +130,7 @@ def hooks_of(module: nn.Module) -> dict[str, dict[int, Any]]:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """`TimeoutError` inside the block after `seconds`; no limit outside the main thread, where signals do not reach."""
+    """A context that raises `TimeoutError` after `seconds`; without effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -149,14 +148,14 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def copy_sharing(model: nn.Module) -> nn.Module:
-    """A copy of `model` whose parameters are its own and lie in the memory of the model's; buffers are copied."""
+    """A copy of `model` whose parameters are new objects that share the memory of the model's; buffers are copied."""
     return copy.deepcopy(
         model, {id(value): nn.Parameter(value.detach(), value.requires_grad) for value in model.parameters()}
     )
 
 
 def can_have_gradient(tensor: Tensor) -> bool:
-    """Whether a tensor holds numbers that are no whole ones."""
+    """Whether a tensor holds floating-point or complex numbers."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
@@ -167,5 +166,5 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def best_device() -> torch.device:
-    """The GPU where PyTorch can use one, else the CPU."""
+    """The GPU if PyTorch can use one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""One scoring, many sizes: what every ratio costs and keeps, to choose one from."""
+"""Prunes at many ratios after one scoring, to show what each costs and keeps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from pxcompress.types import ScoredModel
 
 @dataclass(frozen=True)
 class Point:
-    """One size: shares of the dense model's cost (in the budget's unit), parameters and MACs left, and quality.
+    """The result at one ratio: what is left of the dense cost (in the budget's unit), parameters and MACs, and the
+    quality.
 
     Quality is PyTorch's on the select split, by the task's metric: the test split stays unseen until a ratio is chosen.
     `ratio` 0 is the dense model.
@@ -48,7 +49,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Points from the dense model on, the samples that their quality is of, and ratios that no plan reaches."""
+    """The points of a sweep, the dense model first, the number of samples for quality, and ratios that cannot be
+    reached.
+    """
 
     recipe: Recipe
     unit: str
@@ -62,7 +65,7 @@ class Sweep:
 def sweep(
     recipe: Recipe, ratios: Sequence[float], out: Path | None = None, *, force: bool = False, note: Note
 ) -> Sweep:
-    """Score once, cut the dense model at every ratio, repair; writes sweep.json, .csv and .svg into the folder `out`.
+    """Score once, prune the dense model at every ratio, and repair; writes sweep.json, .csv and .svg to `out`.
 
     The recipe's own ratio does not count. Raises `InputError` for ratios outside (0, 1), `BudgetError` where none can
     be reached.
@@ -97,7 +100,7 @@ def sweep(
 
 
 def _check_bench(recipe: Recipe) -> None:
-    """Raise `InputError` where nothing is measured as the recipe says, or cannot be on this machine."""
+    """Raise `InputError` for options on latency that have no effect, or cannot be met on this machine."""
     if recipe.bench != Bench() and not recipe.budget.startswith("latency") and recipe.round_to != MEASURED:
         raise InputError(
             f"--provider, --batch-size and --threads say how milliseconds are measured, and budget {recipe.budget!r} "
@@ -125,7 +128,7 @@ def _measure_points(scored: ScoredModel, ratios: Sequence[float], run: Run) -> I
 
 
 def to_json(result: Sweep) -> str:
-    """sweep.json: recipe, environment and points."""
+    """The text of sweep.json: recipe, environment and points."""
     content = {
         "schema_version": 1,
         "recipe": json.loads(result.recipe.to_json()),
@@ -140,7 +143,7 @@ def to_json(result: Sweep) -> str:
 
 
 def to_csv(result: Sweep) -> str:
-    """sweep.csv: a line for every point."""
+    """The text of sweep.csv: a line for every point."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Point)], lineterminator="\n")
     writer.writeheader()
@@ -163,7 +166,7 @@ def to_table(result: Sweep) -> str:
 
 
 def draw(result: Sweep, path: Path) -> None:
-    """Quality against what is left, as SVG."""
+    """Draw quality against the remaining cost as an SVG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.4), layout="constrained")

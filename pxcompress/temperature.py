@@ -1,4 +1,4 @@
-"""Temperature scaling: the slim model's logits divided by a number, so that its probabilities can be trusted."""
+"""Temperature scaling: divides the slim model's logits by a number, so that its probabilities are calibrated."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, PruneResult
 
 TOLERANCE = 1e-4
-"""How far log-probabilities may be from those of divided logits, as a share of their scale."""
+"""Largest accepted error of log-probabilities after dividing the last layer, as a share of their scale."""
 
 
 def with_temperature(slim: PruneResult, example: Tensor, run: Run) -> PruneResult:
-    """`slim` with a temperature fitted to held-out labels, where the recipe asks for it; changes `slim`'s model.
+    """`slim` with its logits divided by a fitted temperature, if the recipe asks for it; changes its model.
 
-    Weights and bias of the last layer are divided by it, so that nothing is added to the ONNX graph, and no prediction
-    changes. Raises `InputError` where no labelled samples are held out, `ResultError` where the logits are not what
-    the last layer gives.
+    The temperature is fitted to labels of held-out samples. Weights and bias of the last layer are divided by it, so
+    that nothing is added to the ONNX graph, and no prediction changes. Raises `InputError` if no labelled samples are
+    held out, `ResultError` if the logits are not directly the last layer's.
     """
     if not run.recipe.temperature_scaling:
         return slim
@@ -48,7 +48,7 @@ def with_temperature(slim: PruneResult, example: Tensor, run: Run) -> PruneResul
 
 
 def divide_logits_(model: nn.Module, names: tuple[str, ...], temperature: float) -> None:
-    """Divide weights and bias of the layers `names`, which give the logits, by `temperature`."""
+    """Divide weights and bias of the layers `names`, which compute the logits, by `temperature`, in place."""
     with torch.no_grad():
         for name in names:
             for value in model.get_submodule(name).parameters(recurse=False):
@@ -56,7 +56,7 @@ def divide_logits_(model: nn.Module, names: tuple[str, ...], temperature: float)
 
 
 def _read_outputs(model: nn.Module, batches: Batches, task: Task) -> tuple[Tensor, Tensor]:
-    """The class outputs (n, classes) and labels (n,) of all samples, of all processes, on the CPU."""
+    """Logits (n, classes) and labels (n,) of all samples of all processes, on the CPU."""
     outputs, labels = [], []
     with evaluating(model), torch.no_grad():
         for inputs, targets in batches:
@@ -66,7 +66,7 @@ def _read_outputs(model: nn.Module, batches: Batches, task: Task) -> tuple[Tenso
 
 
 def _check_divided(before: Tensor, after: Tensor, temperature: float) -> None:
-    """Raise `ResultError` where probabilities are not those of logits divided by `temperature`."""
+    """Raise `ResultError` if the outputs `after` are not those `before` divided by `temperature`."""
     expected = log_probabilities(log_probabilities(before.numpy()) / temperature)
     actual = log_probabilities(after.numpy())
     error = float(np.abs(actual - expected).max() / max(1.0, float(np.abs(expected).max())))

@@ -1,4 +1,4 @@
-"""The records that the pipeline hands from stage to stage, and the three things that can be plugged in.
+"""The records that stages of the pipeline pass on, and the protocols of what can be plugged in.
 
 Recipe -> (model, Splits) -> Groups -> Scores -> Plan -> Pruned -> Artifact -> Measurement -> Report
 """
@@ -21,17 +21,17 @@ Batches = Iterable[Batch]
 """Re-iterable: every `iter()` yields the same batches in the same order."""
 
 Scores = Mapping[str, Tensor]
-"""Group name -> (units,) float32; higher means keep."""
+"""Group name -> scores of its units, (units,) float32; units with higher scores are kept."""
 
 Meter = Callable[[Mapping[str, int]], float]
-"""Units kept per group (by name; groups left out are whole) -> cost in the budget's unit."""
+"""Function from units kept, by group name (groups left out are whole), to cost in the budget's unit."""
 
 Kind = Literal["channel", "neuron", "head", "direction"]
 Axis = Literal["out", "in"]
 
 
 class ImageSize(NamedTuple):
-    """Sides of an image in pixels."""
+    """Height and width of an image in pixels."""
 
     height: int
     width: int
@@ -39,7 +39,7 @@ class ImageSize(NamedTuple):
 
 @dataclass(frozen=True)
 class OpenAxes:
-    """Which axes of an exported file are open: any batch, or one of `batch`, and with `size` height and width too."""
+    """Which axes of exported files may vary: the batch, unless fixed to `batch`; with `size` height and width."""
 
     batch: int | None = None
     size: bool = False
@@ -57,11 +57,11 @@ class Input:
 
 
 class TextEncoder(Protocol):
-    """Makes packed inputs of texts."""
+    """Turns texts into packed inputs."""
 
     @property
     def content(self) -> str:
-        """A tokenizer.json."""
+        """The content of a tokenizer.json."""
         ...
 
     @property
@@ -70,7 +70,7 @@ class TextEncoder(Protocol):
         ...
 
     def words(self, ids: Sequence[int]) -> Sequence[str]:
-        """The tokens of such ids."""
+        """The tokens with these ids, as text."""
         ...
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> tuple[Tensor, int]:
@@ -136,13 +136,13 @@ class Splits:
 
     @property
     def parts(self) -> dict[str, Batches]:
-        """The parts that shape a model, by role; those that judge it are not among them."""
+        """The parts that may shape the model, by role; not certify and test, which only judge it."""
         return {"score": self.score, "repair": self.repair, "select": self.select}
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One axis of one module (or parameter) that follows a group: unit `u` owns the rows `index[u]`.
+    """One axis of one module (or parameter) that belongs to a group: unit `u` owns the rows `index[u]`.
 
     `axis` "out": rows the module produces or carries (convolution, linear, norm, depthwise convolution, parameter).
     `axis` "in": rows it consumes. A group's consumers are exactly its "in" members.
@@ -162,7 +162,7 @@ class Member:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Units that can be removed one by one, each across all members at once. `members[0]` is the root."""
+    """Units that can be removed one by one, each from all members at once. `members[0]` is the root."""
 
     name: str
     kind: Kind
@@ -171,18 +171,18 @@ class Group:
 
     @property
     def rows_beside(self) -> int:
-        """Rows of its layers that stay beside its units: of a rotated stream the one that makes up for the mean."""
+        """Number of rows in its layers beyond its units: 1 in rotated streams, in place of the mean."""
         return 1 if self.kind == "direction" else 0
 
     @property
     def consumers(self) -> tuple[Member, ...]:
-        """Members that read the units; zeroing their rows equals removing the units."""
+        """Members that read the units (their layers); zeroing their rows equals removing the units."""
         return tuple(member for member in self.members if member.axis == "in")
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """A layer whose outputs stay whole, and why."""
+    """A layer whose outputs all stay, and the reason."""
 
     name: str
     units: int
@@ -191,7 +191,7 @@ class Fixed:
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """What can be removed from a model and what cannot."""
+    """The groups of a model that can be pruned, and the layers that cannot."""
 
     groups: tuple[Group, ...]
     fixed: tuple[Fixed, ...] = ()
@@ -199,7 +199,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which units go. Saved as plan.json; costs are in `unit`, the budget's."""
+    """Which units are removed. Saved as plan.json; costs are in `unit`, the budget's."""
 
     removed: Mapping[str, tuple[int, ...]]
     budget: str
@@ -209,7 +209,7 @@ class Plan:
     cost_target: float
 
     def kept(self, group: Group) -> list[int]:
-        """Units of `group` that stay, ascending."""
+        """Indices of the units of `group` that stay, ascending."""
         removed_units = set(self.removed.get(group.name, ()))
         return [unit for unit in range(group.units) if unit not in removed_units]
 
@@ -246,7 +246,7 @@ class ClassRelevance:
 
 @dataclass(frozen=True, eq=False)
 class Price:
-    """What a model costs by one budget, in its unit, at any widths: a meter with a name."""
+    """The cost of a model at any widths, by one budget: a meter with a name, and a unit."""
 
     budget: str
     unit: str
@@ -259,7 +259,7 @@ class Price:
 
 @dataclass(frozen=True, eq=False)
 class ScoredModel:
-    """A dense model whose units have a score and a price: what every cut of it starts from.
+    """A dense model whose units have scores and costs, from which plans of any size can be made.
 
     `example` is one input, shape (1, ...); `ratio` is the share of the dense price to remove, 0 where the scores say
     how much; `scorer` is the text of the scorer whose scores these are. Class relevance is None where it was not asked
@@ -279,7 +279,7 @@ class ScoredModel:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One turn of a closed loop, in the budget's unit: what the plan foresaw, what its file cost, what it may cost.
+    """One attempt to fit a budget: cost foreseen by the plan, measured on its file, and allowed, in the budget's unit.
 
     From the second turn on, `planned` is corrected by what was measured in the one before.
     """
@@ -291,7 +291,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a pruned model compares with the dense one on `samples` samples, without labels.
+    """How similar a pruned model's outputs are to the dense one's on `samples` samples, without labels.
 
     `share` is in [0, 1]: for logits the share of samples with the same largest class, for other outputs 1 less the
     error as a share of the outputs' variance, as a mean over samples. `divergence`, 0 for equal outputs, is what small
@@ -305,7 +305,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Agreements:
-    """Agreement on samples that nothing was fitted to, and on those that the weights were fitted to."""
+    """Agreement on held-out samples, and on samples that weights were fitted to."""
 
     held_out: Agreement
     calibration: Agreement
@@ -335,12 +335,12 @@ class Scorer(Protocol):
 
     @property
     def composite(self) -> str:
-        """Rules of LRP, as a composite's text, which a search varies and explanations are made with; "" for none."""
+        """LRP rules as the text of a composite, for searches and explanations; "" if the scorer has none."""
         return ""
 
     @property
     def target(self) -> str:
-        """Class whose output is attributed, "" for none. "label" needs labels; else those of the batches are unused."""
+        """Class whose output is attributed, "" for none. "label" needs labels; others ignore those of the batches."""
         return ""
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
@@ -349,39 +349,39 @@ class Scorer(Protocol):
 
 
 class Budget(Protocol):
-    """Prices a width for every group. Classes derive from it: it holds the defaults of what they may declare."""
+    """What a width of every group costs, in one unit. Budgets derive from this class, which has the defaults."""
 
     unit: str
 
     normalise: ClassVar[str] = "knapsack"
-    """How scores of different groups are made comparable when the recipe does not say it."""
+    """Default way in which scores of different groups are made comparable."""
 
     round_to: ClassVar[int] = 8
-    """Step of widths when the recipe does not say it, in units; 0 stands for the step that is measured as fastest."""
+    """Default step of widths, in units; 0 stands for the step that is measured as fastest."""
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
-        """A pure function from units kept to cost."""
+        """A function from kept units, by group name, to cost."""
         ...
 
 
 @runtime_checkable
 class FileBudget(Protocol):
-    """A budget that a plan only predicts, and that the exported file tells."""
+    """A budget that a plan can only predict: it is measured on the exported file."""
 
     unit: str
     tolerance: float
 
     def measure_files(self, files: Sequence[Path], example: Tensor) -> Sequence[float]:
-        """What ONNX files cost, measured side by side; a share `tolerance` too much is within the noise."""
+        """Measured costs of ONNX files, side by side; a share `tolerance` above a limit counts as noise."""
         ...
 
 
 Phase = Literal["absorb", "refit", "statistics", "train"]
-"""What a repair does: put what is gone into what stays, fit weights, set the moments of what norms see, or train."""
+"""What a repair does: move lost contributions into kept units, refit weights, set moments of norms, or train."""
 
 
 class Repair(Protocol):
-    """A method that makes the pruned model compute again what the dense one did; a repair derives from this class.
+    """A method that brings a pruned model's outputs back to the dense one's; repairs derive from this class.
 
     `phase` says when it runs: a recipe's repairs run in the order of `Phase`, within one phase in any order.
     `costly` is true where it takes many times as long as pruning and measuring: searches leave it out of their trials.
@@ -396,5 +396,5 @@ class Repair(Protocol):
         return False
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
-        """May change `pruned.model` in place; never `pruned.dense`. `held_out` is for choosing, not for fitting."""
+        """Repair `pruned.model`, perhaps in place; never `pruned.dense`. `held_out` is for choices, not for fitting."""
         ...

@@ -1,4 +1,4 @@
-"""What a run is about: a model with weights, and data cut into its disjoint roles."""
+"""The model with its weights, and the data cut into disjoint roles, that a run works on."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from pxcompress.types import ImageSize, Splits
 
 @dataclass(frozen=True, eq=False)
 class Whole:
-    """What a part of the classes was cut from: a model and data with all classes, and the `outputs` that were kept."""
+    """The model and data with all classes, from which some were selected; `outputs` are the selected ones."""
 
     loaded: Loaded
     source: Source
     outputs: tuple[int, ...]
 
     def slice_outputs(self, example: Tensor) -> Loaded:
-        """The model with the kept outputs only; `example` is an input (1, ...). Raises `ModelError`."""
+        """The model with the selected outputs only; `example` is an input (1, ...). Raises `ModelError`."""
         model = slice_classes(self.loaded.model, example, self.outputs)
         names = tuple(self.loaded.class_names[output] for output in self.outputs if self.loaded.class_names)
         return replace(self.loaded, model=model, classes=len(self.outputs), class_names=names)
@@ -55,9 +55,9 @@ class Whole:
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """A loaded model, the data it is for, what its outputs mean, and where model and data come from.
+    """Everything that a run works on: a loaded model, the data, the task, and where model and data come from.
 
-    `whole` is there where only some classes of both are taken.
+    `whole` is set if only some classes of both are used.
     """
 
     loaded: Loaded
@@ -68,14 +68,14 @@ class Workload:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know of the weights and the data."""
+        """Notes for the reader about weights and data."""
         return (*self.loaded.notes, *self.source.notes, *self.splits.notes)
 
 
 def load_workload(request: ModelAndData) -> Workload:
-    """Load model and data of what is `request`, both with its classes only, and choose the task.
+    """Load the model and data of `request`, restricted to its classes, and choose the task.
 
-    Pretrained weights are asked for only when the data is the user's own.
+    Pretrained weights are loaded only if the data are the user's own.
     """
     if request.data == IN_PYTHON:
         raise InputError(
@@ -115,7 +115,7 @@ def load_workload(request: ModelAndData) -> Workload:
 
 
 def _load_model(request: ModelAndData, source: Source, task: Task) -> Loaded:
-    """The model, with as many outputs as the data need, where these say it."""
+    """The model, with as many outputs as the data need if they say so."""
     with seeded(request.seed):
         loaded = load_model(
             request.model,
@@ -136,14 +136,14 @@ def _load_model(request: ModelAndData, source: Source, task: Task) -> Loaded:
 
 
 def _choose_input_size(request: ModelAndData, source: Source) -> int | ImageSize | tuple[int, ...] | None:
-    """Pixels, or the shape of inputs that are no images."""
+    """The input size: pixels, or the shape of inputs that are no images; None for the model's own."""
     if isinstance(request.input_size, tuple):
         return ImageSize(*request.input_size)
     return request.input_size or source.native_size
 
 
 def _make_judged(task: Task, loaded: Loaded, splits: Splits) -> Loaded:
-    """The model with the logits of `task`, whatever it returns. Raises `InputError` where its outputs do not fit."""
+    """The model with the logits of `task`, whatever it returns. Raises `InputError` if its outputs do not fit."""
     inputs, targets = next(iter(splits.score))
     with evaluating(loaded.model), torch.no_grad():
         outputs = named_outputs(loaded.model, inputs[:2].to(device_of(loaded.model)), task.output_name)
@@ -153,10 +153,10 @@ def _make_judged(task: Task, loaded: Loaded, splits: Splits) -> Loaded:
 
 
 def with_baseline(workload: Workload, seed: int, note: Note) -> Workload:
-    """`workload` with weights: a model that has none is trained on the embedded data, or read from the cache.
+    """`workload` with weights: a model without any is trained on the embedded data, or read from the cache.
 
-    It learns all classes, also where a task needs only some of them, so that its weights do not depend on the task.
-    What there is to know of weights and data is told.
+    It learns all classes, also if a task needs only some of them, so that its weights do not depend on the task. `note`
+    is told about weights and data.
     """
     for message in workload.notes:
         note(message)

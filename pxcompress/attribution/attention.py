@@ -25,11 +25,11 @@ SOFTMAX_RULES: Mapping[SoftmaxRule, str] = {
     "attn": "softmax linearised at its input, half of a product's relevance to each factor (AttnLRP)",
     "zplus": "as attn, but only positive contributions through the softmax, its constant kept as a bias",
 }
-"""What a composite's text may name after `softmax=`."""
+"""The rules for softmax that the text of a composite may name after `softmax=`, each with its description."""
 
 
 class _SoftmaxZPlus(torch.autograd.Function):
-    """z+ on the softmax s linearised at x, with its constant as a bias.
+    """The z+ rule for a softmax s, which is replaced by its linear approximation at x; the constant of that is a bias.
 
     Contributions z_ji = s_j (delta_ij - s_i) x_i and the bias b_j = s_j - sum_i z_ji, positive parts only. With x+ and
     x- the sizes of x's parts and T = sum_i s_i x-_i, the j-th denominator over s_j is
@@ -56,7 +56,10 @@ class _SoftmaxZPlus(torch.autograd.Function):
 
 
 def _keep_gradient(func: Handler, *args: Any, **kwargs: Any) -> Any:
-    """The ordinary gradient; for "cp" weights are detached before they meet values (`marks.settle`)."""
+    """Call `func` with its ordinary gradient, the rule "cp".
+
+    `marks.prepare_call` has detached attention weights already.
+    """
     return func(*args, **kwargs)
 
 
@@ -83,7 +86,9 @@ def _attention_zplus(func: Handler, query: Tensor, key: Tensor, value: Tensor, *
 
 
 def _mask_scores(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Scores under a mask as `scaled_dot_product_attention` reads it: True takes part, or numbers to add."""
+    """Attention scores with a mask applied, as in `scaled_dot_product_attention`: a boolean mask keeps where True,
+    others add.
+    """
     if mask is None:
         return scores
     return scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
@@ -97,7 +102,7 @@ ATTENTION: Mapping[SoftmaxRule, Mapping[str, Handler]] = {
 
 
 class _Calls(TorchFunctionMode):
-    """Notes which functions are called."""
+    """Collects the names of the torch functions that are called while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +116,10 @@ class _Calls(TorchFunctionMode):
 
 
 def has_attention(model: nn.Module, example: Tensor) -> bool:
-    """Whether the rule of the softmax has an effect on `model`; `example` is one input, (1, ...)."""
+    """Whether `model` runs attention, so that the choice of a softmax rule matters.
+
+    `example` is one input, (1, ...).
+    """
     with evaluating(model), torch.no_grad(), _Calls() as calls:
         model(example.to(device_of(model)))
     return not calls.names.isdisjoint({*ATTENTION["cp"], "multi_head_attention_forward"})
@@ -120,7 +128,9 @@ def has_attention(model: nn.Module, example: Tensor) -> bool:
 def multi_head_attention(
     query: Tensor, key: Tensor, value: Tensor, embed_dim_to_check: int, num_heads: int, **parameters: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """`F.multi_head_attention_forward` (tokens first) spelled out in functions that have rules."""
+    """Compute `F.multi_head_attention_forward` (tokens on the first axis) by functions that have LRP rules of their
+    own.
+    """
     q, k, v = _project(query, key, value, parameters)
     (length, batch, width), source = q.shape, k.shape[0]
     q, k, v = (x.reshape(x.shape[0], batch, num_heads, -1).permute(1, 2, 0, 3) for x in (q, k, v))
@@ -138,7 +148,7 @@ def multi_head_attention(
 
 
 def _project(query: Tensor, key: Tensor, value: Tensor, parameters: Mapping[str, Any]) -> list[Tensor]:
-    """Queries, keys and values of a packed or separate projection."""
+    """Queries, keys and values, projected by one joint weight or by three separate ones."""
     bias = parameters["in_proj_bias"]
     if not parameters["use_separate_proj_weight"] and query is key and key is value:
         return list(F.linear(query, parameters["in_proj_weight"], bias).chunk(3, dim=-1))
@@ -153,7 +163,10 @@ def _project(query: Tensor, key: Tensor, value: Tensor, parameters: Mapping[str,
 def _additive_mask(
     parameters: Mapping[str, Any], shape: tuple[int, int, int, int], dtype: torch.dtype
 ) -> Tensor | None:
-    """Attention and padding mask (True or -inf: left out) as one tensor to add, broadcastable to `shape`."""
+    """Attention mask and padding mask as one tensor to add to scores, broadcastable to `shape`.
+
+    True in them means "ignore".
+    """
     batch, heads, _, source = shape
     attention, padding = parameters["attn_mask"], parameters["key_padding_mask"]
     if attention is not None and attention.dim() == 3:

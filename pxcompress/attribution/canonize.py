@@ -38,14 +38,16 @@ def fold_batchnorm(model: nn.Module, example: Tensor) -> tuple[str, ...]:
 
 
 def is_batchnorm(module: nn.Module) -> bool:
-    """BatchNorm by type (synced ones and timm's BatchNormAct too) or, frozen ones, by what they hold."""
+    """Whether a module is a BatchNorm: by its type (synchronised ones and timm's BatchNormAct too), or a frozen one by
+    its buffers.
+    """
     if isinstance(module, _BatchNorm):
         return module.running_mean is not None
     return "Frozen" in type(module).__name__ and hasattr(module, "running_mean") and hasattr(module, "running_var")
 
 
 class _Observer(TorchFunctionMode):
-    """Notes which weight made each tensor, how often each weight ran, and how many functions read each such tensor."""
+    """Records for each tensor which weight made it and how many functions read it, and how often each weight ran."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +80,10 @@ def _flatten(values: Iterable[Any]) -> Iterable[Any]:
 
 
 def _observe(model: nn.Module, example: Tensor) -> tuple[dict[str, nn.Module], tuple[str, ...]]:
-    """BatchNorm name -> the layer it can be folded into, and the names of all that ran."""
+    """Maps the name of each foldable BatchNorm to the layer in front of it.
+
+    Also returns the names of all BatchNorms that ran.
+    """
     observer = _Observer()
     inputs: dict[str, list[Tensor]] = {}
 
@@ -105,14 +110,16 @@ def _observe(model: nn.Module, example: Tensor) -> tuple[dict[str, nn.Module], t
 
 
 def _find_owners(model: nn.Module) -> dict[int, nn.Module]:
-    """id of a weight -> the convolution or linear layer that alone holds it."""
+    """Maps the id of a weight to its convolution or linear layer, for weights that no other module shares."""
     layers = [module for module in model.modules() if isinstance(module, (_ConvNd, nn.Linear))]
     holders = Counter(id(parameter) for module in model.modules() for parameter in module._parameters.values())
     return {id(layer.weight): layer for layer in layers if holders[id(layer.weight)] == 1}
 
 
 def _can_fold(layer: nn.Module, output: Tensor, norm: nn.Module) -> bool:
-    """Whether the norm's channels are the layer's outputs (of a linear layer: only without further axes)."""
+    """Whether the BatchNorm's channels are the layer's output channels (for linear layers, only where outputs have two
+    axes).
+    """
     channels: int = norm.running_mean.numel()  # type: ignore[operator]
     if isinstance(layer, nn.Linear):
         return layer.out_features == channels and output.dim() == 2
@@ -120,7 +127,9 @@ def _can_fold(layer: nn.Module, output: Tensor, norm: nn.Module) -> bool:
 
 
 def _fold(layer: Any, norm: Any) -> None:
-    """W <- scale W, b <- scale (b - mean) + shift, with scale = weight / sqrt(var + eps)."""
+    """Fold a BatchNorm into the layer in place: W <- scale W, b <- scale (b - mean) + shift, scale = weight / sqrt(var
+    + eps).
+    """
     scale = (norm.running_var + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight
     bias = -norm.running_mean * scale if layer.bias is None else (layer.bias - norm.running_mean) * scale
@@ -137,6 +146,8 @@ def _fold(layer: Any, norm: Any) -> None:
 
 
 def _make_replacement(norm: nn.Module) -> nn.Module:
-    """What a folded BatchNorm leaves behind: nothing, or the drop and activation layers of a BatchNormAct."""
+    """The module to put in place of a folded BatchNorm: an identity, or the drop and activation layers of a
+    BatchNormAct.
+    """
     children = OrderedDict((name, child) for name, child in norm.named_children() if name in ("drop", "act"))
     return nn.Sequential(children) if children else nn.Identity()

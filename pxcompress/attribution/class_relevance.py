@@ -15,10 +15,11 @@ from pxcompress.types import Batches, ClassRelevance, Group, Plan
 
 
 def class_relevance(model: nn.Module, groups: Sequence[Group], batches: Batches) -> ClassRelevance:
-    """Relevance of every unit for every class k: E_{x of label k} | sum_p a_p m_p |, m by LRP-epsilon from logit k.
+    """Relevance of every unit for every class k: the mean over samples of label k of |sum over positions of a_p m_p|.
 
-    One forward and one backward pass for all classes, on a copy with BatchNorm folded; on a residual stream the mean
-    over the tensors that carry it. Raises `InputError` for labels that are no class of the model.
+    a is the unit's activation, m its LRP-epsilon multiplier from logit k. One forward and one backward pass for all
+    classes, on a copy with BatchNorm folded; on a residual stream the mean over the tensors that carry it. Raises
+    `InputError` for labels that are no class of the model.
     """
     inputs, _ = next(iter(batches))
     with attributed(model, parse_composite("epsilon"), inputs[:1]) as twin:
@@ -44,6 +45,6 @@ def removed_shares(relevance: ClassRelevance, plan: Plan) -> Tensor:
 
 
 def _share_relevance(values: Tensor) -> Tensor:
-    """Rows (classes, units) as shares of their sum, float64; rows of zeros stay."""
+    """Relevances (classes, units) divided by the sum of their row, float64; rows of zeros stay zeros."""
     total = values.double().sum(1, keepdim=True)
     return values.double() / torch.where(total > 0, total, 1.0)

@@ -39,14 +39,17 @@ COMPOSITES: Mapping[str, str] = {
     "epsilon-gamma-box": "first=zbox|low=gamma(0.25)/epsilon|mid=gamma(0.25)/epsilon|high=gamma(0.25)/epsilon"
     "|classifier=epsilon",
 }
-"""Named composites. `pxp-*` have the four parts of "Pruning by Explaining Revisited" with the usual order of rules,
-stable near the input and faithful near the output; the paper tunes them per model. `epsilon-plus` and
-`epsilon-gamma-box` are zennit's."""
+"""Named composites, as the text that defines each.
+
+`pxp-*` follow "Pruning by Explaining Revisited": the network's depth in four parts, with the usual order of rules,
+stable near the input and faithful near the output; the paper tunes them for each model. `epsilon-plus` and
+`epsilon-gamma-box` are zennit's.
+"""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A part's rules: for convolutions and for linear layers."""
+    """The rules for one part of the network: one for its convolutions, one for its linear layers."""
 
     convolution: Rule
     linear: Rule
@@ -68,21 +71,23 @@ _WORDS: Mapping[str, Choice] = {
     "gamma": Choice(Gamma(0.25), Gamma(0.05)),
     "alpha2beta1": _use_for_both(AlphaBeta(2.0, 1.0)),
 }
-"""Rules without parameters, as PXP sets them: gamma is smaller for linear layers."""
+"""Rule names that may be written without numbers, with the parameters that PXP sets: gamma is smaller for linear
+layers.
+"""
 
 PXP_RULES = ("epsilon", "alpha2beta1", "gamma", "zplus")
-"""What "Pruning by Explaining Revisited" chooses from for each part."""
+"""The rules among which "Pruning by Explaining Revisited" (PXP) chooses for each part of the network."""
 
 
 def list_varied_parameters(word: str) -> tuple[dataclasses.Field[Any], ...]:
-    """Parameters of the rules that `word` stands for which a search varies."""
+    """The parameters, of the rule named `word`, that a search varies."""
     return tuple(
         field for field in dataclasses.fields(cast(Any, _WORDS[word].linear)) if field.metadata.get("searched")
     )
 
 
 def set_parameters(word: str, values: Mapping[str, float]) -> Choice:
-    """The rules that `word` stands for, with `values` as the parameters of the rule for convolutions.
+    """The rules named `word`, with `values` as the parameters of the rule for convolutions.
 
     Parameters of the rule for linear layers keep their ratio to those: its gamma is a fifth.
     """
@@ -96,7 +101,10 @@ def set_parameters(word: str, values: Mapping[str, float]) -> Choice:
 
 @dataclass(frozen=True)
 class Composite:
-    """A rule for every layer by its place in the executed graph. `str` of it is the shortest text that parses to it."""
+    """A rule for every layer, chosen by how deep it lies in the network.
+
+    `str` of it is the shortest text that parses to it.
+    """
 
     low: Choice
     mid: Choice
@@ -117,14 +125,15 @@ class Composite:
         return "|".join(parts if self.softmax == "cp" else [*parts, f"softmax={self.softmax}"])
 
     def choice(self, part: Part) -> Choice:
-        """The rules of a part; `first` is `low` where it has none of its own."""
+        """The rules for a part of the network; the part `first` takes those of `low` where it has none of its own."""
         return self.low if part == "first" and self.first is None else getattr(self, part)
 
 
 def split_by_depth(classifier: Sequence[bool]) -> list[Part]:
-    """The part of every layer, given in executed order whether it belongs to the classifier.
+    """Assign each layer to a part of the network.
 
-    Of n other layers the first and the last ceil(n / 4) are low and high; the very first is `first`.
+    `classifier` says in executed order which layers are the classifier's. Of n other layers the first and the last
+    ceil(n / 4) are low and high; the very first is `first`.
     """
     hidden = [index for index, is_classifier in enumerate(classifier) if not is_classifier]
     quarter = math.ceil(len(hidden) / 4)
@@ -137,7 +146,7 @@ def split_by_depth(classifier: Sequence[bool]) -> list[Part]:
 
 
 def parse_composite(text: str) -> Composite:
-    """The composite that `text` describes (see the module).
+    """The composite that `text` describes; the module's docstring explains the format.
 
     Raises `InputError`, one line, for an unknown part, rule or name, a wrong number or value of parameters, a part
     given twice, and for parts that are left without a rule.
@@ -171,7 +180,7 @@ def parse_composite(text: str) -> Composite:
 
 
 def _parse_base(text: str) -> dict[str, Choice | str]:
-    """Parts of a named composite, or the same rule for all."""
+    """Rules by part for a text without "|": those of a named composite, or the same rule for all parts."""
     if text in COMPOSITES:
         composite = parse_composite(COMPOSITES[text])
         return {field.name: getattr(composite, field.name) for field in dataclasses.fields(composite)}
@@ -187,7 +196,7 @@ def _parse_softmax(text: str) -> str:
 
 
 def _parse_choice(text: str) -> Choice:
-    """ "rule" or "rule for convolutions/rule for linear layers"."""
+    """Parse "rule" or "rule for convolutions/rule for linear layers"."""
     choices = [_parse_rule(piece.strip()) for piece in text.split("/")]
     if len(choices) > 2:
         raise InputError(f"{text!r} names {len(choices)} rules; expected one, or two: convolutions/linear layers")
@@ -195,7 +204,7 @@ def _parse_choice(text: str) -> Choice:
 
 
 def _parse_rule(text: str) -> Choice:
-    """ "name" or "name(number;number)"."""
+    """Parse "name" or "name(number;number)" as the rules for convolutions and linear layers."""
     match = re.fullmatch(r"([\w-]+)\s*(?:\(([^()]*)\))?", text)
     if match is None:
         raise InputError(f"rule {text!r} cannot be read; expected name or name(number;number), for example gamma(0.25)")
@@ -215,7 +224,7 @@ def _parse_rule(text: str) -> Choice:
 
 
 def _parse_numbers(text: str, source: str) -> list[float]:
-    """Numbers separated by ; or ,"""
+    """Parse numbers that are separated by ";" or ","; `source` is the whole text for the error message."""
     try:
         return [float(piece) for piece in re.split("[;,]", text)] if text.strip() else []
     except ValueError:

@@ -43,7 +43,7 @@ from pxcompress.state import device_of, gradients
 
 @dataclass(frozen=True)
 class RuledLayer:
-    """A layer and its rule, for listings. `name`: the module that holds (or computes) the weight; `part`: its depth."""
+    """A layer and its rule, for listings: `name` is the module that holds the weight, `part` its part of the net."""
 
     name: str
     kind: str
@@ -53,9 +53,9 @@ class RuledLayer:
 
 @dataclass(frozen=True)
 class UnruledFunction:
-    """Something that relevance passes through by its plain gradient although that is no rule for it.
+    """A torch function without an LRP rule, through which relevance flows by its ordinary gradient.
 
-    `module` and `kind` are the name and class of the module that it runs in, `function` is the torch function.
+    `module` and `kind` are the name and class of the module it runs in, `function` is its name.
     """
 
     module: str
@@ -66,7 +66,7 @@ class UnruledFunction:
 
 @dataclass(frozen=True)
 class Flow:
-    """Relevance at one executed layer or function, summed over a batch, as shares of that of the model's output.
+    """Relevance that enters and leaves one executed layer or function, over a batch, as shares of the output's.
 
     What biases (and a stabiliser) absorbed is `relevance_out - relevance_in`. `size` is the sum of the sizes of the
     relevances of the output. A function without a rule has no `rule` and no `relevance_in`.
@@ -82,7 +82,7 @@ class Flow:
 
 @dataclass(frozen=True, eq=False)
 class Attributed:
-    """A copy of a model with rules in place of gradients, the layers in executed order, and what has no rule.
+    """A copy of a model whose gradients follow LRP rules, its layers in executed order, and functions without a rule.
 
     With `out = attributed.model(x)`, `x.requires_grad` and a start relevance `start` of the shape of `out`,
     `torch.autograd.grad(out, tensors, start)` are the multipliers m of `tensors`. Forward hooks run under the rules
@@ -97,7 +97,7 @@ class Attributed:
     def flow(self, x: Tensor, start: Callable[[Tensor], Tensor]) -> tuple[Flow, ...]:
         """Relevance in and out of every layer, and through every function without a rule, in executed order.
 
-        `start` maps the output to its multipliers; the relevance that starts, sum of start(out) * out, must not be 0.
+        `start` maps the output to its multipliers; the starting relevance, sum of start(out) * out, must not be 0.
         """
         with gradients():
             with self._rules.tracing(self.model) as trace:
@@ -120,7 +120,7 @@ class Attributed:
 
 
 class _TracedCall(NamedTuple):
-    """One executed layer (with its rule and input) or function without a rule, and its output."""
+    """One executed layer (with its rule and input), or one executed function without a rule, and its output."""
 
     name: str
     kind: str
@@ -133,15 +133,13 @@ class _TracedCall(NamedTuple):
 def attributed(
     model: nn.Module, composite: Composite | None, example: Tensor | None, pruning: RelevancePruning | None = None
 ) -> Iterator[Attributed]:
-    """Rules of `composite` on a copy of `model`; the model itself is not touched. Without one, ordinary gradients.
+    """A context with a copy of `model` whose gradients follow the rules of `composite`; None keeps ordinary gradients.
 
-    With `pruning` every layer but the first hands only the relevances on that it leaves (PLRP).
-
-    The copy is in eval mode, without parameter gradients or in-place activations, with BatchNorm folded where there are
-    rules, and every module has the name it had. `example` is an input of shape (n, ...), of which one sample is used to
-    see which layers run in which order; None stands for zeros of the size that a timm model names itself.
-    Raises `ModelError` for a model that has no layer with a rule or cannot be copied, and for a copy that computes
-    something else.
+    With `pruning` every layer but the first passes on only the relevances that it leaves (PLRP). The copy is in eval
+    mode, without parameter gradients or in-place activations, with BatchNorm folded where there are rules, and every
+    module has the name it had. `example` is an input of shape (n, ...), of which one sample is used to see which layers
+    run in which order; None stands for zeros of the size that a timm model names itself. Raises `ModelError` for a
+    model that has no layer with a rule or cannot be copied, and for a copy that computes something else.
     """
     twin = copy_for_attribution(model)
     example = (default_example(model) if example is None else example.detach()[:1]).to(device_of(model))
@@ -185,7 +183,7 @@ def _get_kind(twin: nn.Module, name: str) -> str:
 
 
 class _Rules(TorchFunctionMode):
-    """While it is active, functions of a forward pass record the gradients of their rules."""
+    """A mode in which torch functions get the gradients of their LRP rules when the forward pass calls them."""
 
     def __init__(self, twin: nn.Module, composite: Composite | None, pruning: RelevancePruning | None) -> None:
         super().__init__()
@@ -208,13 +206,13 @@ class _Rules(TorchFunctionMode):
         self.unruled: Counter[tuple[str, str]] = Counter()
 
     def run(self, forward: Callable[[], Any], source: Any, *, all_outputs: bool = False) -> Any:
-        """One forward pass, of the input `source`."""
+        """Run one forward pass, `forward`, on the input `source` under the rules."""
         self._computed, self._softmaxes, self._samples = 0, 0, len(source)
         with self:
             return self.reach.run(forward, source, all_outputs=all_outputs)
 
     def prepare(self, twin: nn.Module, example: Tensor, expected: Any) -> tuple[RuledLayer, ...]:
-        """See which layers run in which order, give each its rule, and check that the outputs are as `expected`."""
+        """Run the copy once to find its layers, give each a rule, and check that its output equals `expected`."""
         output = self._run_watched(twin, example)
         check_same(expected, output, type(twin).__name__)
         if not transformer.carries_gradient(output):
@@ -233,13 +231,13 @@ class _Rules(TorchFunctionMode):
         return self._bind_rules(twin) if self._composite is not None else ()
 
     def _run_watched(self, twin: nn.Module, example: Tensor) -> Any:
-        """The output of a pass that notes layers, gradients and functions without a rule."""
+        """The output of a pass that records which layers run, and which functions have no rule."""
         source = example.clone().requires_grad_()
         with self._watch_calls(twin):
             return self.run(partial(twin, source), source, all_outputs=True)
 
     def _bind_rules(self, twin: nn.Module) -> tuple[RuledLayer, ...]:
-        """All layers that ran, each with its rule by depth from now on."""
+        """Give every layer that ran its rule by depth, and list them."""
         assert self._composite is not None
         if not self._kinds:
             raise ModelError(
@@ -259,7 +257,7 @@ class _Rules(TorchFunctionMode):
 
     @contextmanager
     def tracing(self, twin: nn.Module) -> Iterator[list[_TracedCall]]:
-        """The list that one forward pass inside fills, with tensors of which each has one reader or one writer only."""
+        """A context whose list is filled with the calls of one forward pass, each tensor with one reader and writer."""
         unruled = self.unruled.copy()
         self._trace = []
         try:
@@ -270,7 +268,7 @@ class _Rules(TorchFunctionMode):
 
     @contextmanager
     def _watch_calls(self, twin: nn.Module) -> Iterator[None]:
-        """Know the running module by name, and note functions that have no rule."""
+        """A context in which the name of the module that runs is known, and functions without a rule are recorded."""
         self._module = [""]
         with ExitStack() as stack:
             for name, module in twin.named_modules():
@@ -308,13 +306,13 @@ class _Rules(TorchFunctionMode):
         return self._mark_result(name, call, result)
 
     def _undo(self, name: str, call: Call) -> Tensor | None:
-        """What stands in for a softmax that the model ends in, or for the log of one: its input."""
+        """The input of a softmax that ends the model, or of its log, to use as its result; None for other calls."""
         ends = name in SOFTMAXES and self._softmaxes in self._undone
         ends |= name == "log" and bool(call.mark.results & self._undone)
         return call.args[0].view_as(call.args[0]) if ends and call.args else None
 
     def _mark_result(self, name: str, call: Call, result: Any) -> Any:
-        """`result`, with the mark that the call gives it."""
+        """`result` with the mark that says which softmaxes it comes from."""
         mark = call.mark
         if name in STEPS and isinstance(result, Tensor):
             result = result.detach()
@@ -387,7 +385,7 @@ class _Rules(TorchFunctionMode):
         return z
 
     def _make_key(self, function: str, weight: Tensor) -> str:
-        """The name of the module that holds the weight (or what it is a view of); a number for a computed weight."""
+        """The name of the module that owns the weight or what it is a view of; a numbered name for computed weights."""
         for tensor in (weight, weight._base):
             if tensor is not None and id(tensor) in self._names:
                 return self._names[id(tensor)]
@@ -396,5 +394,5 @@ class _Rules(TorchFunctionMode):
 
 
 def _is_plain(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether a function's gradient is its rule; BatchNorm with stored statistics, which is affine, included."""
+    """Whether a function's ordinary gradient is its LRP rule, as of sums, and of BatchNorm with fixed statistics."""
     return name in transformer.PLAIN or (name == "batch_norm" and len(args) > 1 and args[1] is not None)

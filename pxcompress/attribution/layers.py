@@ -15,7 +15,7 @@ from pxcompress.errors import ModelError
 LINEAR_FUNCTIONS = frozenset(
     ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 )
-"""Names of the functions that apply a weight to an input."""
+"""Names of the torch functions that apply a weight to an input: linear ones and convolutions."""
 
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
@@ -31,7 +31,7 @@ _DEFAULTS: Mapping[str, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """Weight, bias and arguments of a linear map z = W a + b that was executed; its inputs and outputs are not kept.
+    """One executed linear map z = W a + b: its weight, bias and arguments. Its inputs and outputs are not stored.
 
     `convolution` holds stride, padding, dilation, output_padding (tuples), groups and transposed as
     `torch.ops.aten.convolution` takes them; None for a linear layer. `sides` is padding before it, as `F.pad` takes it,
@@ -58,20 +58,20 @@ class Layer:
         return rows.reshape(samples, -1)
 
     def from_samples(self, rows: Tensor, shape: torch.Size) -> Tensor:
-        """`by_sample` undone, for an input of `shape`."""
+        """The inverse of `by_sample`: a matrix with a row for every sample as an input of `shape`."""
         size = list(shape)
         moved_shape = [size.pop(self.sample_axis), *size]
         return rows.reshape(moved_shape).movedim(0, self.sample_axis)
 
     def forward(self, a: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The layer's linear map of an input with another weight and bias; without `bias` none is added."""
+        """Apply the layer's linear map to `a`, with another weight and bias; without `bias` none is added."""
         if self.convolution is None:
             return F.linear(a, weight, bias)
         a = F.pad(a, self.sides) if self.sides else a
         return torch.ops.aten.convolution(a, weight, bias, **self.convolution)
 
     def transpose(self, m: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-        """weight^T m: what an ordinary backward pass does to reach an input of `shape`."""
+        """weight^T m: the gradient at an input of `shape`, as in an ordinary backward pass."""
         if self.convolution is None:
             return m @ weight
         like_input = F.pad(m.new_empty(1).expand(shape), self.sides) if self.sides else m.new_empty(1).expand(shape)
@@ -82,13 +82,13 @@ class Layer:
 
 
 def bind(function: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a call of one of `LINEAR_FUNCTIONS`, by name, with defaults."""
+    """The arguments of a call of one of `LINEAR_FUNCTIONS` by name, with defaults filled in."""
     names = _TRANSPOSED_ARGUMENTS if "transpose" in function else _ARGUMENTS
     return {**_DEFAULTS, **dict(zip(names, args, strict=False)), **kwargs}
 
 
 def as_layer(function: str, values: Mapping[str, Any]) -> tuple[Tensor, Layer]:
-    """The input and the `Layer` of a bound call, in the precision that autocast would use."""
+    """The input and the `Layer` of a call with arguments bound by name, in the precision that autocast would use."""
     a, weight, bias = values["input"], values["weight"].detach(), values["bias"]
     bias = None if bias is None else bias.detach()
     if torch.is_autocast_enabled(a.device.type):
@@ -113,7 +113,7 @@ def _repeat_per_axis(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]
 def _split_padding(
     padding: int | tuple[int, ...] | str, kernel: torch.Size, dilation: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Padding on both sides of every axis and, for "same" with an even kernel, sides for `F.pad` instead."""
+    """Symmetric padding for every axis; for "same" with an even kernel, uneven padding for `F.pad` in its place."""
     none = (0,) * len(kernel)
     if not isinstance(padding, str):
         return _repeat_per_axis(padding, len(kernel)), ()

@@ -18,7 +18,7 @@ SOFTMAXES = frozenset(("softmax", "log_softmax"))
 FUSED = "scaled_dot_product_attention"
 
 STEPS = frozenset(("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside"))
-"""Functions whose gradient is zero wherever they have one: what they read has no gradient."""
+"""Functions that are constant between jumps, such as rounding, and so pass no gradient to what they read."""
 
 SHAPED = frozenset(
     """
@@ -27,26 +27,27 @@ SHAPED = frozenset(
     interpolate cat concat stack mean sum amax max neg log add __radd__ sub
     """.split()  # noqa: SIM905 - a line per name would be a hundred lines
 )
-"""Functions that may follow a final softmax and apply as well to its logits: they move, average or pick values."""
+"""Functions that may stand between a final softmax and the output: they only move, average or pick values."""
 
 SCALED = frozenset(("mul", "multiply", "__rmul__", "div", "true_divide", "divide"))
-"""Functions that may follow a final softmax like those in `SHAPED` where the other factor is a plain number."""
+"""Functions that may stand between a final softmax and the output only if their other factor is a plain number."""
 
 
 CHANGING = frozenset(("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__"))
-"""Operators that change their left side in place."""
+"""Operators that change their left side in place, by the name of their method."""
 
 
 def changes_in_place(name: str) -> bool:
-    """Whether the function `name` changes its first argument."""
+    """Whether the function `name` changes its first argument in place."""
     return name in CHANGING or (name.endswith("_") and not name.endswith("__"))
 
 
 class Mark(NamedTuple):
-    """What the engine knows of a tensor: the least number of softmaxes between the input and it, whether it comes from
-    a gate, and of which softmax calls it holds the results, moved or averaged at most.
+    """What the engine knows of a tensor.
 
-    A gate is a layer whose results reach the output through attention weights alone.
+    It holds the least number of softmaxes between the input and the tensor, whether it comes from a gate, and the
+    softmax calls whose results it holds, at most moved or averaged. A gate is a layer whose results reach the output
+    through attention weights alone.
     """
 
     softmaxes: int = 0
@@ -55,7 +56,10 @@ class Mark(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A function call as it is to be made: `open` where its attention weights come from a gate and keep a gradient."""
+    """Arguments with which a function is to be called.
+
+    `open` says that attention weights from a gate keep their gradient.
+    """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -64,12 +68,12 @@ class Call(NamedTuple):
 
 
 def mark_of(tensor: Tensor) -> Mark:
-    """The mark of `tensor`; that of the model's input where it has none."""
+    """The mark of `tensor`; a tensor without one counts as the model's input."""
     return getattr(tensor, "_px_mark", Mark())
 
 
 def set_mark_(values: Any, mark: Mark) -> bool:
-    """Mark every tensor among `values` that gradients flow into; whether there is one."""
+    """Set `mark` on every tensor among `values` that gradients flow into; returns whether there was any."""
     tensors = list(_list_tensors((values,)))
     for tensor in tensors:
         tensor._px_mark = mark  # type: ignore[attr-defined]
@@ -79,10 +83,10 @@ def set_mark_(values: Any, mark: Mark) -> bool:
 def prepare_call(
     name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, constant: bool, in_place: bool
 ) -> Call:
-    """How function `name` is to be called, with the mark of its result.
+    """The arguments with which the function `name` is to be called, some detached, and the mark of its result.
 
-    Attention weights are detached from a product with values where softmaxes are `constant`, unless they come from a
-    gate. What a gate's results meet before is detached instead: it has its relevance from elsewhere.
+    Where softmaxes are `constant`, attention weights are detached from the product with values, unless they come from a
+    gate. What a gate's results meet first is detached instead, since relevance reaches that by other ways.
     """
     tensors = list(_list_tensors((args, kwargs)))
     if not tensors:
@@ -102,7 +106,10 @@ def prepare_call(
 
 
 def _list_weights(name: str, tensors: list[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """Which of the `tensors` are attention weights (or make them, in fused attention)."""
+    """Which of the `tensors` are attention weights.
+
+    For fused attention, queries, keys and mask, which make the weights.
+    """
     if name == FUSED:
         value = args[2] if len(args) > 2 else kwargs["value"]
         return [tensor for tensor in tensors if tensor is not value]
@@ -113,7 +120,7 @@ def _list_weights(name: str, tensors: list[Tensor], args: tuple[Any, ...], kwarg
 
 
 def _list_results(name: str, tensors: list[Tensor], args: tuple[Any, ...]) -> frozenset[int]:
-    """Softmax calls whose results the function hands on as they are."""
+    """Numbers of the softmax calls whose results the function passes on unchanged but for place and scale."""
     by_number = name in SCALED and sum(isinstance(arg, Tensor) for arg in args) == 1
     if name not in SHAPED and not by_number:
         return frozenset()
@@ -121,7 +128,7 @@ def _list_results(name: str, tensors: list[Tensor], args: tuple[Any, ...]) -> fr
 
 
 def results_in(values: Any) -> frozenset[int]:
-    """Softmax calls whose results are among `values`."""
+    """Numbers of the softmax calls whose results are among `values`."""
     return frozenset().union(*(mark_of(tensor).results for tensor in _list_tensors((values,))))
 
 
@@ -136,7 +143,7 @@ def _list_tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _detach(value: Any, to_detach: list[Tensor]) -> Any:
-    """`value` with the tensors `to_detach` detached, wherever they are in it."""
+    """`value` with the tensors `to_detach` detached, also where they lie inside lists, tuples or dicts."""
     if isinstance(value, Tensor):
         return value.detach() if any(value is tensor for tensor in to_detach) else value
     if isinstance(value, dict):

@@ -21,15 +21,18 @@ from pxcompress.attribution.rules import Rule
 from pxcompress.errors import InputError, unknown
 
 LARGEST_RATIO = 2.0
-"""PLRP-M: most that an output is enlarged by where the inputs that are left make less of it than all did (z / z').
+"""PLRP-M: upper bound on z / z', the factor by which the output of the surviving inputs, z', is scaled to the whole z.
 
-Without a bound the ratio is as large as two contributions of opposite sign cancel well, layer after layer.
+Without a bound this grows without limit where contributions of opposite signs cancel, layer after layer.
 """
 
 
 @dataclass(frozen=True)
 class RelevancePruning:
-    """Which relevances are dropped: `share` of the positive mass, half of it of the negative, by one of `VARIANTS`."""
+    """Which relevances are dropped: the smallest, up to `share` of the positive mass and half that of the negative.
+
+    `variant`, one of `VARIANTS`, says how those that stay make up for it.
+    """
 
     share: float
     variant: str = "lambda"
@@ -41,13 +44,13 @@ class RelevancePruning:
             raise unknown("variant of pruned relevance", self.variant, VARIANTS)
 
     def rule(self, rule: Rule) -> Rule:
-        """`rule` with this pruning applied to what it hands on."""
+        """`rule` with this pruning applied to the relevance that it passes on; the rule itself if the share is 0."""
         return PrunedRule(rule, self) if self.share else rule
 
 
 @dataclass(frozen=True)
 class PrunedRule(Rule):
-    """Another rule, of whose relevances only the largest are handed on."""
+    """An LRP rule that wraps another one and passes on only its largest relevances."""
 
     rule: Rule
     pruning: RelevancePruning
@@ -65,9 +68,10 @@ class PrunedRule(Rule):
 
 
 def find_surviving(relevance: Tensor, share: float) -> Tensor:
-    """Which of (samples, elements) stay: all but the smallest that hold `share` of each sign's mass (negative: half).
+    """Mask (samples, elements) of the relevances that stay.
 
-    Elements without relevance go. What is dropped never holds more than the share, so that the largest of a sign stays.
+    Dropped are the smallest that hold `share` of the positive mass, and half of that share of the negative. Elements
+    without relevance are dropped. What is dropped never holds more than the share, so the largest of each sign stays.
     """
     survives = torch.zeros_like(relevance, dtype=torch.bool)
     for values, part in ((relevance.clamp(min=0), share), (relevance.clamp(max=0).neg_(), share / 2)):
@@ -79,11 +83,11 @@ def find_surviving(relevance: Tensor, share: float) -> Tensor:
 
 
 _LayerValues = tuple[Tensor, Tensor, Tensor, Tensor]
-"""A layer's input a, output z, multiplier m of the output, and the rule's multiplier of the input."""
+"""A layer's input a, output z, multiplier m of the output, and the rule's multiplier of the input, in this order."""
 
 
 def _rescale_survivors(rule: Rule, layer: Layer, values: _LayerValues, relevance: Tensor, survives: Tensor) -> Tensor:
-    """PLRP-lambda: survivors times mass / surviving mass of their sign."""
+    """PLRP-lambda: scale the surviving relevances, each sign by itself, so that the mass stays as before."""
     scale = torch.zeros_like(relevance)
     for positive in (True, False):
         sign = relevance > 0 if positive else relevance < 0
@@ -97,7 +101,9 @@ def _rescale_survivors(rule: Rule, layer: Layer, values: _LayerValues, relevance
 
 
 def _share_again(rule: Rule, layer: Layer, values: _LayerValues, relevance: Tensor, survives: Tensor) -> Tensor:
-    """PLRP-M: the rule on the surviving inputs a', with outputs z' = W a' + b that have the relevance z m of z."""
+    """PLRP-M: apply the rule to the surviving inputs a' and their outputs z' = W a' + b, which get all the relevance of
+    z.
+    """
     a, z, m, _ = values
     mask = layer.from_samples(survives, a.shape)
     surviving_inputs = a * mask
@@ -110,4 +116,4 @@ VARIANTS: Mapping[str, Callable[[Rule, Layer, _LayerValues, Tensor, Tensor], Ten
     "lambda": _rescale_survivors,
     "m": _share_again,
 }
-"""PLRP-lambda and PLRP-M."""
+"""Functions for PLRP-lambda and PLRP-M, by name: how surviving relevances are computed anew."""

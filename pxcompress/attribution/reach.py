@@ -23,14 +23,14 @@ from pxcompress.attribution.transformer import carries_gradient, scale_gradient
 
 
 class LayerCall(NamedTuple):
-    """The `number`-th call, from 0, of a layer in one forward pass."""
+    """The `number`-th call of a layer in one forward pass, counted from 0."""
 
     name: str
     number: int
 
 
 class Reach:
-    """Makes a backward pass from the output of `run` reach every layer of a model."""
+    """Ensures that a backward pass from the output of `run` reaches every layer, also those without a gradient."""
 
     def __init__(self) -> None:
         self.gates: frozenset[LayerCall] = frozenset()
@@ -42,7 +42,7 @@ class Reach:
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
-        """Hooks at all convolutions and linear layers, before those that others register."""
+        """A context with hooks at all convolutions and linear layers, which run before hooks that others register."""
         with ExitStack() as stack:
             for name, module in model.named_modules():
                 if isinstance(module, (_ConvNd, nn.Linear)):
@@ -51,7 +51,7 @@ class Reach:
             yield
 
     def run(self, forward: Callable[[], Any], source: Any, *, all_outputs: bool = False) -> Any:
-        """What `forward` makes of the input `source`; a backward pass from it meets every layer."""
+        """The output of `forward` for the input `source`, with links that let a backward pass reach every layer."""
         self._numbers.clear()
         self.outputs.clear()
         self._source, self._all = source, all_outputs
@@ -65,12 +65,15 @@ class Reach:
                 self.outputs.clear()
 
     def find_gates(self, out: Tensor) -> bool:
-        """Whether some calls of the pass that made `out` have no gradient; they are gates from now on."""
+        """Whether some calls of the pass that made `out` have no gradient.
+
+        From then on they are treated as gates: layers whose results reach the output through attention weights alone.
+        """
         self.gates = frozenset(self._list_unreached(out, list(self.outputs)))
         return bool(self.gates)
 
     def find_lost(self, out: Tensor) -> None:
-        """Note which calls still have no gradient once gates are open: the last one on every way to the output."""
+        """Find calls that have no gradient even with open gates; of each way to the output, only the last such call."""
         calls_without_gradient = self._list_unreached(out, list(self.outputs))
         lost_calls = []
         while calls_without_gradient:
@@ -113,7 +116,7 @@ class Reach:
 
 
 class _ZeroGradientLink(torch.autograd.Function):
-    """The identity on `value`, which follows `source` by a gradient of zero."""
+    """Returns `value` unchanged, but makes it depend on `source` with a gradient of zero."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, source: Tensor) -> Tensor:
@@ -127,9 +130,10 @@ class _ZeroGradientLink(torch.autograd.Function):
 
 
 class _LostRelevance(torch.autograd.Function):
-    """The identity on `out` (n, ...), whose relevance R = sum out m also stands at every other tensor a: a R / |a|^2.
+    """Returns `out` (n, ...) unchanged.
 
-    Sample by sample where the first axis of a tensor is that of the samples, else over all of them.
+    Backward, other tensors a get its relevance R = sum out m as well, by a R / |a|^2. Sample by sample where the first
+    axis of a tensor is that of the samples, else over all of them.
     """
 
     @staticmethod

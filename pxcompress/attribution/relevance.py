@@ -25,24 +25,24 @@ def _start_at_logit(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _start_at_one(logits: Tensor, target: Tensor) -> Tensor:
-    """Relevance 1 at the target: multiplier 1 / logit."""
+    """Multipliers (n, classes) with which the target starts with relevance 1: 1 / logit at the target, else 0."""
     value = logits.gather(1, target[:, None])
     return _start_at_logit(logits, target) / torch.where(value.abs() < 1e-6, torch.full_like(value, 1e-6), value)
 
 
 def _start_at_probability(logits: Tensor, target: Tensor) -> Tensor:
-    """Relevance at the target equal to its probability."""
+    """Multipliers with which the target starts with a relevance equal to its probability."""
     return _start_at_one(logits, target) * logits.softmax(1).gather(1, target[:, None])
 
 
 def _start_at_margin(logits: Tensor, target: Tensor) -> Tensor:
-    """Gradient of the target's logit minus the log-sum-exp of the others'."""
+    """Multipliers that are the gradient of the target's logit minus the log-sum-exp of the others."""
     hit = _start_at_logit(logits, target)
     return hit - (logits.masked_fill(hit.bool(), -torch.inf)).softmax(1)
 
 
 def _start_at_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Gradient of the cross-entropy."""
+    """Multipliers that are the gradient of the cross-entropy."""
     return logits.softmax(1) - _start_at_logit(logits, target)
 
 
@@ -53,12 +53,15 @@ STARTS: Mapping[str, Start] = {
     "margin": _start_at_margin,
     "loss": _start_at_loss,
 }
-"""Logits (n, classes) and targets (n,) -> multipliers at the logits; "logit" starts with the logit's own value."""
+"""Functions from logits (n, classes) and targets (n,) to multipliers (n, classes).
+
+"logit" starts with the logit itself.
+"""
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """How relevances (n, units) become scores: `each` before the mean over samples, `mean` after it."""
+    """How relevances (n, units) become one score a unit: `each` before the mean over samples, then `mean`."""
 
     each: Callable[[Tensor], Tensor]
     mean: Callable[[Tensor], Tensor]
@@ -74,12 +77,12 @@ AGGREGATES: Mapping[str, Aggregate] = {
     "abs-mean": Aggregate(_identity, torch.abs),
     "squared": Aggregate(torch.square, _identity),
 }
-"""mean |R|, mean R, |mean R|, mean R^2 over samples."""
+"""Ways to put relevances R of samples together: mean |R|, mean R, |mean R| and mean R^2."""
 
 
 @dataclass(frozen=True)
 class BatchesForAllClasses:
-    """Batches in which every sample stands once for each class, as its label: the target "all"."""
+    """Batches in which every sample occurs once for each class, with that class as its label; for the target "all"."""
 
     batches: Batches
     classes: int
@@ -92,7 +95,9 @@ class BatchesForAllClasses:
 
 
 def make_start(start: str, target: str) -> Start:
-    """The start named `start` at the label, or at the model's own prediction for the target "prediction"."""
+    """A function from logits and labels to multipliers: at the label, or for target "prediction" at the predicted
+    class.
+    """
 
     def multipliers(logits: Tensor, labels: Tensor) -> Tensor:
         return STARTS[start](logits, logits.argmax(1) if target == "prediction" else labels)
@@ -103,10 +108,10 @@ def make_start(start: str, target: str) -> Start:
 def mean_unit_statistic(
     model: nn.Module, groups: Sequence[Group], batches: Batches, statistic: Statistic, composite: str | None = "epsilon"
 ) -> Scores:
-    """Mean over samples, and over the tensors of a residual stream, of a statistic of what units carry.
+    """Scores: the mean over samples, and over the tensors of a residual stream, of `statistic` for each unit.
 
-    It gets activations and LRP's multipliers by the rules of `composite`, from the logit of the predicted class; None
-    means plain gradients. One forward and one backward pass, with LRP on a copy with BatchNorm folded.
+    `statistic` gets activations and LRP multipliers by the rules of `composite`, from the logit of the predicted class;
+    None means plain gradients. One forward and one backward pass, with LRP on a copy with BatchNorm folded.
     """
     start = make_start("logit", "prediction")
     inputs, _ = next(iter(batches))
@@ -135,20 +140,20 @@ def unit_relevance(
 
 
 PRECISIONS: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precisions that autocast may compute products in."""
+"""Precisions in which autocast may compute products, by name."""
 
 TOLERANCE = 1e-2
 """Largest relative L2 deviation, over all units of all groups, from float32 that scores under autocast may have."""
 
 
 def relative_error(scores: Scores, exact: Scores) -> float:
-    """|scores - exact| / |exact| over all units of all groups, L2."""
+    """|scores - exact| / |exact|, with the L2 norm over all units of all groups."""
     approximate, reference = (torch.cat([values.double() for values in each.values()]) for each in (scores, exact))
     return float((approximate - reference).norm() / reference.norm())
 
 
 def score_in_precision(name: str, model: nn.Module, score: Callable[[Batches], Scores], batches: Batches) -> Scores:
-    """`score(batches)`, with its products in the precision `name`: "none" for the model's own, or one of `PRECISIONS`.
+    """`score(batches)` computed in the precision `name`: "none" for the model's own, else one of `PRECISIONS`.
 
     The first batch is scored both ways; raises `InputError` where the deviation from float32 exceeds `TOLERANCE`.
     """

@@ -13,19 +13,19 @@ from pxcompress.errors import ModelError
 
 
 class _SavedOutput:
-    """A layer's output, kept for its backward pass, also when the model later changes that output in place."""
+    """A layer's output for its backward pass, which stays right if the model changes the output in place later."""
 
     def __init__(self, z: Tensor) -> None:
         self.z = z.detach()
         self._version = self.z._version
 
     def keep(self) -> None:
-        """To be called before an in-place change of the output."""
+        """Copy the output; to be called before an in-place change."""
         self.z = self.z.clone()
         self._version = self.z._version
 
     def get(self) -> Tensor:
-        """The output as it was."""
+        """The output as it was computed. Raises `ModelError` where it was changed without a copy."""
         if self.z._version != self._version:
             raise ModelError(
                 "the model changes a view of a layer's output in place, so its relevance is lost; "
@@ -35,7 +35,7 @@ class _SavedOutput:
 
 
 class _RuleFunction(torch.autograd.Function):
-    """Forward: the layer. Backward: its rule."""
+    """An autograd function: forward is the layer, backward is its LRP rule."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, layer: Layer, rule: Rule, saved_outputs: list[_SavedOutput]) -> Tensor:
@@ -62,7 +62,7 @@ def apply_rule(a: Tensor, layer: Layer, rule: Rule) -> Tensor:
 
 
 def keep_before_change(value: Any) -> None:
-    """To be called before a layer's output, or a view of one, is changed in place."""
+    """Save a layer's output before it, or a view of it, is changed in place."""
     for tensor in (value, getattr(value, "_base", None)):
         if isinstance(saved_output := getattr(tensor, "_px_saved", None), _SavedOutput):
             saved_output.keep()

@@ -25,20 +25,22 @@ from pxcompress.errors import InputError, ModelError
 from pxcompress.registry import option, search_option
 
 STABILIZER = 1e-6
-"""What zennit adds to denominators, with their sign."""
+"""A small number that zennit adds to denominators, with their sign, against division by zero."""
 
 _MANY_INPUTS = 64
-"""From so many inputs an output on, no sign's contributions are so small a share that differences would lose them."""
+"""Inputs an output from which `AlphaBeta` may compute by differences: neither sign's share is then small enough to be
+lost.
+"""
 
 
 class Rule:
-    """A rule with its parameters. Subclasses are frozen dataclasses; their fields are the parameters, in order."""
+    """An LRP rule with its parameters. Subclasses are frozen dataclasses; their fields are the parameters, in order."""
 
     name: ClassVar[str]
     needs_input: ClassVar[bool] = True
 
     def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
-        """The multiplier of the layer's input.
+        """The multiplier of the layer's input; relevance is activation times multiplier.
 
         a: input, of `shape` (None where `needs_input` is false). z: output. m: multiplier of the output.
         """
@@ -46,7 +48,7 @@ class Rule:
         return hook_multiplier(self.hook(), layer, a, z, m)
 
     def hook(self) -> BasicHook:
-        """zennit's hook of this rule: its definition."""
+        """The hook of zennit that defines this rule."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -55,7 +57,7 @@ class Rule:
 
 
 def _divide_stabilised(z: Tensor, epsilon: float) -> Tensor:
-    """z / (z + epsilon * sign z), which is 0 at z = 0."""
+    """z / (z + epsilon * sign z), the factor of the epsilon rule, which is 0 at z = 0."""
     size = z.abs()
     return size.div_(size + epsilon) if epsilon else (z != 0).to(z)
 
@@ -78,17 +80,17 @@ class Epsilon(Rule):
         _check_positive("epsilon of rule 'epsilon'", self.epsilon)
 
     def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
-        """One transposed map."""
+        """The multiplier of the input, by one transposed map."""
         return layer.transpose(_divide_stabilised(z, self.epsilon).mul_(m), layer.weight, shape)
 
     def hook(self) -> BasicHook:
-        """zennit's Epsilon."""
+        """The hook of zennit that defines this rule, Epsilon."""
         return zennit_rules.Epsilon(epsilon=self.epsilon)
 
 
 @dataclass(frozen=True)
 class Gamma(Rule):
-    """Positive contributions weighted by 1 + gamma where z > 0, negative ones where z < 0.
+    """Gamma rule: positive contributions get the weight 1 + gamma where z > 0, negative ones where z < 0.
 
     With |W| a second map, T = |W||a| + |b| and q = |z| / ((1 + gamma/2) |z| + gamma/2 T), zennit's five maps are
 
@@ -102,7 +104,7 @@ class Gamma(Rule):
         _check_positive("gamma of rule 'gamma'", self.gamma)
 
     def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
-        """One map and two transposed maps."""
+        """The multiplier of the input, by one forward and two transposed maps."""
         assert a is not None
         half, size, weight = self.gamma / 2, z.abs(), layer.weight.abs()
         total = layer.forward(a.abs(), weight, None if layer.bias is None else layer.bias.abs())
@@ -113,12 +115,12 @@ class Gamma(Rule):
         return signed.add_(absolute.mul_(_take_sign(a)))
 
     def hook(self) -> BasicHook:
-        """zennit's Gamma."""
+        """The hook of zennit that defines this rule, Gamma."""
         return zennit_rules.Gamma(gamma=self.gamma)
 
 
 def _stabilise(total: Tensor) -> Tensor:
-    """A stabilised denominator; infinity where it is 0.
+    """A denominator `total`, with the stabiliser added; infinity where it is 0.
 
     Where no contribution has a rule's sign there is no relevance to share, but 1 / stabiliser would give inputs that
     are 0 multipliers of a million, which scores read.
@@ -127,18 +129,21 @@ def _stabilise(total: Tensor) -> Tensor:
 
 
 def _halve(twice: Tensor, total: Tensor) -> Tensor:
-    """A stabilised denominator twice / 2; infinity where it is rounding next to `total`."""
+    """The denominator twice / 2, with the stabiliser added.
+
+    Infinity where it is only rounding error next to `total`.
+    """
     return twice.div_(2).masked_fill_(twice <= 1e-6 * total, math.inf).add_(STABILIZER)
 
 
 def _take_sign(a: Tensor) -> Tensor:
-    """+1 where a >= 0, else -1."""
+    """The sign of `a`, +1 where a >= 0 and -1 elsewhere."""
     return (a >= 0).to(a).mul_(2).sub_(1)
 
 
 @dataclass(frozen=True)
 class AlphaBeta(Rule):
-    """alpha times the positive contributions' shares minus beta times the negative ones', alpha - beta = 1."""
+    """Alpha-beta rule: alpha times positive contributions' shares minus beta times negative ones', alpha - beta = 1."""
 
     alpha: float = 2.0
     beta: float = 1.0
@@ -154,9 +159,9 @@ class AlphaBeta(Rule):
             )
 
     def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
-        """A map and a transposed map for each of: the two signs of the output, the signs that the input has.
+        """The multiplier of the input, by a forward and a transposed map for each sign of output and input.
 
-        With inputs of both signs, and enough of them, one map and two transposed ones, by absolute values.
+        Where inputs have both signs, and are enough, one forward and two transposed maps of absolute values do.
         """
         assert a is not None
         relevance = m * z
@@ -181,7 +186,10 @@ class AlphaBeta(Rule):
     def _share_by_absolute_values(
         self, layer: Layer, a: Tensor, z: Tensor, relevance: Tensor, shape: torch.Size
     ) -> Tensor:
-        """Positive and negative contributions as half the sum and difference of T = |W||a| + |b| and z, alike for W."""
+        """The multiplier by absolute values: with T = |W
+
+        a| + |b|, positive contributions are (T + z) / 2, negative (z - T) / 2.
+        """
         weight = layer.weight.abs()
         total = layer.forward(a.abs(), weight, None if layer.bias is None else layer.bias.abs())
         positive_share = self.alpha * relevance / _halve(total + z, total)
@@ -199,7 +207,7 @@ class AlphaBeta(Rule):
         relevance: Tensor,
         shape: torch.Size,
     ) -> tuple[Tensor, Tensor | None]:
-        """Multipliers of the positive and of the negative inputs through the contributions of one sign."""
+        """Multipliers of the positive and of the negative inputs, from the contributions of one sign only."""
         like, unlike, minus = weights
         bias = layer.bias
         if bias is not None:
@@ -212,7 +220,7 @@ class AlphaBeta(Rule):
         return layer.transpose(share, like, shape), for_negative_inputs
 
     def hook(self) -> BasicHook:
-        """zennit's AlphaBeta."""
+        """The hook of zennit that defines this rule, AlphaBeta."""
         return zennit_rules.AlphaBeta(alpha=self.alpha, beta=self.alpha - 1, stabilizer=_stabilise)
 
 
@@ -223,11 +231,11 @@ class ZPlus(Rule):
     name: ClassVar[str] = "zplus"
 
     def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
-        """One map and one transposed map where no input is negative, else two of each."""
+        """The multiplier of the input, by a forward and a transposed map, or two of each for inputs of both signs."""
         return AlphaBeta(1.0, 0.0).multiplier(layer, a, z, m, shape)
 
     def hook(self) -> BasicHook:
-        """zennit's ZPlus."""
+        """The hook of zennit that defines this rule, ZPlus."""
         return zennit_rules.ZPlus(stabilizer=_stabilise)
 
 
@@ -238,7 +246,7 @@ class WSquare(Rule):
     name: ClassVar[str] = "wsquare"
 
     def hook(self) -> BasicHook:
-        """zennit's WSquare."""
+        """The hook of zennit that defines this rule, WSquare."""
         return zennit_rules.WSquare()
 
 
@@ -249,7 +257,7 @@ class Flat(Rule):
     name: ClassVar[str] = "flat"
 
     def hook(self) -> BasicHook:
-        """zennit's Flat."""
+        """The hook of zennit that defines this rule, Flat."""
         return zennit_rules.Flat()
 
 
@@ -266,34 +274,37 @@ class ZBox(Rule):
             raise InputError(f"rule 'zbox' got low {self.low:g} and high {self.high:g}; expected low <= 0 <= high")
 
     def hook(self) -> BasicHook:
-        """zennit's ZBox."""
+        """The hook of zennit that defines this rule, ZBox."""
         return zennit_rules.ZBox(low=self.low, high=self.high)
 
 
 @dataclass(frozen=True)
 class Norm(Rule):
-    """Epsilon with zennit's fixed stabiliser."""
+    """The epsilon rule with zennit's fixed stabiliser, for normalising layers."""
 
     name: ClassVar[str] = "norm"
     needs_input: ClassVar[bool] = False
 
     def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
-        """One transposed map."""
+        """The multiplier of the input, by one transposed map."""
         return Epsilon().multiplier(layer, a, z, m, shape)
 
     def hook(self) -> BasicHook:
-        """zennit's Norm."""
+        """The hook of zennit that defines this rule, Norm."""
         return zennit_rules.Norm()
 
 
 @dataclass(frozen=True)
 class Pass(Rule):
-    """Relevance handed through element by element, zennit's Pass; input and output need the same shape."""
+    """Passes relevance on element by element, as zennit's Pass does; input and output need the same shape."""
 
     name: ClassVar[str] = "pass"
 
     def multiplier(self, layer: Layer, a: Tensor | None, z: Tensor, m: Tensor, shape: torch.Size) -> Tensor:
-        """m z / a, stabilised."""
+        """The multiplier of the input, m z / a, stabilised.
+
+        Raises `ModelError` where input and output differ in shape.
+        """
         assert a is not None
         if z.shape != shape:
             raise ModelError(
@@ -306,7 +317,7 @@ class Pass(Rule):
 RULES: Mapping[str, type[Rule]] = {
     rule.name: rule for rule in (Epsilon, Gamma, ZPlus, AlphaBeta, WSquare, Flat, ZBox, Norm, Pass)
 }
-"""Rule name -> class; what a composite's text may name."""
+"""Rule name -> class, for all LRP rules that the text of a composite may name."""
 
 _HOMOGENEOUS = (
     zennit_rules.Epsilon,
@@ -315,11 +326,11 @@ _HOMOGENEOUS = (
     zennit_rules.AlphaBeta,
     zennit_rules.Norm,
 )
-"""Hooks whose modified inputs are a, clamp(a, min=0) or clamp(a, max=0)."""
+"""Hooks of zennit whose modified inputs are the input a itself, or its positive or negative part."""
 
 
 class _Parametrised(nn.Module):
-    """A `Layer` as the module that zennit's hooks expect."""
+    """A `Layer` in the form of the module that zennit's hooks expect."""
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
@@ -332,7 +343,8 @@ class _Parametrised(nn.Module):
 
 
 def hook_multiplier(hook: BasicHook, layer: Layer, a: Tensor, z: Tensor, m: Tensor) -> Tensor:
-    """Any zennit hook in gradient form: it is fed the relevance m z, and what comes out is divided by a.
+    """The multiplier of the input by any hook of zennit: the hook is fed the relevance m z, and its result is divided
+    by a.
 
     Where every modified input is a on one branch of its sign and 0 on the other, the division is exact, also at a = 0:
     the hook's own reducer is given the derivatives of its inputs in place of the inputs (a >= 0 takes the positive
@@ -349,5 +361,5 @@ def hook_multiplier(hook: BasicHook, layer: Layer, a: Tensor, z: Tensor, m: Tens
 
 
 def _divide(relevance: Tensor, a: Tensor) -> Tensor:
-    """m with a m = relevance; 0 where a is 0."""
+    """relevance / a: the multiplier m with a m = relevance; 0 where a is 0."""
     return relevance / a.masked_fill(a.abs() < 1e-12, math.inf)

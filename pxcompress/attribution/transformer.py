@@ -32,11 +32,11 @@ PLAIN = frozenset(
     alpha_dropout
     """.split()  # noqa: SIM905 - a line per name would be a hundred lines
 )
-"""Functions whose ordinary gradient shares relevance in proportion to contributions."""
+"""Functions whose ordinary gradient is a valid LRP rule: it shares relevance in proportion to contributions."""
 
 
 def carries_gradient(value: Any) -> bool:
-    """Whether relevance can flow into `value`."""
+    """Whether `value` is a tensor that requires a gradient, so that relevance can flow into it."""
     return isinstance(value, Tensor) and value.requires_grad
 
 
@@ -45,7 +45,7 @@ def carries_gradient(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise f: its value and slope at 0."""
+    """An elementwise function f for the identity rule: f(0), and the slope of f at 0."""
 
     at_zero: float
     slope: float
@@ -75,11 +75,14 @@ SELF_GATED = frozenset(
     for name in ("QuickGELU", "QuickGELUActivation", "NewGELUActivation", "Swish", "Mish", "HardSwish", "HardMish")
     for suffix in ("", "Me")
 )
-"""Class names of modules that write x * gate(x) out; as one activation they get the identity rule."""
+"""Class names of modules that compute x * gate(x) step by step; they get the identity rule as one activation."""
 
 
 class _Identity(torch.autograd.Function):
-    """m_x = m (f(x) - f(0)) / x: relevance passes through f; what f(0) adds is a bias, which keeps its own."""
+    """The identity rule as an autograd function, m_x = m (f(x) - f(0)) / x.
+
+    The relevance of f(0) stays there, as of a bias.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor], activation: Activation) -> Tensor:
@@ -98,7 +101,7 @@ class _Identity(torch.autograd.Function):
 
 
 def identity_rule(x: Tensor, function: Callable[[Tensor], Tensor], activation: Activation) -> Tensor:
-    """function(x), elementwise, with the identity rule as its gradient."""
+    """function(x), elementwise, whose gradient is the identity rule: relevance passes unchanged."""
     return _Identity.apply(x, function, activation) if carries_gradient(x) else function(x)
 
 
@@ -117,7 +120,7 @@ def _activation(name: str) -> Handler:
 
 
 class _Scale(torch.autograd.Function):
-    """The identity with a scaled gradient."""
+    """An autograd function that returns its input, and multiplies the gradient by a factor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
@@ -135,7 +138,7 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
 
 def product(func: Handler, a: Any, b: Any, **kwargs: Any) -> Any:
-    """A bilinear function; with two live factors each gets half of the relevance."""
+    """A product of two tensors; where gradients flow into both, each gets half of the relevance."""
     if carries_gradient(a) and carries_gradient(b):
         a, b = scale_gradient(a, 0.5), scale_gradient(b, 0.5)
     return func(a, b, **kwargs)
@@ -162,7 +165,7 @@ def _glu(func: Handler, x: Tensor, dim: int = -1) -> Tensor:
 
 
 def _quotient(func: Handler, a: Any, b: Any, **kwargs: Any) -> Any:
-    """A divisor is a scale, like a standard deviation: constant."""
+    """A quotient whose divisor counts as a constant, so relevance flows into the numerator only."""
     return func(a, b.detach() if carries_gradient(b) else b, **kwargs)
 
 
@@ -170,7 +173,7 @@ def _quotient(func: Handler, a: Any, b: Any, **kwargs: Any) -> Any:
 
 
 def _statistic(func: Handler, *args: Any, **kwargs: Any) -> Any:
-    """Roots, norms and deviations only scale what they came from: constant."""
+    """A root, norm or deviation whose result counts as a constant, since such values only scale others."""
     result = func(*args, **kwargs)
     if isinstance(result, Tensor):
         return result.detach()
@@ -178,7 +181,7 @@ def _statistic(func: Handler, *args: Any, **kwargs: Any) -> Any:
 
 
 class _LayerNorm(torch.autograd.Function):
-    """m_x = centre(m weight / std): linear in x once the deviation is a constant."""
+    """LayerNorm whose deviation counts as a constant, so that it is linear: m_x = centre(m weight / std)."""
 
     @staticmethod
     def forward(
@@ -235,11 +238,13 @@ def _normalize(func: Handler, x: Tensor, p: float = 2.0, dim: int = 1, eps: floa
 
 
 OPERATORS = {"__imul__": "mul", "__itruediv__": "div", "__ipow__": "pow"}
-"""Operators that change their left side, and the function that each applies."""
+"""In-place operators by method name, and the function that each applies."""
 
 
 def _in_place(handler: Handler, function: Handler) -> Handler:
-    """The rule of a `function` that writes its result over its first argument."""
+    """The handler of a `function` that writes its result into its first argument, made from the handler of the
+    function.
+    """
 
     def change_in_place(func: Handler, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return x.copy_(handler(function, x.clone(), *args, **kwargs))
@@ -248,7 +253,7 @@ def _in_place(handler: Handler, function: Handler) -> Handler:
 
 
 def handlers() -> dict[str, Handler]:
-    """Function name -> handler, called with the function and its arguments; attention has its own."""
+    """Function name -> the handler that gives it a rule; a handler is called with the function and its arguments."""
     table: dict[str, Handler] = {name: _activation(name) for name in ACTIVATIONS}
     table |= dict.fromkeys(("mul", "multiply", "__rmul__", "matmul", "bmm", "mm", "__rmatmul__"), product)
     table |= dict.fromkeys(("div", "true_divide", "divide", "__rdiv__", "__rtruediv__"), _quotient)

@@ -14,7 +14,7 @@ from pxcompress.errors import ModelError
 
 
 def copy_for_attribution(model: nn.Module) -> nn.Module:
-    """A copy in eval mode, without parameter gradients or in-place activations. Raises `ModelError`."""
+    """A copy of `model` in eval mode, without parameter gradients or in-place activations. Raises `ModelError`."""
     try:
         twin = copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:
@@ -28,7 +28,10 @@ def copy_for_attribution(model: nn.Module) -> nn.Module:
 
 
 def default_example(model: nn.Module) -> Tensor:
-    """Zeros of the size that a timm model names itself, (1, ...). Raises `ModelError`."""
+    """An input of zeros, (1, ...), of the size in a timm model's configuration.
+
+    Raises `ModelError` for a model without one.
+    """
     config = getattr(model, "pretrained_cfg", None) or {}
     if "input_size" not in config:
         raise ModelError(f"{type(model).__name__} does not say its input size; give an example input of shape (1, ...)")
@@ -36,7 +39,7 @@ def default_example(model: nn.Module) -> Tensor:
 
 
 def give_identity_rules_(twin: nn.Module) -> None:
-    """Give modules that spell an activation out, as x * gate(x), the rule of an activation."""
+    """Give modules that compute x * gate(x) step by step the rule of one activation."""
     for module in twin.modules():
         if type(module).__name__ in transformer.SELF_GATED and not type(module).__module__.startswith("torch."):
             rule = partial(
@@ -46,7 +49,7 @@ def give_identity_rules_(twin: nn.Module) -> None:
 
 
 def check_same(expected: Any, output: Any, name: str) -> None:
-    """Raise where a copy computes something else than the model: its relevances would explain another one."""
+    """Raise `ModelError` where a copy's output is not the model's, since its relevances would explain another model."""
     if not isinstance(output, Tensor):
         raise ModelError(
             f"{name} returns {type(output).__name__}; attribution needs a model that returns a tensor of logits"
@@ -61,7 +64,7 @@ def check_same(expected: Any, output: Any, name: str) -> None:
 
 
 def classifier_names(twin: nn.Module) -> set[str]:
-    """Names of the modules that a timm model calls its classifier (two for a distilled one)."""
+    """Names of the modules that a timm model returns as its classifier; a distilled model has two."""
     get_classifier = getattr(twin, "get_classifier", None)
     if not callable(get_classifier):
         return set()

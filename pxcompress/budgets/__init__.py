@@ -1,4 +1,4 @@
-"""What a width costs: one unit a file, found by itself."""
+"""Budgets: units in which the cost of a model at any widths is counted. One file a budget, found by itself."""
 
 from pxcompress.registry import Registry
 from pxcompress.types import Budget

@@ -20,16 +20,19 @@ BYTES_PER_WEIGHT = 4
 @BUDGETS.register("bytes")
 @dataclass(frozen=True)
 class Bytes(Budget):
-    """Share of the bytes of the exported float32 weights."""
+    """Cost in bytes of the exported file, counted as 4 for each float32 weight."""
 
     unit = "bytes"
     tolerance = 0.0
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
-        """Bytes of the weights; the graph around them is small, and is measured on the file."""
+        """A function from kept units to bytes of the weights.
+
+        The rest of the file is small, and is measured on the file itself.
+        """
         params = params_meter(model, groups)
         return lambda kept_units: BYTES_PER_WEIGHT * params(kept_units)
 
     def measure_files(self, files: Sequence[Path], example: Tensor) -> Sequence[float]:
-        """Sizes of the files, with their external data."""
+        """Sizes of the files in bytes, external weights included."""
         return [float(artifact_of(path).bytes) for path in files]

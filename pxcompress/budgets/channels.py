@@ -14,12 +14,12 @@ from pxcompress.types import Budget, Group, Meter
 @BUDGETS.register("channels")
 @dataclass(frozen=True)
 class Channels(Budget):
-    """Share of all removable units, whatever they cost."""
+    """Cost as a number of units: every removable channel, neuron and head counts one."""
 
     unit = "units"
     normalise = "mean"  # every unit costs the same, and raw scores leave early layers bare
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
-        """Number of units that stay."""
+        """A function from kept units to their number."""
         sizes = {group.name: group.units for group in groups}
         return lambda kept_units: float(sum(kept_units.get(name, units) for name, units in sizes.items()))

@@ -18,7 +18,7 @@ from pxcompress.types import Budget, Group, Meter
 @BUDGETS.register("latency")
 @dataclass(frozen=True)
 class Latency(Budget):
-    """Share of the milliseconds that one call takes on ONNX Runtime; conditions are those of the bench."""
+    """Cost in milliseconds of one call on ONNX Runtime, under the conditions of the bench options."""
 
     unit = "ms"
     tolerance = 0.02
@@ -29,11 +29,11 @@ class Latency(Budget):
     threads: int = option(0, "CPU threads; 0: all physical cores", low=0)
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
-        """Milliseconds predicted from measured operators."""
+        """A function from kept units to milliseconds of a call, predicted from measured operators."""
         return latency_meter(model, groups, example, self._conditions)
 
     def measure_files(self, files: Sequence[Path], example: Tensor) -> Sequence[float]:
-        """Median milliseconds of a call, taken in turns."""
+        """Median milliseconds of one call of each file; the files take turns, so that drift hits all alike."""
         return measure_files(files, example, self._conditions)
 
     @property

@@ -15,10 +15,10 @@ from pxcompress.types import Budget, Group, Meter
 @BUDGETS.register("macs")
 @dataclass(frozen=True)
 class MACs(Budget):
-    """Share of the multiply-accumulates of convolutions, linear layers and attention."""
+    """Cost in multiply-accumulates of convolutions, linear layers and attention for one sample."""
 
     unit = "MACs"
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
-        """Exact multiply-accumulates of the pruned model."""
+        """A function from kept units to the exact number of multiply-accumulates."""
         return macs_meter(model, groups, example)

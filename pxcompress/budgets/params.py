@@ -15,10 +15,10 @@ from pxcompress.types import Budget, Group, Meter
 @BUDGETS.register("params")
 @dataclass(frozen=True)
 class Params(Budget):
-    """Share of the model's parameters."""
+    """Cost in parameters of the model."""
 
     unit = "parameters"
 
     def meter(self, model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
-        """Exact parameter count of the pruned model."""
+        """A function from kept units to the exact number of parameters."""
         return params_meter(model, groups)

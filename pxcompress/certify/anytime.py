@@ -20,19 +20,19 @@ from pxcompress.certify.path import Candidate, Certificate, ClassResult, RiskLim
 from pxcompress.errors import InputError
 
 Part = TypeVar("Part", Tested, ClassResult)
-"""A row of a certificate, or one of its classes."""
+"""Type of a row of a certificate: of a whole model, or of one class of it."""
 
 STAKE = 0.5
-"""Share of what is left of the error budget that a test stakes."""
+"""Share of the remaining error budget (the allowed chance of a wrong certificate) that one anytime test uses."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What an anytime test may use of a split, and what it leaves.
+    """The samples and the error budget that an anytime test may use of a split.
 
-    It looks at samples from `begins` on, up to `ends`, of `samples` in all. `total` is the chance that any
-    certificate on them is wrong, `left` what is left of it before this one, which stakes `stake`. A `resumed` test
-    goes on with the stake of an earlier one.
+    It looks at samples from place `begins` to place `ends`, of `samples` in all. `total` is the allowed chance that any
+    certificate on them is wrong, `left` what earlier tests left of it; this one uses the share `stake`. A `resumed`
+    test goes on with the stake of an earlier one.
     """
 
     total: float
@@ -46,12 +46,12 @@ class Budget:
 
     @property
     def left_after(self) -> float:
-        """Error budget that is left for later tests of the split."""
+        """The error budget that remains for later tests of the split."""
         return self.left - self.stake * self.lost
 
     @property
     def words(self) -> str:
-        """What the test used of the samples and of the error budget, and what is left, in a sentence."""
+        """A sentence on what the test used of the samples and of the error budget, and what remains."""
         if self.resumed:
             return (
                 f"samples {self.begins + 1} to {self.ends} of {self.samples} were looked at, going on from an earlier "
@@ -65,9 +65,9 @@ class Budget:
 
 
 def stake_budget(total: float, lost: float, begins: int, samples: int) -> Budget:
-    """The part of the error budget `total` that the next test of a split gets, of which earlier ones have `lost` some.
+    """The budget of the next test of a split: a share of `total`, of which earlier tests have `lost` some.
 
-    Raises `InputError` where nothing is left: samples or budget.
+    The test starts at sample `begins` of `samples`. Raises `InputError` where no samples or no budget remain.
     """
     remaining_error = total - lost
     if remaining_error <= 1e-6 or begins >= samples:
@@ -85,7 +85,7 @@ def certify_anytime(
     classes: Mapping[str, Array] | None = None,
     before: Sequence[Tested] = (),
 ) -> tuple[Certificate, Budget]:
-    """The certificate of a path by the losses of samples from where the `budget` begins, in the order of the test.
+    """Certify a path of models by a test that may stop early, on the samples from where the `budget` begins.
 
     Losses end where labels do; the test stops there or earlier. With `classes` (name -> mask of the losses) every one
     of them has to pass: each has a capital of its own. `before` are the rows of an earlier certificate of the path, on
@@ -108,7 +108,9 @@ def certify_anytime(
 def _with_capital(
     row: Tested, losses: Array, limit: RiskLimit, masks: Mapping[str, Array], before: Tested | None
 ) -> Tested:
-    """`row` with its capitals, and with what was seen before."""
+    """`row` with the capital of each of its bets after these losses, added to what an earlier test (`before`) has
+    seen.
+    """
     if not masks:
         return _go_on(row, losses, limit, before)
     earlier = {each.name: each for each in before.classes} if before else {}
@@ -123,7 +125,9 @@ def _with_capital(
 
 
 def _go_on(row: Part, losses: Array, limit: RiskLimit, before: Tested | ClassResult | None) -> Part:
-    """`row` of these losses, after those `before`: sums, the largest wealth there ever was, and the last capitals."""
+    """`row` for these losses after the earlier ones in `before`: summed counts, the largest wealth so far, and the last
+    capitals.
+    """
     start = before.capital if before else (0.0,) * len(BETS)
     values, alpha = limit.in_unit(losses), limit.in_unit(limit.alpha)
     last = tuple(log_capitals(values, alpha, start)[:, -1].tolist()) if len(losses) else start
@@ -142,11 +146,11 @@ def _go_on(row: Part, losses: Array, limit: RiskLimit, before: Tested | ClassRes
 def stopping_time(
     path: Sequence[Array], limit: RiskLimit, classes: Mapping[str, Array] | None = None, before: Sequence[Tested] = ()
 ) -> int:
-    """How many losses (n,) of every model a test looks at: until it is known which models pass, at most all n.
+    """How many losses (n,) of every model the test must look at until it knows which models pass; at most n.
 
-    The path is decided once each model has passed, in every one of the `classes`, or is shown by the same bet on the
-    other side to be too bad, and one that is too bad makes those after it needless. Models that passed `before` need
-    no more.
+    Each model is decided once it has passed, in every one of the `classes`, or once the opposite bet shows that its
+    risk is too high; after one that is too bad the next models are not needed. Models that passed `before` need no more
+    losses.
     """
     needed_samples = 0
     for place, losses in enumerate(path):
@@ -159,7 +163,10 @@ def stopping_time(
 
 
 def _decide(losses: Array, limit: RiskLimit, classes: Mapping[str, Array], before: Tested | None) -> tuple[int, int]:
-    """After how many losses a model passes in all classes, and fails in one; one more than there are for never."""
+    """How many losses it takes until a model passes in all classes, and until it fails in one; n + 1 means never.
+
+    N + 1 stands for never.
+    """
     masks = classes or {"": np.ones(len(losses), dtype=bool)}
     earlier: Mapping[str, Tested | ClassResult] = {}
     if before is not None:
@@ -176,11 +183,13 @@ def _decide(losses: Array, limit: RiskLimit, classes: Mapping[str, Array], befor
 
 
 def _wealths(losses: Array, limit: RiskLimit, start: ArrayLike = 0.0) -> tuple[Array, Array]:
-    """The capital that grows where the risk is below alpha, and the one that grows where it is above."""
+    """Logarithms of two capitals after each loss: of the bet that the risk is below alpha, and of the bet that it is
+    above.
+    """
     values, alpha = limit.in_unit(np.asarray(losses)), limit.in_unit(limit.alpha)
     return log_wealth(values, alpha, start), log_wealth(1 - values, 1 - alpha)
 
 
 def _first(reached: Array) -> int:
-    """Place of the first that is reached; how many there are where none is."""
+    """Index of the first True in `reached`; its length where there is none."""
     return int(reached.argmax()) if reached.any() else len(reached)

@@ -19,7 +19,7 @@ _STEPS = 40
 
 
 class MeanInterval(NamedTuple):
-    """A mean of numbers in [0, 1], and the ends between which it is with the asked confidence."""
+    """A mean of numbers in [0, 1], and the low and high end of its confidence interval."""
 
     mean: float
     low: float
@@ -27,9 +27,10 @@ class MeanInterval(NamedTuple):
 
 
 def path_losses(risk: str, table: ArrayLike) -> list[NDArray[np.float64]]:
-    """Losses of every model of a path for a risk, from a `table` (n, models) of losses in [0, 1], the dense one first.
+    """Losses (n,) by a risk for each model of a path, from a `table` (n, models) of losses in [0, 1], the dense model
+    first.
 
-    The risks of a classifier take losses of 0 or 1, whether the answer is wrong. Raises `InputError`.
+    The risks of classifiers need a table of zeros and ones: 1 for a wrong answer. Raises `InputError`.
     """
     values = np.asarray(table, dtype=np.float64)
     if not ((values >= 0) & (values <= 1)).all():
@@ -43,11 +44,11 @@ def path_losses(risk: str, table: ArrayLike) -> list[NDArray[np.float64]]:
 
 
 def mean_interval(values: ArrayLike, delta: float = 0.05) -> MeanInterval:
-    """The interval of the mean of independent numbers (n,) in [0, 1], at confidence 1 - delta, whatever they are like.
+    """Confidence interval, at 1 - delta, for the mean of independent numbers (n,) in [0, 1] of any distribution.
 
-    Numbers of 0 and 1 alone: Clopper and Pearson's, exact. Others: what two bets on either side cannot refute, with
-    half of the capital each (the hedged capital of Waudby-Smith and Ramdas, 2020). Which of the two it is must not be
-    left to chance: 0/1 losses are such by nature.
+    For numbers 0 and 1 alone it is Clopper and Pearson's, exact. For others it holds the means that neither of two bets
+    refutes, with half of the capital each (the hedged capital of Waudby-Smith and Ramdas, 2020). Which of the two is
+    used follows from the kind of numbers, not from chance: 0/1 losses are such by nature.
     """
     array = np.asarray(values, dtype=np.float64)
     if not len(array):
@@ -64,7 +65,10 @@ def mean_interval(values: ArrayLike, delta: float = 0.05) -> MeanInterval:
 
 
 def _largest(possible: Callable[[float], bool], low: float) -> float:
-    """The largest number from `low` to 1 that is `possible`, which all below it are: bisection, rounded up."""
+    """The largest number in [low, 1] for which `possible` is true, by bisection, rounded up.
+
+    It must be true for all below.
+    """
     high = 1.0
     for _ in range(_STEPS):
         middle = (low + high) / 2

@@ -21,17 +21,17 @@ from pxcompress.errors import InputError
 from pxcompress.proof import Estimate
 
 BINS = 15
-"""Bins of equal width, as in Guo et al., 2017."""
+"""Number of bins of equal width for the calibration error, as in Guo et al., 2017."""
 
 COVERAGE = 0.9
-"""Share of the samples whose true class a conformal set is to hold."""
+"""Share of the samples whose true class a conformal set has to contain."""
 
 LEAST_SAMPLES = 4
-"""Fewer samples say nothing, since half of them set a threshold."""
+"""Fewest samples for which calibration is reported, since half of them are needed to set a threshold."""
 
 _RESAMPLES = 300
 _TEMPERATURES = (1 / 20, 20.0)
-"""Range in which a temperature is looked for."""
+"""Range in which a temperature is searched."""
 
 Floats = NDArray[np.float64]
 
@@ -51,7 +51,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """Both models on the same `samples`, and what the pruned one has more than the dense one, paired by sample."""
+    """Calibration of the dense and the pruned model on the same `samples`, and the differences, pruned minus dense."""
 
     dense: Calibration
     pruned: Calibration
@@ -62,7 +62,7 @@ class CalibrationRecord:
 
 
 def log_probabilities(outputs: ArrayLike) -> Floats:
-    """Logarithms of the probabilities (n, classes) that logits stand for, or of probabilities."""
+    """Logarithms of the probabilities (n, classes) for outputs that are logits or already probabilities."""
     values = np.asarray(outputs, dtype=np.float64)
     if are_probabilities(values):
         values = np.log(np.maximum(values, np.finfo(np.float64).tiny))
@@ -70,7 +70,7 @@ def log_probabilities(outputs: ArrayLike) -> Floats:
 
 
 def softmax(outputs: ArrayLike) -> Floats:
-    """Probabilities (n, classes)."""
+    """Probabilities (n, classes) for outputs that are logits or already probabilities."""
     return np.exp(log_probabilities(outputs))
 
 
@@ -88,7 +88,7 @@ def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = BINS)
 
 
 def fit_temperature(outputs: ArrayLike, labels: ArrayLike) -> float:
-    """The number by which to divide logits (n, classes) so that the labels (n,) get the largest likelihood.
+    """The temperature by which to divide logits (n, classes) so that the labels (n,) get the largest likelihood.
 
     It changes no prediction (temperature scaling; Guo et al., 2017). Raises `InputError`.
     """
@@ -104,11 +104,11 @@ def fit_temperature(outputs: ArrayLike, labels: ArrayLike) -> float:
 
 
 def threshold_of(logits: ArrayLike, labels: ArrayLike, coverage: float = COVERAGE) -> float:
-    """Smallest probability with which a class enters a split conformal prediction set; 0 if samples are too few.
+    """Smallest probability with which a class enters a conformal prediction set; 0 if there are too few samples.
 
-    A true class of further samples is in its set with at least that chance, whatever the model is worth: the threshold
-    is the probability of rank ceil((m + 1) coverage) among those of m true classes (Vovk et al., 2005; Sadinle et al.,
-    2019).
+    On further samples the true class is in the set with at least the chance `coverage`, however good the model is: the
+    threshold is the probability of rank ceil((m + 1) coverage) among those of m true classes (Vovk et al., 2005;
+    Sadinle et al., 2019).
     """
     true = np.sort(_true(softmax(logits), labels))[::-1]
     rank = math.ceil(round((len(true) + 1) * coverage, 9))
@@ -118,11 +118,11 @@ def threshold_of(logits: ArrayLike, labels: ArrayLike, coverage: float = COVERAG
 def compare_calibration(
     dense: ArrayLike, pruned: ArrayLike, labels: ArrayLike, coverage: float = COVERAGE, seed: int = 0
 ) -> CalibrationRecord:
-    """Calibration of both models from outputs (n, classes) and labels (n,) of samples that shaped neither.
+    """Calibration of both models from outputs (n, classes) and labels (n,) of samples that were used for neither.
 
-    Half of them, drawn by `seed`, set the conformal thresholds, on the other half sets are counted; all of them give
-    the calibration errors. Intervals: those of a bounded mean (`mean_interval`) for sets; for calibration errors, which
-    chance makes larger, a bootstrap of samples, the same ones of both models. Raises `InputError`.
+    Half of them, drawn by `seed`, set the conformal thresholds; sets are counted on the other half; all of them give
+    the calibration errors. Intervals of set sizes and coverage are those of `mean_interval`; those of calibration
+    errors, which chance makes larger, are a bootstrap with the same samples for both models. Raises `InputError`.
     """
     models = {"dense": np.asarray(dense, np.float64), "pruned": np.asarray(pruned, np.float64)}
     truth = np.asarray(labels)
@@ -163,13 +163,15 @@ def compare_calibration(
 
 
 def _scale_interval(values: ArrayLike, back: Callable[[float], float]) -> Estimate:
-    """The mean of numbers in [0, 1], and its interval, `back` in their own unit."""
+    """The mean and its interval for numbers in [0, 1], converted to their own unit by the function `back`."""
     interval = mean_interval(values)
     return Estimate(back(interval.mean), back(interval.low), back(interval.high))
 
 
 def _bootstrap_interval(value: float, resampled: Floats, low: float) -> Estimate:
-    """The basic bootstrap interval, reflected at the value: resampling adds to an error that is never negative."""
+    """The basic bootstrap interval around `value`: percentiles reflected at it, because resampling makes such errors
+    larger.
+    """
     first, last = np.percentile(resampled, [2.5, 97.5])
     return Estimate(value, max(low, min(2 * value - float(last), value)), max(2 * value - float(first), value))
 

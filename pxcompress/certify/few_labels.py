@@ -17,7 +17,7 @@ from pxcompress.choices import one_of
 from pxcompress.errors import InputError
 
 NEITHER, MISSING = -1, -2
-"""Labels that are no class: no model's answer is right; nobody has said what is."""
+"""Labels that are no class: NEITHER where no model's answer is right, MISSING where nobody has given a label."""
 
 
 def check_few_labels(risk: str) -> None:
@@ -28,7 +28,8 @@ def check_few_labels(risk: str) -> None:
 
 
 def random_order(n: int, split: str) -> Array:
-    """A random order of n samples, always the same for a split of that hash: files often come sorted by what they show.
+    """A random order of n samples that is always the same for a split of this hash, since files often come sorted by
+    class.
 
     A test that stops early has then seen a random part of the samples.
     """
@@ -51,7 +52,9 @@ def samples_to_label(risk: str, predicted: ArrayLike, order: Array, *, anytime: 
 
 
 def completed_labels(dense: ArrayLike, answers: Mapping[int, int]) -> Array:
-    """Labels (n,) with the same losses as the true ones: `answers` by position, elsewhere the dense model's class."""
+    """Labels (n,) that give the same losses as the true ones: the `answers` by position, elsewhere the dense model's
+    class.
+    """
     labels = np.array(dense, dtype=np.int64)
     for position, label in answers.items():
         labels[position] = label
@@ -59,7 +62,7 @@ def completed_labels(dense: ArrayLike, answers: Mapping[int, int]) -> Array:
 
 
 def pessimistic_losses(risk: str, dense: ArrayLike, pruned: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
-    """Losses (n,) as `losses` gives them; where the label is `MISSING` and the models disagree, the largest there is.
+    """Losses (n,) as from `losses`, but the largest possible one where the label is `MISSING` and the models disagree.
 
     More errors give a larger binomial p-value, so a certificate from them holds whatever the missing labels are.
     """

@@ -17,12 +17,13 @@ Array = NDArray[Any]
 
 
 def binomial(values: Array, alpha: float) -> Array:
-    """P(Bin(n, alpha) <= errors): exact for losses that are 0 or 1."""
+    """P-value of "the risk is above alpha" for losses (..., n) of 0 or 1, exact: P(Bin(n, alpha) <= errors)."""
     return bdtr(values.sum(axis=-1), values.shape[-1], alpha)
 
 
 def betting(values: Array, alpha: float) -> Array:
-    """P = 1 / max_t prod_(i<=t) (1 - bet_i (loss_i - alpha)) (Ville): the capital grows if risk < alpha.
+    """P-value of "the risk is above alpha" by bets: 1 / the largest capital, prod_(i<=t) (1 - bet_i (loss_i - alpha))
+    (Ville).
 
     Bets follow the variance seen so far (Waudby-Smith and Ramdas, 2020; as in Bates et al., 2021), so a model that
     rarely changes an answer needs few samples. The order is drawn from a fixed seed, because data often come sorted by
@@ -40,18 +41,22 @@ def betting(values: Array, alpha: float) -> Array:
 
 
 BETS = np.geomspace(0.05, 0.95, 10)
-"""Shares of the capital that `log_wealth` may bet at most 1 of, each with a tenth of it."""
+"""The bets of `log_wealth`, as shares of the largest bet that cannot lose all.
+
+Each starts with a tenth of the capital.
+"""
 
 
 def log_capitals(values: Array, alpha: float, start: ArrayLike = 0.0) -> Array:
-    """Logarithms of the capital of every bet after every loss, (..., bets, n), from those at the `start`, (bets,)."""
+    """Logarithms of each bet's capital after every loss, (..., bets, n), from logarithms (bets,) at the `start`."""
     bets = BETS / (1 - alpha)
     logs = np.log1p(bets[:, None] * (alpha - np.asarray(values, dtype=np.float64)[..., None, :])).cumsum(axis=-1)
     return logs + np.broadcast_to(np.asarray(start), len(bets))[:, None]
 
 
 def log_wealth(values: Array, alpha: float, start: ArrayLike = 0.0) -> Array:
-    """Logarithm of the capital after every loss, (..., n): an e-process of H0 "the risk is above alpha".
+    """Logarithm of the total capital of all bets after every loss, (..., n): an e-process against "the risk is above
+    alpha".
 
     Equal parts bet constant shares (the diversified capital of Waudby-Smith and Ramdas, 2020). It asks for no n
     beforehand, so that a test may stop, or go on with more samples from the capitals at the `start`, at any time.
@@ -72,17 +77,20 @@ BOUNDS: dict[str, Callable[[Array, float], Array]] = {
     "betting": betting,
     "e-process": e_process,
 }
-"""P-values of H0 "the risk is above alpha", for losses (..., n) in [0, 1] -> (...)."""
+"""Functions that give p-values of "the risk is above alpha", by name: losses (..., n) in [0, 1] -> (...)."""
 
 
 def fixed_sequence(p_values: ArrayLike, delta: float) -> int:
-    """How many models pass, from the first on: stops at the first p-value above delta."""
+    """How many models pass, counted from the first: the count stops at the first p-value above delta."""
     above = np.asarray(p_values) > delta
     return int(above.argmax()) if above.any() else len(above)
 
 
 def first_whole(holds: Callable[[int], bool]) -> int:
-    """The smallest whole number from 0 on at which `holds` turns true, and stays so: doubling, then bisection."""
+    """The smallest whole number n >= 0 with holds(n), by doubling and bisection.
+
+    `holds` must stay true from there on.
+    """
     if holds(0):
         return 0
     low, high = 0, 1

@@ -23,7 +23,7 @@ COVERAGE = 0.8
 
 @dataclass(frozen=True)
 class Part:
-    """The samples that count. Raises `InputError` where that makes no sense.
+    """Which samples a guarantee is about. Raises `InputError` for settings that contradict each other.
 
     "confident": those whose largest softmax probability in the dense model is at least `threshold`, which is chosen on
     other samples so that the share `coverage` of them is (0.8 where it is not given). "classes": all, and the risk is
@@ -47,7 +47,7 @@ class Part:
             )
 
     def with_threshold_from(self, dense: ArrayLike) -> Part:
-        """This part with its threshold set by the dense model's logits (n, classes) on samples that certify nothing.
+        """A copy whose threshold is set by the dense model's logits (n, classes) on samples that certify nothing.
 
         It is the largest at which at least the share `coverage` of them is confident; more are where values are equal.
         """
@@ -57,7 +57,10 @@ class Part:
         return replace(self, threshold=float(values[len(values) - math.ceil(round(self.coverage * len(values), 9))]))
 
     def mask(self, dense: ArrayLike) -> Array | None:
-        """Which samples count (n,), from the dense model's logits (n, classes); None: all of them."""
+        """Boolean mask (n,) of the samples that count, from the dense model's logits (n, classes).
+
+        None if all count.
+        """
         if self.coverage is None:
             return None
         if self.threshold is None:
@@ -65,11 +68,11 @@ class Part:
         return confidence(dense) >= self.threshold
 
     def classes(self, labels: ArrayLike, names: Sequence[str]) -> dict[str, Array]:
-        """The classes in which the risk is held by itself: name -> mask (n,)."""
+        """The classes that each must meet the risk limit, as name -> mask (n,); empty unless the part is "classes"."""
         return by_class(labels, names) if self.part == "classes" else {}
 
     def with_scope(self, limit: RiskLimit) -> RiskLimit:
-        """`limit`, which names in words the predictions that count."""
+        """`limit` with a sentence on which predictions count."""
         if self.threshold is None:
             return limit
         description = (
@@ -78,7 +81,9 @@ class Part:
         return replace(limit, scope=description)
 
     def check(self, limit: RiskLimit, counts: Mapping[str, int]) -> None:
-        """Raise `DataError` where samples (class -> number) are too few, whatever the models do."""
+        """Raise `DataError` where there are too few samples (class -> number) for a certificate, however good the
+        models are.
+        """
         total = sum(counts.values())
         if self.part == "classes":
             smallest_class = min(counts, key=lambda name: counts[name])
@@ -91,7 +96,7 @@ class Part:
 
 
 def check_groups(limit: RiskLimit, masks: Mapping[str, Array], n: int, where: str = "to certify on") -> None:
-    """Raise `DataError` where n samples, or those of the smallest group (name -> mask), are too few."""
+    """Raise `DataError` where n samples, or those of the smallest group (name -> mask), are too few to certify."""
     if masks:
         smallest = min(masks, key=lambda name: int(masks[name].sum()))
         n, where = int(masks[smallest].sum()), f"of {smallest!r}, the smallest group, {where}"
@@ -99,5 +104,5 @@ def check_groups(limit: RiskLimit, masks: Mapping[str, Array], n: int, where: st
 
 
 def _format_share(value: float) -> str:
-    """Three digits or more: a share just below 1 keeps two digits of what it lacks."""
+    """A share as text with three digits or more: one just below 1 gets two digits of the difference."""
     return f"{value:.{max(3, 1 - math.floor(math.log10(1 - value)))}f}" if value < 1 else "1"

@@ -87,8 +87,11 @@ RISKS: dict[str, Risk] = {
         zero_where_equal=False,
     ),
 }
-"""`negative-flips` counts over all samples, as the negative flip rate does (Yan et al., 2021). For the share of the
-predictions that were right, give `losses` the mask "dense is right" and the limit that scope."""
+"""The risks by name.
+
+`negative-flips` counts over all samples, as the negative flip rate does (Yan et al., 2021). For the share of the
+predictions that were right, give `losses` the mask "dense is right" and the limit that scope.
+"""
 
 
 def losses(
@@ -131,7 +134,7 @@ def confidence(outputs: ArrayLike) -> NDArray[np.float64]:
 
 
 def by_class(labels: ArrayLike, names: Sequence[str]) -> dict[str, Array]:
-    """One mask (n,) a class name, for `certify(classes=...)`; a class without samples stays in, and cannot pass."""
+    """Class name -> mask (n,) of its samples, for `certify(classes=...)`; a class without samples cannot pass."""
     values = _classes(labels, "labels")
     return {name: values == index for index, name in enumerate(names)}
 
@@ -162,9 +165,9 @@ EVERYTHING = "all predictions"
 
 @dataclass(frozen=True)
 class RiskLimit:
-    """What is to be promised: risk <= alpha with confidence 1 - delta. Raises `InputError` where that makes no sense.
+    """What a certificate promises: risk <= alpha with confidence 1 - delta. Raises `InputError` for impossible numbers.
 
-    `scope` names in words the predictions that count; `anytime` that the test may stop whenever one likes.
+    `scope` names in words the predictions that count; `anytime` says that the test may stop at any time.
     """
 
     risk: str = "negative-flips"
@@ -184,7 +187,7 @@ class RiskLimit:
 
     @property
     def bound(self) -> str:
-        """Name of the p-value, one of `BOUNDS`."""
+        """Name of the method for p-values, one of `BOUNDS`."""
         return "e-process" if self.anytime else RISKS[self.risk].bound
 
     def p_value(self, values: Array) -> float:
@@ -192,13 +195,13 @@ class RiskLimit:
         return float(BOUNDS[self.bound](self.in_unit(values), self.in_unit(self.alpha))) if len(values) else 1.0
 
     def in_unit(self, values: Any) -> Any:
-        """Losses, or alpha, in the risk's own range as numbers in [0, 1]."""
+        """Losses, or alpha, scaled from the risk's own range to [0, 1]."""
         low, high = RISKS[self.risk].low, RISKS[self.risk].high
         return (values - low) / (high - low)
 
 
 class Candidate(NamedTuple):
-    """A model of a path: its size (any unit; smaller is better) and its losses (n,), in the order of the samples."""
+    """A model of a path: its size (in any unit; smaller is better) and its losses (n,), in the order of the samples."""
 
     name: str
     size: float
@@ -207,7 +210,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassResult:
-    """The samples of one class; `capital` as that of `Tested`."""
+    """The test's result on the samples of one class; `capital` as in `Tested`."""
 
     name: str
     n: int
@@ -218,9 +221,10 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Tested:
-    """One candidate's row. `errors` is the sum of the losses; `p_value` is the largest of those of its classes.
+    """The test's result for one model.
 
-    `capital` has the logarithms of what every bet of an anytime test is worth, with which it can go on.
+    `errors` is the sum of its losses, `p_value` the largest of those of its classes. `capital` holds, for an anytime
+    test, the logarithm of each bet's capital, from which a later test can go on.
     """
 
     name: str
@@ -233,13 +237,16 @@ class Tested:
 
     @property
     def weakest(self) -> Tested | ClassResult:
-        """The class with the largest p-value, which is the row's; the row itself where no class counts by itself."""
+        """The class with the largest p-value; the row itself where classes are not tested by themselves."""
         return max(self.classes, key=lambda each: each.p_value, default=self)
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """The answer. `chosen` is the row of the smallest certified model; where it is None the dense model stays."""
+    """The outcome for a path of models: `chosen` is the index of the smallest certified one, None if none is.
+
+    `chosen` is the row of the smallest certified model; if None the dense model stays.
+    """
 
     limit: RiskLimit
     rows: tuple[Tested, ...]
@@ -252,7 +259,7 @@ class Certificate:
         return None if self.chosen is None else self.rows[self.chosen].name
 
     def at(self, delta: float) -> Certificate:
-        """The certificate that the same p-values give at another error probability `delta`."""
+        """The certificate for the same p-values at another error probability, `delta`."""
         limit = dataclasses.replace(self.limit, delta=delta)
         return judge(limit, self.rows)
 
@@ -315,7 +322,10 @@ def judge(limit: RiskLimit, rows: tuple[Tested, ...]) -> Certificate:
 
 
 def sentence(certificate: Certificate, group: str = "") -> str:
-    """The certificate in plain words, with what it does not promise; its classes are those of the column `group`."""
+    """The certificate in plain words, and what it does not promise.
+
+    `group` is the column that its classes come from.
+    """
     limit, classes = certificate.limit, len(certificate.rows[0].classes)
     each, every = ("group", f"groups by {group}") if group else ("class", "classes")
     scope = f"{limit.scope} in each of the {classes} {every}" if classes else limit.scope
@@ -357,21 +367,21 @@ def check_samples(n: int, limit: RiskLimit, purpose: str = "to certify on") -> N
 
 
 def _count_needed(limit: RiskLimit) -> int:
-    """The fewest samples (of each class) that pass without an error; 0 where no number is known."""
+    """The fewest samples (in each class) with which a model without an error passes; 0 where that cannot be known."""
     if limit.alpha <= 0:
         return 0
     return first_whole(lambda n: limit.p_value(np.zeros(n)) <= limit.delta)
 
 
 class Spent(NamedTuple):
-    """The delta at which all uses of a split hold together, and what to tell the user."""
+    """The delta at which all certificates on a split hold together, and a message for the user."""
 
     delta: float
     message: str
 
 
 def spent(uses: int, delta: float) -> Spent:
-    """What a certify split still gives after `uses` certificates: Bonferroni over all of them, this one included.
+    """What several certificates on one split still promise together: `uses` earlier ones and this one, by Bonferroni.
 
     delta / (uses + 1) is for all uses together, so the earlier ones are judged anew, too (`Certificate.at`). It covers
     trying again after a failure; it does not cover a path that was built with the earlier losses in view.

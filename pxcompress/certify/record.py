@@ -14,7 +14,7 @@ from pxcompress.errors import InputError
 
 @dataclass(frozen=True)
 class LabelCount:
-    """How many samples needed a label, since models disagree on them, and how many of these got one."""
+    """How many samples needed a label, since models disagree on them, and how many of these have one."""
 
     asked: int
     answered: int
@@ -22,7 +22,7 @@ class LabelCount:
 
 @dataclass(frozen=True)
 class Origin:
-    """What `certify` made a certificate of, beside its limit and its data, so that `verify` can do it again.
+    """The inputs of `certify`, beside the limit and the data, so that `verify` can repeat it.
 
     `files` are the models, name -> path; a table of losses has none. `seed` and `skip_corrupt` say how the data are
     cut, `earlier` is the certificate that an anytime test goes on from.
@@ -36,15 +36,15 @@ class Origin:
 
 @dataclass(frozen=True)
 class CertificateRecord:
-    """A certificate as it is written down; every field is a key of certificate.json.
+    """A certificate as it is written to disk; every field is a key of certificate.json.
 
-    `risk` to `bound` are the limit of the risk and its p-value, `part` to `threshold` the samples that count, `n` of
-    the `reserved` ones. Sizes are in `size_unit`. `hashes` are sha256 by what they are of. `spent` says that the
-    samples of `data` served `uses_before` certificates. `labels` is there where the data had none; `group` is the
-    column of a table whose words are the classes. A test that may stop at any time has a `budget`, what it used and
-    what is left, and in `looked_at` a short hash of every sample it has seen, so that it can go on with others; 1 / p
-    of its rows is the largest wealth of their bets. Models ran on `provider`. The `origin` is there where no run folder
-    and no request says what was tested.
+    `risk` to `bound` are the limit of the risk and its p-value. `part` to `threshold` say which samples count: `n` of
+    the `reserved` ones. Sizes are in `size_unit`. `hashes` are sha256, by the name of what was hashed. `spent` explains
+    what it means that the samples of `data` served `uses_before` certificates. `labels` is given where the data had
+    none; `group` is the column of a table whose words are the classes. A test that may stop at any time has a `budget`,
+    what it used and what is left, and in `looked_at` a short hash of every sample it has seen, so that a later test can
+    go on with others; 1 / p of its rows is the largest wealth of their bets. Models ran on `provider`. The `origin` is
+    given where neither a run folder nor a request says what was tested.
     """
 
     risk: str
@@ -80,7 +80,7 @@ class CertificateRecord:
     def of(
         cls, certificate: Certificate, part: Part, *, reserved: int, hashes: Mapping[str, str], unit: str, data: str
     ) -> CertificateRecord:
-        """The record of a certificate on `reserved` samples of `data`, of which `part` counts."""
+        """The record of a certificate on `reserved` samples of `data`; `part` says which of them count."""
         return cls(
             **asdict(certificate.limit),
             bound=certificate.limit.bound,
@@ -100,11 +100,14 @@ class CertificateRecord:
         )
 
     def in_groups(self, group: str) -> CertificateRecord:
-        """A copy that says that its classes are the words of a column, `group`; itself where that names none."""
+        """A copy whose sentence says that the classes are values of the column `group`.
+
+        Unchanged if `group` is empty.
+        """
         return replace(self, group=group, sentence=sentence(self._verdict, group)) if group else self
 
     def with_uses(self, uses_before: int) -> CertificateRecord:
-        """A copy that says that its samples served `uses_before` certificates before, and what that means for it."""
+        """A copy that says that `uses_before` certificates used its samples before, and what that means for it."""
         return replace(self, uses_before=uses_before, spent=spent(uses_before, self.delta).message)
 
     @property
@@ -113,8 +116,10 @@ class CertificateRecord:
 
     @property
     def certificate(self) -> Certificate:
-        """The certificate, judged again; `InputError` where the choice does not follow from its own p-values, or its
-        error probability not from its own budget.
+        """The certificate, decided again from its p-values.
+
+        Raises `InputError` where the choice does not follow from its own p-values, or its error probability from its
+        own budget.
         """
         verdict = self._verdict
         if (verdict.chosen, verdict.certified) != (self.chosen, self.certified):
@@ -126,5 +131,5 @@ class CertificateRecord:
 
     @property
     def counted(self) -> Part:
-        """The samples that count; all of them where the risk is held in groups."""
+        """The `Part` of samples that count; all samples where the risk is held in the groups of a column."""
         return Part() if self.group else Part(self.part, self.coverage, self.threshold)

@@ -36,19 +36,21 @@ def check_disjoint(certify_ids: Iterable[str], other_ids: Mapping[str, Iterable[
 
 
 def split_hash(ids: Iterable[str]) -> str:
-    """sha256 over the sorted sample ids: tells whether a certify split was used before."""
+    """Identifies a certify split: sha256 over the sorted sample ids, so that earlier uses of it can be found."""
     return hash_of("\n".join(sorted(ids)))
 
 
 def short_hash(text: str) -> str:
-    """Twelve hexadecimal digits by which a sample of this content is known again."""
+    """Twelve hexadecimal digits of a sha256, by which a sample of this content is recognised."""
     return hash_of(text)[:12]
 
 
 @dataclass(frozen=True)
 class Use:
-    """One certificate's use of a split: it looked at samples from `begins` up to `ends`, and lost so much of the error
-    budget. A test of fixed size looks at all of them.
+    """One certificate's use of a split.
+
+    It looked at samples from `begins` up to `ends`, and lost so much of the error budget. A test of fixed size looks at
+    all of them.
     """
 
     certificate: str
@@ -57,15 +59,15 @@ class Use:
     lost: float = 0.0
 
     def overlaps(self, other: Use) -> bool:
-        """Whether this use and another one have looked at a common sample of their split."""
+        """Whether this use and another one of the same split have looked at a common sample."""
         return self.begins < other.ends and other.begins < self.ends
 
 
 @dataclass(frozen=True)
 class Split:
-    """Short hashes of the content of a split's samples, in the order of the test, and the certificates made on them.
+    """A split's samples, as short hashes of content in the order of the test, and the certificates made on them.
 
-    Earlier versions kept no samples.
+    Files of earlier versions have no samples.
     """
 
     samples: tuple[str, ...] = ()
@@ -77,7 +79,7 @@ class Split:
 
 
 def add_use(data: str, split: str, samples: Iterable[str], use: Use) -> int:
-    """Add a certificate to the record; returns how many others have looked at one of its samples before.
+    """Record a certificate's use of a split; returns how many other certificates have looked at any of its samples.
 
     `data` is what was given as --data: the same ids in another folder are another split. `split` is the hash of the
     ids, `samples` are short hashes of content in the order of the test. Other splits are looked through for the same
@@ -103,7 +105,7 @@ def uses_of(data: str, split: str) -> tuple[Use, ...]:
 
 
 def count_seen_elsewhere(data: str, split: str, samples: Iterable[str]) -> int:
-    """How many of the samples certificates on other splits have looked at, as of data that have grown since."""
+    """How many of the samples were looked at by certificates on other splits, as when data have grown since."""
     record = _read(cache_dir() / FILE)
     record.pop(_key(data, split), None)
     seen = {sample for part in record.values() for use in part.uses for sample in part.list_seen(use)}
@@ -127,7 +129,7 @@ def _read(path: Path) -> dict[str, Split]:
 
 
 def _split(content: Any) -> Split:
-    """One split as the record holds it; an earlier version kept a list of uses, or of hashes of fixed-size tests."""
+    """One split from the JSON of the record; earlier versions wrote a list of uses, or of hashes of tests."""
     record = content if isinstance(content, dict) else {"uses": content}
     uses = tuple(Use(each) if isinstance(each, str) else Use(**each) for each in record["uses"])
     return Split(tuple(record.get("samples", ())), uses)

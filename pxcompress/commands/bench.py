@@ -81,7 +81,10 @@ def _read_batch_sizes(text: str) -> list[int]:
 def _convert_files(
     files: Sequence[Path], precisions: Sequence[str], data: str, size: tuple[int, int, int] | None
 ) -> Iterator[dict[Path, str]]:
-    """Files to time -> names to show: `files` in each of `precisions`, kept as long as the block, or as they are."""
+    """A context with the files to time -> names to show: `files` converted to each of `precisions`, or as they are.
+
+    Converted files are deleted when the block ends.
+    """
     from pxcompress.deploy.variants import convert_files
     from pxcompress.run_folder.calibration import read_calibration
 
@@ -93,6 +96,6 @@ def _convert_files(
 
 
 def _list_models(folder: Path, float32: bool) -> list[Path]:
-    """The ONNX files of a run folder, the dense model first; model.onnx where it has none."""
+    """The ONNX files of a run folder, the dense model first; with `float32` only those of float32 models."""
     names = ["dense.onnx", "model.onnx"] + ([] if float32 else ["model.fp16.onnx", "model.int8.onnx"])
     return [folder / name for name in names if (folder / name).is_file()] or [folder / "model.onnx"]

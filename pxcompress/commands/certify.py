@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """The options of `certify`; each field is one."""
+    """The command-line options of `certify`; each field is one."""
 
     files: Annotated[
         list[Path] | None,
@@ -94,13 +94,18 @@ class Request:
     as_json: AsJson = False
 
     def refuse(self, names: Sequence[str], beside: str) -> None:
-        """Raise `InputError` where one of the options `names` is given beside one that says everything already."""
+        """Raise `InputError` if one of the options `names` is given together with the option `beside`, which decides
+        the same.
+        """
         if extra := [name for name in names if getattr(self, name)]:
             flag = "a model" if extra[0] == "files" else f"--{extra[0].replace('_', '-')}"
             raise InputError(f"{flag} is given with {beside}, which says what is tested; leave it out")
 
     def guarantee(self, risk: str | None = None) -> Guarantee:
-        """What is to be certified, of `risk` where no other is named; `InputError` where nothing says it."""
+        """The guarantee that the options ask for; `risk` is its risk unless an option names one.
+
+        Raises `InputError`.
+        """
         if self.max_drop is None:
             raise InputError("nothing says what to certify; give --max-drop, such as 0.03")
         names = ("confidence", "part", "coverage", "group")
@@ -108,7 +113,10 @@ class Request:
         return Guarantee(self.max_drop, **{name: value for name, value in options.items() if value is not None})
 
     def procedure(self) -> Procedure:
-        """How losses are tested; a test that goes on is like the earlier one. `InputError` where more is said of it."""
+        """How losses are tested; with --resume it is taken from the earlier certificate.
+
+        Raises `InputError` for more options.
+        """
         from pxcompress.run_folder.ledger import Procedure, read_earlier
 
         if self.resume is None:
@@ -119,7 +127,7 @@ class Request:
 
     @property
     def place(self) -> Path:
-        """The folder of what is to be labelled."""
+        """The folder for the samples to label and the certificate."""
         return self.out or Path("certificate")
 
 
@@ -146,23 +154,23 @@ def certify(request: Request) -> None:
 
 
 _MODELS = ("files", "data", "unlabelled", "part")
-"""Options that say which models are tested on what."""
+"""Options that say which models are tested, and on which data."""
 
 NOT_WRITTEN = "the certificate is written nowhere; give --out FOLDER to keep it"
 
 _GOAL = ("max_drop", "confidence", "risk")
-"""Options that say what is to be certified."""
+"""Options that say which guarantee to certify."""
 
 
 def _go_on(request: Request, answers: Path) -> CertificateRecord:
-    """What the labels in the file `answers` certify."""
+    """The certificate from the labels in the file `answers`."""
     from pxcompress.run_folder.labelling import certify_answers
 
     return certify_answers(answers, request.place, notes(request.quiet))
 
 
 def _certify_losses(request: Request, table: Path) -> CertificateRecord:
-    """Certify a table of losses: for the risk that is asked for, or else for their mean."""
+    """Certify a table of losses, for the risk in the options or else for their mean."""
     from pxcompress.run_folder.loss_table import certify_losses
 
     procedure = request.procedure()
@@ -171,7 +179,7 @@ def _certify_losses(request: Request, table: Path) -> CertificateRecord:
 
 
 def _certify_models(request: Request) -> CertificateRecord:
-    """What labelled data certify of the models."""
+    """Certify models on labelled data."""
     from pxcompress.run_folder.model_files import certify_files
 
     procedure = request.procedure()
@@ -182,7 +190,7 @@ def _certify_models(request: Request) -> CertificateRecord:
 
 
 def _ask_for_labels(request: Request) -> None:
-    """Write what is to be labelled, and print what to do; certify at once where nothing is."""
+    """Write the list of samples to label, and print what to do next; certify at once if no labels are needed."""
     from pxcompress.run_folder.labelling import QUESTIONS, request_labels
 
     procedure, note = request.procedure(), notes(request.quiet)
@@ -200,7 +208,7 @@ def _ask_for_labels(request: Request) -> None:
 
 
 def _to_do(request: LabelRequest, folder: Path) -> str:
-    """What a person has to do next."""
+    """A message that says what a person has to do next."""
     from pxcompress.run_folder.labelling import PAGE, QUESTIONS, next_command
 
     count = f"{request.to_label} of {request.images} images need a label"
@@ -214,7 +222,7 @@ def _to_do(request: LabelRequest, folder: Path) -> str:
 
 
 def _show(record: CertificateRecord, request: Request, out: Path | None = None) -> None:
-    """Print a certificate, and write it into the folder `out`; `ResultError` where it certifies no smaller model."""
+    """Print a certificate, and write it to `out` if given. Raises `ResultError` where it certifies no smaller model."""
     from pxcompress.report.table import format_certificate
     from pxcompress.run_folder.certificate import FILE
 

@@ -33,11 +33,11 @@ def convert(
     from pxcompress.report.table import format_conversion
     from pxcompress.run_folder.converted import convert_folder
 
-    done = convert_folder(folder, to, out, batch_size=batch_size, precision=precision, force=force)
-    for note in done.notes:
+    hand_off = convert_folder(folder, to, out, batch_size=batch_size, precision=precision, force=force)
+    for note in hand_off.notes:
         print(f"pxcompress: {note}", file=sys.stderr)
     if as_json:
-        content = {**dataclasses.asdict(done.converted), "notes": done.notes}
+        content = {**dataclasses.asdict(hand_off.converted), "notes": hand_off.notes}
         print(json.dumps(content, indent=1, default=str))
     else:
-        print(format_conversion(done.converted))
+        print(format_conversion(hand_off.converted))

@@ -67,7 +67,7 @@ def inspect(
 
 
 def _check_use(model: str, composite: str, data: str) -> None:
-    """Raise `InputError` for options that only --relevance has a use for."""
+    """Raise `InputError` for options that have no effect without --relevance."""
     from pxcompress.models.onnx_file import is_onnx
 
     if composite or (data and not is_onnx(model)):
@@ -77,7 +77,10 @@ def _check_use(model: str, composite: str, data: str) -> None:
 def _load(
     model: str, checkpoint: Path | None, input_size: str | None, classes: int | None, data: str, task: str
 ) -> tuple[Any, Any]:
-    """The model, and inputs for it. Raises `InputError` where both data and a number of classes are given."""
+    """The model in its task, and a batch of inputs for it: from the data, or random images without any.
+
+    Raises `InputError` where both data and a number of classes are given.
+    """
     if not data:
         return _load_without_data(model, checkpoint, input_size, classes, task)
     if classes is not None:
@@ -88,7 +91,7 @@ def _load(
 def _load_without_data(
     model: str, checkpoint: Path | None, input_size: str | None, classes: int | None, task: str
 ) -> tuple[Any, Any]:
-    """A model as it is without data, and random images for it."""
+    """The model as it is loaded without data, and random images for it."""
     from pxcompress.inspection.conservation import random_images
     from pxcompress.inspection.survey import load_for
     from pxcompress.tasks.choice import build_task
@@ -101,7 +104,7 @@ def _load_without_data(
 
 
 def _load_on_data(model: str, checkpoint: Path | None, input_size: str | None, data: str, task: str) -> tuple[Any, Any]:
-    """A model as `run` would have it on `data`, for their task or `task`; and the first batch of the score split."""
+    """The model as `run` would load it for `data`, and the first batch of the score split."""
     from pxcompress.recipe import ModelAndData
     from pxcompress.tasks.choice import AUTO
     from pxcompress.workload import load_workload, with_baseline

@@ -26,7 +26,7 @@ from pxcompress.recipe.goal import auto_normalise, auto_round_to
 
 
 def _describe(field: Field[Any]) -> str:
-    """The help of a field's option, with the default that it has unless the text says it."""
+    """The help text of a field's option, with its default value appended unless the text has it."""
     text = str(field.metadata["help"])
     has_no_default = any(field.default is value for value in (MISSING, None, False, (), ""))
     default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
@@ -49,7 +49,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the run folder --o
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 FLAGS = {"scorer": ("--score", "--scorer")}
-"""Command-line flags of the fields whose option is not only called like the field."""
+"""Command-line flags by field, for fields whose flag is not simply their own name."""
 
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 
 def takes_recipe(*, without: tuple[str, ...] = (), **preset: Any) -> Callable[[Command], Command]:
-    """Decorator: the command's first parameter, a recipe, becomes one option for each of its fields.
+    """A decorator that turns the command's first parameter, a recipe, into one option for each field of a recipe.
 
     Fields named in `without` ("bench" and "guarantee" stand for all of theirs) have no option, but may have a
     value in `preset`. With --config a file holds the recipe, and what is said beside it counts more.
@@ -100,7 +100,7 @@ def takes_recipe(*, without: tuple[str, ...] = (), **preset: Any) -> Callable[[C
 
 
 def takes_record(cls: type[T]) -> Callable[[Callable[[T], None]], Command]:
-    """Decorator: the command's parameter, a record of the dataclass `cls`, becomes one option for each of its fields.
+    """A decorator that turns the command's parameter, a record of the dataclass `cls`, into one option for each field.
 
     The types of the fields say what an option is, as those of a command's parameters do.
     """
@@ -142,7 +142,9 @@ def recipe_of(options: Mapping[str, Any], config: Path | None) -> Recipe:
 
 
 def _list_void_fields(content: Mapping[str, Any], options: Mapping[str, Any]) -> set[str]:
-    """Fields of a file's `content` that the `options` beside it make void: other goals, and what followed from them."""
+    """Fields of a file's `content` that `options` on the command line replace: other goals, and what depended on
+    them.
+    """
     if any(name in options for name in GOALS):
         return {*GOALS, "budget", "round_to", "normalise"}
     consequences: dict[str, Any] = {}
@@ -153,14 +155,14 @@ def _list_void_fields(content: Mapping[str, Any], options: Mapping[str, Any]) ->
 
 
 def _drop_options(text: str, names: Collection[str]) -> str:
-    """A method's text without the options `names`."""
+    """The text of a method, "name:option=value,...", without the options `names`."""
     name, _, options = text.partition(":")
     remaining_options = [option for option in options.split(",") if option and option.partition("=")[0] not in names]
     return ":".join([name, ",".join(remaining_options)] if remaining_options else [name])
 
 
 def _make_parameter(cls: type, field: Field[Any]) -> inspect.Parameter:
-    """The option of one field: never set unless it is said, so that a file may say it."""
+    """The command-line option for one field; it has no default of its own, so that a value from a file can count."""
     hint = typing.get_type_hints(cls)[field.name]
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
     kind = hint if not isinstance(hint, types.UnionType) else kinds[0]
@@ -174,7 +176,7 @@ def _make_parameter(cls: type, field: Field[Any]) -> inspect.Parameter:
 
 
 def _to_its_panel(parameter: inspect.Parameter) -> inspect.Parameter:
-    """An option that is no field of a recipe: among the others of its command, or with those that few people need."""
+    """A parameter that is no field of a recipe, placed in the right panel of the help text."""
     if parameter.name not in ("config", "force", "quiet", "as_json"):
         return parameter
     kind, option = typing.get_args(parameter.annotation)
@@ -188,7 +190,7 @@ def _make_keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter
 
 
 def _split_names(text: str) -> tuple[str, ...]:
-    """What stands between commas in `text`, or on the lines of the file of this name."""
+    """Names from `text`: separated by commas, or one on each line of the file with this name."""
     try:
         parts = Path(text).read_text().splitlines() if os.path.isfile(text) else text.split(",")
     except UnicodeDecodeError as error:
@@ -200,7 +202,7 @@ def _split_names(text: str) -> tuple[str, ...]:
 
 
 def _parse_factor(text: str) -> float:
-    """2 of "2x" or "2"."""
+    """Parse a factor: "2x" or "2" is 2.0."""
     try:
         return float(text.removesuffix("x"))
     except ValueError:
@@ -208,7 +210,7 @@ def _parse_factor(text: str) -> float:
 
 
 def read_input_size(text: str) -> int | tuple[int, int]:
-    """224 of "224", (384, 640) of "384x640"."""
+    """Parse an input size: "224" is 224, "384x640" is (384, 640)."""
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.strip().isdigit() for side in sides):
         raise InputError(f"input-size is {text!r}; expected a side in pixels, such as 224, or HEIGHTxWIDTH")
@@ -217,7 +219,7 @@ def read_input_size(text: str) -> int | tuple[int, int]:
 
 
 def _parse_bytes(text: str) -> int:
-    """20000000 of "20MB" or "20000000"."""
+    """Parse a size in bytes: "20MB" or "20000000" is 20000000."""
     parts = re.fullmatch(r"([0-9.]+) *([a-zA-Z]*)", text.strip())
     try:
         return round(float(parts[1]) * SIZES[parts[2].upper()])  # type: ignore[index]
@@ -226,7 +228,7 @@ def _parse_bytes(text: str) -> int:
 
 
 def _parse_step(text: str) -> int:
-    """8 of "8", or the step of widths that an ecosystem likes, by its name."""
+    """Parse a step of widths: "8" is 8; the name of an ecosystem gives the step that suits it."""
     from pxcompress.deploy.converters import CONVERTERS
 
     if text in CONVERTERS:
@@ -239,14 +241,14 @@ def _parse_step(text: str) -> int:
 
 
 def _parse_repairs(texts: list[str]) -> tuple[str, ...]:
-    """Repairs in order; "none" alone stands for none."""
+    """The repairs in order; "none" alone means no repair."""
     if "none" in texts and len(texts) > 1:
         raise InputError("--repair none is given with other repairs; leave it out, or them")
     return () if texts == ["none"] else tuple(texts)
 
 
 def _read_scorer(text: str) -> str:
-    """A scorer's text, or that in the file behind an @, such as the composite.json of a search."""
+    """The text of a scorer; "@FILE" reads it from a file, such as the composite.json of a search."""
     if not text.startswith("@"):
         return text
     try:
@@ -258,7 +260,7 @@ def _read_scorer(text: str) -> str:
 
 
 def _read(name: str, value: Any) -> Any:
-    """The value of a field as it was said, or as it stands in a file in the same words."""
+    """The value of a field, parsed from the text of its option or from a recipe file."""
     if name in ("against", "repair") and isinstance(value, str):
         value = [value]
     return _READ[name](value) if name in _READ else value
@@ -274,4 +276,4 @@ _READ: Mapping[str, Callable[[Any], Any]] = {
     "input_size": read_input_size,
     "max_bytes": _parse_bytes,
 }
-"""Readers of the options whose value has to be parsed from their text."""
+"""Parsers by field, for options that are given as text."""

@@ -7,7 +7,7 @@ from typing import Any
 from typer.core import TyperCommand
 
 MAIN_PANEL = "Options"
-"""Title of the panel that every option is in unless it has another."""
+"""Title of the help panel for options that have no other panel."""
 
 EXPERT = "expert"
 
@@ -24,11 +24,11 @@ _PANELS = {
     "measuring": ("against", "threads"),
 }
 PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names}
-"""The panel of a recipe's field; one that is not here is for experts."""
+"""Field of a recipe -> the help panel of its option; fields without an entry go to the panel for experts."""
 
 
 class PanelCommand(TyperCommand):
-    """A command whose help lists options by their `rich_help_panel`, in plain text that pipes and searches well."""
+    """A command whose help lists options by their `rich_help_panel`, in plain text that can be piped and searched."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then one list of options for each panel."""

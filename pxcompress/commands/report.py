@@ -1,4 +1,4 @@
-"""`pxcompress report`: look at finished runs again, side by side, as a model card or as pictures."""
+"""`pxcompress report`: show finished runs again: a table, a comparison, a model card, or pictures."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def report(
 
 
 def _name_folders(folders: list[Path]) -> list[str]:
-    """The folders' own names, or their paths where two have the same."""
+    """Short names for run folders: their last part, or the whole path where two have the same. Raises `InputError`."""
     names = [folder.resolve().name for folder in folders]
     paths = [str(folder) for folder in folders]
     for path in paths:

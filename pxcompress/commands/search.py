@@ -24,7 +24,7 @@ UNUSED_IN_SEARCH = (
     "guarantee",
     "bench",
 )
-"""Parts of a recipe that a search has no use for."""
+"""Fields of a recipe that have no effect in a search, and so get no option."""
 
 
 @takes_recipe(without=UNUSED_IN_SEARCH)

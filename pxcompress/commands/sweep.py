@@ -13,7 +13,7 @@ from pxcompress.errors import InputError
 from pxcompress.recipe import GOALS, Recipe
 
 EXPORT = ("max_quant_drop", "fixed_batch", "dynamic_size")
-"""Fields of a recipe that only exported files have a use for."""
+"""Fields of a recipe that only matter for exported files, and so get no option here."""
 
 
 @takes_recipe(

@@ -9,7 +9,7 @@ from pxcompress.notes import Message, Note, silent
 
 
 def show(result: str) -> None:
-    """Print a result: on a terminal, lines that are too long go on in the next one between words."""
+    """Print a result; on a terminal, long lines are wrapped between words."""
     if not sys.stdout.isatty():
         print(result)
         return
@@ -20,14 +20,18 @@ def show(result: str) -> None:
 
 
 def notes(quiet: bool) -> Note:
-    """Where progress goes: nowhere, to a live line with a bar on a terminal, or as plain lines into a log."""
+    """The function that receives progress messages: it drops them if `quiet`, else shows a live line or writes a
+    log.
+    """
     if quiet:
         return silent
     return _make_live_line() if sys.stderr.isatty() else _log
 
 
 def _make_live_line() -> Note:
-    """A line at the bottom of the terminal that says what goes on and how far it is; other messages stay above it."""
+    """A function that shows progress in a line with a bar at the bottom of the terminal, and other messages above
+    it.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
@@ -53,6 +57,6 @@ def _make_live_line() -> Note:
 
 
 def _log(message: str) -> None:
-    """A line of a log; what only a terminal shows is left out."""
+    """Write a message as a line of the log; progress counts, meant for a terminal only, are left out."""
     if not (isinstance(message, Message) and message.kind == "count"):
         print(message, file=sys.stderr, flush=True)

@@ -44,7 +44,7 @@ def verify(
 
 
 def _conclude(record: CertificateRecord) -> str:
-    """The sentence that a certificate holds, and what of it was taken from an earlier one."""
+    """A sentence that the certificate holds, and which part of it was taken from an earlier certificate."""
     budget = record.budget
     if budget is not None and budget.resumed:
         samples = f"{budget.ends - budget.begins} samples, on top of {budget.begins} as the earlier certificate says"

@@ -49,7 +49,9 @@ def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
 
 
 def list_uncounted(model: nn.Module, example: Tensor) -> dict[str, tuple[str, ...]]:
-    """Operators of `model` that multiply and count as zero: name -> names of the modules that run them."""
+    """Operators of `model` that multiply but have no formula, so that they count as zero: name -> modules that run
+    them.
+    """
     _, uncounted_operators = _run_counted(model, example)
     return {
         operator: tuple(_name(path, model) or type(model).__name__ for path in paths)
@@ -58,7 +60,7 @@ def list_uncounted(model: nn.Module, example: Tensor) -> dict[str, tuple[str, ..
 
 
 def _run_counted(model: nn.Module, example: Tensor) -> tuple[FlopCounterMode, Uncounted]:
-    """What was counted, and what was not, in one pass of one sample.
+    """Run one sample under a counter of operations; returns the counter, and the operators that it could not count.
 
     Fused attention is computed unfused here, because the counter does not see inside the fused CPU kernel.
     """
@@ -77,13 +79,13 @@ def _run_counted(model: nn.Module, example: Tensor) -> tuple[FlopCounterMode, Un
 
 
 def _name(path: str, model: nn.Module) -> str:
-    """The module's name from the counter's, which begins with the class of the model."""
+    """A module's name, from the counter's path, which begins with the class name of the model."""
     return "" if path == "Global" else path.removeprefix(type(model).__name__).removeprefix(".")
 
 
 @contextmanager
 def _disable_fast_path() -> Iterator[None]:
-    """nn.MultiheadAttention as single operators: the counter sees nothing of its fused inference path."""
+    """A context in which nn.MultiheadAttention runs as single operators, because the counter misses its fused path."""
     was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -93,7 +95,7 @@ def _disable_fast_path() -> Iterator[None]:
 
 
 def params_by_module(model: nn.Module) -> dict[str, dict[str, int]]:
-    """Parameter counts by module name and parameter name, each shared parameter once."""
+    """Parameter counts by module name and parameter name; a shared parameter counts once."""
     counts: dict[str, dict[str, int]] = {}
     for path, parameter in model.named_parameters():
         module, _, name = path.rpartition(".")
@@ -102,7 +104,10 @@ def params_by_module(model: nn.Module) -> dict[str, dict[str, int]]:
 
 
 class Widths:
-    """Rows of every module's axes at planned widths; the model is read once, when this is made."""
+    """Counts how many rows of each module's weights remain when the groups keep given numbers of units.
+
+    The model is read only once, when this is made.
+    """
 
     def __init__(self, model: nn.Module, groups: Sequence[Group]) -> None:
         self._owners: dict[tuple[str, Axis], tuple[int, list[tuple[Group, Member]]]] = {}
@@ -113,7 +118,7 @@ class Widths:
         self._heads = {group.name: group.units for group in groups if group.kind == "head"}
 
     def share(self, name: str, axis: Axis, kept_units: Mapping[str, int]) -> tuple[int, int]:
-        """Rows kept and rows in all of a module's axis; (1, 1) where no group owns rows of it."""
+        """Rows kept, and rows in all, on one axis of a module; (1, 1) where no group has rows there."""
         if (name, axis) not in self._owners:
             return 1, 1
         rows, owners = self._owners[name, axis]
@@ -123,7 +128,7 @@ class Widths:
         return rows - removed_rows, rows
 
     def heads(self, name: str, kept_units: Mapping[str, int]) -> tuple[int, int]:
-        """Heads kept and heads in all of the attention module `name`; (1, 1) for any other module."""
+        """Number of heads kept, and of all heads, of the attention module `name`; (1, 1) for any other module."""
         heads = self._heads.get(name)
         return (kept_units.get(name, heads), heads) if heads else (1, 1)
 
@@ -143,7 +148,7 @@ def _count_rows(model: nn.Module, name: str, member: Member) -> int:
 
 
 def macs_meter(model: nn.Module, groups: Sequence[Group], example: Tensor) -> Meter:
-    """Multiply-accumulates of one sample at planned widths; equals `count_macs` of the pruned model."""
+    """A function from kept units to multiply-accumulates of one sample; equals `count_macs` of the pruned model."""
     widths, dense = Widths(model, groups), macs_by_module(model, example)
 
     def cost(kept_units: Mapping[str, int]) -> float:
@@ -161,7 +166,7 @@ def macs_meter(model: nn.Module, groups: Sequence[Group], example: Tensor) -> Me
 
 
 def params_meter(model: nn.Module, groups: Sequence[Group]) -> Meter:
-    """Parameters at planned widths; equals `count_params` of the pruned model."""
+    """A function from kept units to the number of parameters; equals `count_params` of the pruned model."""
     widths, dense = Widths(model, groups), params_by_module(model)
 
     def cost(kept_units: Mapping[str, int]) -> float:
@@ -179,7 +184,7 @@ def params_meter(model: nn.Module, groups: Sequence[Group]) -> Meter:
 
 
 def _scale_count(count: int, shares: Sequence[tuple[int, int]]) -> int:
-    """`count` times every share kept / total, in whole numbers."""
+    """`count` multiplied by kept / total for every pair in `shares`, rounded down once at the end."""
     total = 1
     for kept_rows, all_rows in shares:
         count *= kept_rows

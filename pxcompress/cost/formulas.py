@@ -13,29 +13,29 @@ from torch.utils.flop_counter import FlopCounterMode
 Shape = tuple[int, ...]
 
 COMPARING = ("nms",)
-"""Operators of other libraries that compare and sort, without matrix products."""
+"""Operators of other libraries that only compare and sort, so that no multiplications are missed."""
 
 MULTIPLYING = ("_fft", "linalg_", "cholesky", "lu_", "triangular_solve", "_cudnn_", "miopen_", "mkldnn_", "_thnn_fused")
-"""What the names of PyTorch's own operators begin with that multiply a lot and have no formula here."""
+"""Beginnings of the names of PyTorch operators that multiply a lot and have no formula here."""
 
 ELEMENTWISE = ("linalg_vector_norm", "linalg_cross")
-"""Operators named like those that multiply no more than an element-wise one does."""
+"""Operators whose names match `MULTIPLYING`, but which multiply no more than an element-wise operator."""
 
 
 def _recurrent_layer(inputs: Shape, weight: Shape, recurrent: Shape, *args: Any, **kwargs: Any) -> int:
-    """A layer of an LSTM as oneDNN runs it: both weights once for every step of every sequence."""
+    """Operations of one LSTM layer as oneDNN runs it: both weights, once for every step of every sequence."""
     return 2 * prod(inputs[:-1]) * (prod(weight) + prod(recurrent))
 
 
 def _recurrent(inputs: Shape, weights: list[Shape], *args: Any, **kwargs: Any) -> int:
-    """All layers of a recurrent net as a GPU library runs it."""
+    """Operations of all layers of a recurrent net, as a GPU library runs it."""
     return 2 * prod(inputs[:-1]) * sum(prod(weight) for weight in weights if len(weight) > 1)
 
 
 def _trilinear(
     a: Shape, b: Shape, c: Shape, expand_a: list[int], expand_b: list[int], expand_c: list[int], *args: Any, **rest: Any
 ) -> int:
-    """nn.Bilinear: a product of three tensors that are spread along each other's axes."""
+    """Operations of nn.Bilinear, a product of three tensors that are broadcast along each other's axes."""
     broadcast_shapes = []
     for shape, axes in ((a, expand_a), (b, expand_b), (c, expand_c)):
         sizes = list(shape)
@@ -46,7 +46,9 @@ def _trilinear(
 
 
 def formulas() -> dict[Any, Callable[..., int]]:
-    """Operator -> floating-point operations (two a multiply-accumulate), from the shapes of its arguments."""
+    """Operator -> function from the shapes of its arguments to floating-point operations, two for a
+    multiply-accumulate.
+    """
     aten = torch.ops.aten
     table: dict[Any, Callable[..., int]] = {
         aten.mkldnn_rnn_layer: _recurrent_layer,
@@ -65,7 +67,7 @@ def formulas() -> dict[Any, Callable[..., int]]:
 
 
 class Uncounted(TorchDispatchMode):
-    """Notes operators that multiply and that `counter`, which is active around it, has no formula for."""
+    """Records operators that multiply but for which `counter`, which must be active around it, has no formula."""
 
     def __init__(self, counter: FlopCounterMode) -> None:
         super().__init__()
@@ -83,7 +85,9 @@ class Uncounted(TorchDispatchMode):
 
     @staticmethod
     def _multiplies(func: Any) -> bool:
-        """Whether an operator is another library's, of which nothing is known, or one of `MULTIPLYING`."""
+        """Whether an operator may multiply: one of `MULTIPLYING`, or one of another library, of which nothing is
+        known.
+        """
         if func.namespace != "aten":
             return func.namespace not in ("prim", "prims", "profiler") and func._opname not in COMPARING
         return func._opname.startswith(MULTIPLYING) and func._opname not in ELEMENTWISE

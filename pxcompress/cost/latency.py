@@ -1,4 +1,4 @@
-"""Milliseconds of a model at planned widths, from operators measured one by one on the machine that it is for.
+"""Predicts the milliseconds of a model at planned widths, from operators timed one by one on the target machine.
 
 Every operator is timed on ONNX Runtime at a few widths, once for a device and version (the times are kept in the cache
 folder), without what the call itself and the change of layout around it take, and interpolated between them. In a whole
@@ -34,13 +34,13 @@ from pxcompress.types import Group, Meter, OpenAxes, Plan
 Array = npt.NDArray[np.float64]
 
 TIMED_SHARES = (0.125, 0.25, 0.5, 1.0)
-"""Shares of an operator's dense width at which it is timed."""
+"""The widths at which an operator is timed, as shares of its dense width."""
 
 TIMED_STEP = 16
-"""Operators are timed at multiples of this width, at which no provider is slow."""
+"""Operators are timed at multiples of this width, at which no execution provider is slow."""
 
 WHOLE_MODEL_SHARES = (1.0, 0.5, 0.25)
-"""Shares of all widths at which the whole model is timed."""
+"""The shares of all widths at which the whole model is exported and timed."""
 
 
 PROBE = 128
@@ -51,26 +51,29 @@ PROBES = (
 )
 STEPS = (32, 16, 8, 4, 2)
 STEP_SAVING = 0.25
-"""Largest share of the expected saving that half a step may bring, for widths to count as going in such steps."""
+"""Widths count as going in steps if half a step less saves at most this share of the expected time."""
 
 FIXED_TIME_SHARE = 0.1
 """Fixed share of an operator's stand-alone time, paid at any width."""
 
 EMPTY_OPERATOR = Operator("copy", (1, 1), TIMED_STEP, TIMED_STEP, (1,))
-"""An operator that does next to nothing; its time is that of a call as such."""
+"""An operator with next to no work, whose time is the fixed cost of a call."""
 
 GPU_UNITS: Mapping[str, int] = {"fp32": 8, "fp16": 8, "int8": 16}
-"""Widths that tensor cores take, by precision: other ones are padded, or stay out of them."""
+"""Precision -> step of widths that tensor cores need; other widths are padded or run without tensor cores."""
 
 
 MATRIX = Operator("linear", (), 4096, 4096)
 CACHE_PROBE = 512
-"""A linear layer whose weights exceed every cache, and a width at which they fit: what reading memory costs."""
+"""Width of a linear layer whose weights fit into the cache.
+
+Beside one that does not fit, it shows the cost of memory.
+"""
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a latency holds for: samples per call, execution provider, CPU threads (0: all physical cores)."""
+    """The conditions of a latency: samples per call, execution provider, CPU threads (0: all physical cores)."""
 
     batch_size: int = 1
     provider: str = "auto"
@@ -81,12 +84,12 @@ class Conditions:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether widths go in wide steps there, which both widths of an operator decide together."""
+        """Whether the provider runs on a GPU, where time rises in wide steps of both widths of an operator together."""
         return get_device(self.provider) == "cuda"
 
 
 class OperatorTimes:
-    """Times of single operators under the same conditions, read from the cache folder or measured when asked for."""
+    """Times of single operators under fixed conditions, read from the cache folder, or measured when first needed."""
 
     def __init__(self, conditions: Conditions) -> None:
         self._conditions = conditions
@@ -96,16 +99,20 @@ class OperatorTimes:
         self._times: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
 
     def milliseconds(self, operator: Operator) -> float:
-        """Time that `operator` adds to a call: alone it also has to bring its input and output into another layout."""
+        """Milliseconds that `operator` adds to a call: its time alone, without converting the layout of its input and
+        output.
+        """
         standalone_ms = self._call(operator)
         return max(standalone_ms - self._measure_beside(operator), FIXED_TIME_SHARE * standalone_ms)
 
     def _measure_beside(self, operator: Operator) -> float:
-        """What a call takes beside `operator`: half of what comes with one copy of its input, and of its output."""
+        """Milliseconds of a call for `operator` that are not its own: half of what a copy of its input and of its
+        output takes.
+        """
         return sum(2 * self._call(copy) - self._call(replace(copy, kernel=(2,))) for copy in _make_copies(operator)) / 2
 
     def fetch(self) -> float:
-        """Milliseconds by which a weight is later there from memory, as in a whole model, than from the cache."""
+        """Milliseconds by which reading one weight from memory, as whole models do, is slower than from the cache."""
         big, small = (MATRIX.at(width, width) for width in (MATRIX.inputs, CACHE_PROBE))
         cached_ms_per_weight = (self._call(small) - self._call(EMPTY_OPERATOR)) / CACHE_PROBE**2
         return max(0.0, self._call(big) / MATRIX.inputs**2 - cached_ms_per_weight)
@@ -128,14 +135,14 @@ class OperatorTimes:
 
 @dataclass(frozen=True, eq=False)
 class _TimeSurface:
-    """Milliseconds of one operator over its two widths: `times` (inputs, outputs), neither falling along either."""
+    """Milliseconds of one operator over its two widths: `times` (inputs, outputs) never fall along either axis."""
 
     inputs: Array
     outputs: Array
     times: Array
 
     def at(self, inputs: float, outputs: float) -> float:
-        """Bilinear between the measured widths."""
+        """Milliseconds at any widths, interpolated bilinearly between the measured ones."""
         (row, row_share), (column, column_share) = (
             _find_between(self.inputs, inputs),
             _find_between(self.outputs, outputs),
@@ -146,9 +153,9 @@ class _TimeSurface:
 
 
 def _make_copies(operator: Operator) -> tuple[Operator, Operator]:
-    """Operators of little work that bring what comes into `operator`, and what comes out, into the layout it has there.
+    """Two operators of little work that convert the layout of the input, and of the output, of `operator`.
 
-    A few channels are read as they are.
+    Inputs of only a few channels need no conversion.
     """
     if operator.kind != "conv":
         return EMPTY_OPERATOR, EMPTY_OPERATOR
@@ -162,7 +169,10 @@ def _make_copy(channels: int, positions: int) -> Operator:
 
 
 def _find_between(points: Array, value: float) -> tuple[int, float]:
-    """The measured width below `value`, and how far it lies towards the next; below the first one it goes on to 0."""
+    """Index of the measured width below `value`, and how far `value` lies towards the next one, as a share.
+
+    Below the first measured width the line goes on towards 0.
+    """
     if len(points) == 1:
         return 0, 0.0
     place = int(np.clip(np.searchsorted(points, value, side="right") - 1, 0, len(points) - 2))
@@ -170,7 +180,10 @@ def _find_between(points: Array, value: float) -> tuple[int, float]:
 
 
 def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, conditions: Conditions) -> Meter:
-    """Milliseconds of one call at planned widths; exports and times the whole model at `WHOLE_MODEL_SHARES`."""
+    """A function from kept units to milliseconds of one call, from measured operators.
+
+    The whole model is exported and timed at `WHOLE_MODEL_SHARES` to correct the sum.
+    """
     widths, table, step = Widths(model, groups), OperatorTimes(conditions), measure_best_step(conditions)
     dense_operators = find_operators(model, groups, example)
     on_gpu, unit = conditions.on_gpu, GPU_UNITS["fp32"]
@@ -218,7 +231,7 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
 
 
 def _plan_widths(operator: Operator, name: str, widths: Widths, kept_units: Mapping[str, int]) -> tuple[int, int]:
-    """Inputs and outputs of the planned operator."""
+    """Input and output width of an operator when each group keeps only `kept_units`."""
     if operator.kind == "attention":
         heads, _ = widths.heads(name, kept_units)
         return heads, heads
@@ -232,18 +245,18 @@ def _plan_widths(operator: Operator, name: str, widths: Widths, kept_units: Mapp
 
 @dataclass(frozen=True, eq=False)
 class _Steps:
-    """Milliseconds of one operator over widths that go in steps; with `single` both widths are one."""
+    """Milliseconds of one operator whose time rises in steps; with `single`, one width stands for both."""
 
     stairs: Stairs
     single: bool
 
     def at(self, inputs: float, outputs: float) -> float:
-        """The step that the widths are on."""
+        """Milliseconds of the step on which these widths lie."""
         return self.stairs.at((int(outputs),) if self.single else (int(inputs), int(outputs)))
 
 
 def _time_in_steps(operator: Operator, table: OperatorTimes, unit: int) -> _Steps:
-    """Times an operator on a GPU, where plans ask for it; the table is saved as it grows."""
+    """The `_Steps` of an operator on a GPU: times are measured when a plan needs them, and saved at once."""
 
     def time(widths: tuple[int, ...]) -> float:
         milliseconds = table.milliseconds(operator.at(widths[0], widths[-1]))
@@ -259,7 +272,7 @@ def _time_in_steps(operator: Operator, table: OperatorTimes, unit: int) -> _Step
 
 
 def _measure_surface(operator: Operator, name: str, widths: Widths, table: OperatorTimes) -> _TimeSurface:
-    """Measures an operator wherever groups can make it narrower."""
+    """Time an operator at a grid of widths, along the axes that groups can make narrower."""
     axes = {axis: widths.share(name, axis, {})[1] > 1 for axis in ("in", "out")}
     heads = operator.kind == "attention"
     inputs = _list_points(operator, operator.inputs, axes["out" if operator.depthwise else "in"] or heads)
@@ -274,7 +287,7 @@ def _measure_surface(operator: Operator, name: str, widths: Widths, table: Opera
 
 
 def _list_points(operator: Operator, width: int, is_prunable: bool) -> list[int]:
-    """Widths to measure at: multiples of the step, of the groups of a convolution, or of one head."""
+    """The widths at which to time an operator: multiples of the step, of a convolution's groups, or of one head."""
     if not is_prunable:
         return [width]
     if operator.groups > 1 and not operator.depthwise:
@@ -283,13 +296,13 @@ def _list_points(operator: Operator, width: int, is_prunable: bool) -> list[int]
 
 
 def _choose_near(width: int, share: float, single: bool) -> int:
-    """About a share of `width`, where no provider is slow."""
+    """A width near the given share of `width` at which no provider is slow."""
     step = 1 if single else TIMED_STEP
     return min(width, max(1, round(width * share / step)) * step)
 
 
 def measure_best_step(conditions: Conditions, precision: str = "fp32") -> int:
-    """The step of widths that this machine rewards: the largest one of which half a step less saves next to nothing.
+    """The step of widths that this machine rewards, the largest for which half a step less saves almost nothing.
 
     Measured on 3 x 3 and 1 x 1 convolutions and a dense layer of `PROBE` outputs; on a GPU at least what its tensor
     cores take in `precision`.
@@ -311,7 +324,7 @@ def measure_best_step(conditions: Conditions, precision: str = "fp32") -> int:
 def measure_whole_model(
     model: nn.Module, groups: Sequence[Group], example: Tensor, conditions: Conditions, kept_units: Mapping[str, int]
 ) -> float:
-    """Milliseconds of one call of `model` with the first units of every group, exported and measured."""
+    """Export `model` with only the first units of every group, and time it: milliseconds of one call."""
     removed_units = {group.name: tuple(range(kept_units.get(group.name, group.units), group.units)) for group in groups}
     slim = settle_streams(prune(model, groups, Plan(removed_units, "", "", 0.0, 0.0, 0.0))).model
     with tempfile.TemporaryDirectory() as folder:
@@ -321,7 +334,10 @@ def measure_whole_model(
 
 
 def measure_files(files: Sequence[Path], example: Tensor, conditions: Conditions) -> list[float]:
-    """Median milliseconds of one call of every ONNX file, taken in turns."""
+    """Median milliseconds of one call of each ONNX file.
+
+    Calls of the files alternate, so that drift affects all alike.
+    """
     sessions = {str(path): open_session(path, conditions.provider, threads=conditions.threads) for path in files}
     seconds = time_runs(
         sessions, example.cpu().numpy(), batch_size=conditions.batch_size, runs=100, max_seconds=4.0 * len(files)

@@ -30,18 +30,18 @@ ACTIVATIONS: Mapping[type[nn.Module], tuple[str, ...]] = {
     nn.Hardswish: ("HardSwish",),
     nn.Sigmoid: ("Sigmoid",),
 }
-"""ONNX operators of an activation; "Mul" multiplies by what went into it."""
+"""ONNX operators that make up an activation module; "Mul" multiplies by the activation's input."""
 
 _TRANSPARENT = (nn.modules.batchnorm._BatchNorm, nn.Identity, nn.Dropout)
 
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator of the dense model; `rows` are the positions of its input (a convolution's have two sizes or one).
+    """One operator of a model: a convolution, linear layer or attention, with its widths.
 
-    `inputs` and `outputs` are channels, or for attention heads, whose width is `kernel`. `positions` are those of the
-    output of one sample; each has `outputs` elements. A "copy", of no model, does next to nothing, `kernel` times in
-    a row.
+    `rows` are the positions of its input (for a convolution one or two sizes). `inputs` and `outputs` are channels, or
+    for attention heads, whose width is `kernel`. `positions` are those of the output of one sample; each has `outputs`
+    elements. A "copy" belongs to no model: it does next to nothing, `kernel` times in a row.
     """
 
     kind: str
@@ -58,21 +58,21 @@ class Operator:
 
     @property
     def depthwise(self) -> bool:
-        """Whether it is a depthwise convolution, whose inputs and outputs have one width."""
+        """Whether it is a depthwise convolution, whose input and output always have the same width."""
         return self.kind == "conv" and self.groups == self.inputs == self.outputs > 1
 
     def weights(self, inputs: int, outputs: int) -> int:
-        """Number of elements of the weight at these widths."""
+        """Number of elements of the weight at these numbers of inputs and outputs."""
         if self.kind == "attention":
             return 0
         return (1 if self.depthwise else inputs // self.groups) * outputs * math.prod(self.kernel)
 
     def at(self, inputs: int, outputs: int) -> Operator:
-        """The same operator at other widths."""
+        """The same operator with other numbers of inputs and outputs."""
         return replace(self, inputs=inputs, outputs=outputs, groups=inputs if self.depthwise else self.groups)
 
     def graph(self, batch: int) -> bytes:
-        """The operator as an ONNX model with one input "x" and one output, random weights, `batch` samples."""
+        """The bytes of an ONNX model of this operator alone: input "x", one output, random weights, `batch` samples."""
         body = _BODIES[self.kind](self)
         graph = helper.make_graph(
             [node for node, _ in body.nodes],
@@ -85,7 +85,7 @@ class Operator:
         return bytes(helper.make_model(graph, opset_imports=[opset], ir_version=10).SerializeToString())
 
     def input_shape(self, batch: int) -> tuple[int, ...]:
-        """Shape of "x"."""
+        """Shape of the input "x" for `batch` samples."""
         shapes = {
             "conv": (batch, self.inputs, *self.rows),
             "linear": (batch, *self.rows, self.inputs),
@@ -126,7 +126,10 @@ def find_operators(model: nn.Module, groups: Sequence[Group], example: Tensor) -
 
 
 def _find_following(order: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, ...]]:
-    """For every call, the operators of the activation that comes right after it, past norms that are folded."""
+    """For every call in order, the ONNX operators of the activation right behind it.
+
+    Norms between, which get folded, are skipped.
+    """
     next_activation: tuple[str, ...] = ()
     result = []
     for _, module in reversed(order):
@@ -162,7 +165,7 @@ def _read_operator(module: nn.Module, inputs: Tensor, output: Tensor) -> Operato
 
 
 def _resolve_same_padding(module: Any) -> tuple[int, ...]:
-    """Padding in numbers of a convolution that says it in words."""
+    """Padding of a convolution in numbers, where the module has it as a word."""
     sizes = zip(module.kernel_size, module.dilation, strict=True)
     return tuple(dilation * (kernel - 1) // 2 if module.padding == "same" else 0 for kernel, dilation in sizes)
 
@@ -174,13 +177,13 @@ def _read_attention(group: Group, inputs: Tensor) -> Operator:
 
 
 def _count_windows(inputs: Tensor) -> tuple[int, ...]:
-    """How many windows of one sample run as a batch; nothing where it is the sample itself."""
+    """Number of windows that one sample is cut into, which run as a batch; empty if there is just one."""
     return () if len(inputs) == 1 else (len(inputs),)
 
 
 @dataclass(frozen=True)
 class _GraphNodes:
-    """Nodes of a graph, each with its weights, and the name of what comes out."""
+    """Nodes of an ONNX graph, each with its weights, and the name of the graph's output."""
 
     nodes: tuple[tuple[Any, tuple[Any, ...]], ...]
     output: str
@@ -218,7 +221,7 @@ def _make_products(operator: Operator) -> _GraphNodes:
 
 
 def _make_copies(operator: Operator) -> _GraphNodes:
-    """As many depthwise 1 x 1 convolutions in a row as the kernel says."""
+    """A chain of depthwise 1 x 1 convolutions, as many as the operator's kernel says."""
     names = ["x", *(f"y{place}" for place in range(operator.kernel[0]))]
     nodes = [
         helper.make_node("Conv", [source, "w"], [target], group=operator.inputs)

@@ -1,4 +1,4 @@
-"""Milliseconds over widths that go in wide steps, as on a GPU, found by timing few of them.
+"""Milliseconds over widths where time rises in wide steps, as on a GPU, from few measurements.
 
 There a whole tile of outputs takes as long as a part of it, and how wide tiles are depends on both widths together. So
 the plane of (inputs, outputs) is halved along both axes, only where its corners take different times, and only where
@@ -13,17 +13,18 @@ from dataclasses import dataclass, field
 Widths = tuple[int, ...]
 
 FLAT = 0.03
-"""Share by which the times at two corners may differ for all between them to be one step."""
+"""Two corners of a box of widths may differ by this share of time and the box still counts as one step."""
 
 POINTS = 64
-"""Widths of one operator that are timed at most; then what lies between two of them is interpolated."""
+"""Largest number of widths at which one operator is timed; after that times between them are interpolated."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stairs:
-    """`time` of an operator, milliseconds, at widths up to the `dense` ones, all multiples of `unit`.
+    """Milliseconds of an operator over widths, by a function `time` that is called as rarely as possible.
 
-    `time` must not fall along any axis. Every answer is remembered, so that a width is timed once.
+    Widths go up to the `dense` ones and count in multiples of `unit`. `time` must not fall along any axis. Every answer
+    is remembered, so that a width is timed once.
     """
 
     time: Callable[[Widths], float]
@@ -33,7 +34,7 @@ class Stairs:
     _times: dict[Widths, float] = field(default_factory=dict)
 
     def at(self, widths: Widths) -> float:
-        """Milliseconds at `widths`; what is not a whole unit takes as long as one."""
+        """Milliseconds at `widths`; a unit that is only partly used takes as long as a whole one."""
         units = tuple(-(-min(width, dense) // self.unit) for width, dense in zip(widths, self.dense, strict=True))
         low = (1,) * len(units)
         high = tuple(-(-dense // self.unit) for dense in self.dense)
@@ -53,7 +54,7 @@ class Stairs:
 
 
 def _half(point: Widths, low: Widths, high: Widths) -> tuple[Widths, Widths]:
-    """The part of the box from `low` to `high` that has `point`, when every axis is halved."""
+    """Halve the box from `low` to `high` along every axis; returns the corners of the part that contains `point`."""
     lows, highs = [], []
     for value, first, last in zip(point, low, high, strict=True):
         middle = (first + last) // 2
@@ -63,7 +64,7 @@ def _half(point: Widths, low: Widths, high: Widths) -> tuple[Widths, Widths]:
 
 
 def _place(point: Widths, low: Widths, high: Widths) -> float:
-    """How far `point` lies from `low` to `high`, as a share of the work between them."""
+    """How far `point` lies on the way from `low` to `high`, from 0 to 1, measured by the product of widths."""
     whole, part = 1.0, 1.0
     first = 1.0
     for value, start, end in zip(point, low, high, strict=True):

@@ -28,22 +28,25 @@ from pxcompress.models.onnx_file import Ports
 SUFFIXES = (".npz", ".npy")
 
 TARGETS = ("target", "targets", "label", "labels")
-"""Names of arrays in a .npz that are no inputs but targets."""
+"""Names of arrays in a .npz file that are targets, not inputs."""
 
 ONLY = 0
-"""Place of the array of a .npy, which has no name."""
+"""Key for the single array of a .npy file, which has no name."""
 
 Array = NDArray[Any]
 
 
 def is_arrays(spec: str) -> bool:
-    """Whether data are a .npz or .npy file, or a folder of such."""
+    """Whether `spec` is a .npz or .npy file, or a folder of such files."""
     path = Path(spec).expanduser()
     return spec.lower().endswith(SUFFIXES) or (bool(spec) and path.is_dir() and bool(_halves(path)))
 
 
 def open_arrays(spec: str, ports: Ports | None = None) -> UserData:
-    """All samples of the files, in memory; `ports` are those of an ONNX file. Raises `DataError`."""
+    """All samples of the files, read into memory; `ports` are the inputs of the ONNX file they are for.
+
+    Raises `DataError`.
+    """
     path = Path(spec).expanduser()
     if path.is_dir():
         return collect_items(
@@ -55,7 +58,7 @@ def open_arrays(spec: str, ports: Ports | None = None) -> UserData:
 
 
 def _halves(folder: Path) -> dict[str, list[Path]]:
-    """The files of every half, training data first; those of the folder itself where it has no halves."""
+    """Files by half, "train" before "val"; all files of the folder as "all" where it has no such sub-folders."""
     inner = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
     train = next((inner[name] for name in TRAIN_FOLDERS if name in inner), None)
     held_out = next((inner[name] for name in HELD_OUT_FOLDERS if name in inner), None)
@@ -74,7 +77,7 @@ def _read_all(files: list[Path], ports: Ports | None) -> Iterator[Item]:
 
 
 def _read_file(path: Path, ports: Ports | None) -> Iterator[Item]:
-    """The samples of one file."""
+    """The samples of one file, one after the other."""
     arrays = _read_arrays(path)
     inputs: dict[str | int, Array] = {
         name: array for name, array in arrays.items() if name not in TARGETS or _is_port(name, ports)
@@ -114,7 +117,10 @@ def _read_arrays(path: Path) -> dict[str | int, Array]:
 
 
 def _is_one_sample(inputs: Mapping[str | int, Array], ports: Ports | None) -> bool:
-    """Whether arrays have no axis of samples: only the inputs of an ONNX file tell."""
+    """Whether arrays hold one sample, without a first axis of samples.
+
+    Without `ports`, the inputs of an ONNX file, False.
+    """
     if ports is None:
         return False
     axes = {port.name: len(port.shape) for port in ports.inputs} | {ONLY: len(ports.inputs[0].shape)}
@@ -122,7 +128,7 @@ def _is_one_sample(inputs: Mapping[str | int, Array], ports: Ports | None) -> bo
 
 
 def _count_samples(path: Path, arrays: Mapping[str | int, Array]) -> int:
-    """How many samples all arrays of a file have. Raises `DataError` where they do not agree."""
+    """Number of samples in a file: the length of all its arrays. Raises `DataError` where lengths differ."""
     counts = {name: len(array) if array.ndim else None for name, array in arrays.items()}
     first = next(iter(counts))
     for name, count in counts.items():
@@ -139,6 +145,9 @@ def _count_samples(path: Path, arrays: Mapping[str | int, Array]) -> int:
 
 
 def _value(inputs: dict[str | int, Array], ports: Ports | None) -> Value:
-    """One sample: a single array of floats as it is, where no file names its inputs; others by name."""
+    """The inputs of one sample by name; an array alone if it is the only input, of floats, and not for an ONNX file.
+
+    Else all by name.
+    """
     (first, *others) = inputs.values()
     return first if not others and ports is None and first.dtype.kind == "f" else inputs

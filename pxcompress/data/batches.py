@@ -1,4 +1,4 @@
-"""Batches of images that can be iterated again and again: kept decoded in memory where they fit, else read anew."""
+"""Batches of images that can be iterated repeatedly: kept decoded in memory if they fit, else read again each time."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from pxcompress.types import Batch, Preprocessing
 _MEMORY_BYTES = 200_000_000  # kept in memory up to this size: 1300 images of 224 x 224, or the glyphs' train pool
 _WORKERS_FROM = 256  # samples; below, starting worker processes takes longer than they save
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Channels of an image -> Pillow's mode."""
+"""Number of channels of an image -> the mode in which Pillow opens it."""
 
 
 class ImageBatches:
-    """Re-iterable batches. `samples` counts the inputs of one iteration.
+    """Batches (inputs, targets) that can be iterated repeatedly. `samples` is the number of inputs of one iteration.
 
     With `shuffle_seed`, every iteration has a new order, and an incomplete last batch is left out (unless it is the
     only one): BatchNorm cannot be trained on one sample.
@@ -56,7 +56,7 @@ class ImageBatches:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """The result of reading every image once: the images, and what was noticed about them.
+    """The result of reading every image once: where to get the images, and what was noticed about them.
 
     `damaged` are ids of those left out; `digests` are equal for equal images or texts, one for each sample of the store
     (none for other inputs); `deep` counts images with more than 8 bits a channel, `cut` texts that are longer than the
@@ -96,7 +96,7 @@ def read_images(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bo
 
 
 def read_later(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bool) -> Store:
-    """Read images as `read_images` does, but open those that do not fit into memory only when their batch is asked for.
+    """Like `read_images`, but images that do not fit into memory are opened only when their batch is needed.
 
     Damaged ones then raise `DataError` there, or are left out of their batch.
     """
@@ -106,7 +106,7 @@ def read_later(samples: Samples, preprocessing: Preprocessing, skip_corrupt: boo
 
 
 def _numbers(samples: Samples, numbers: Numbers, preprocessing: Preprocessing) -> Store:
-    """Inputs that are no images, in memory; `DataError` where the model takes others."""
+    """Inputs that are no images, in memory. Raises `DataError` where their shape is not the model's."""
     values = torch.from_numpy(numbers.values[samples.positions])
     if values.shape[1:] != preprocessing.input_size:
         actual_shape, expected_shape = (
@@ -126,7 +126,7 @@ def _numbers(samples: Samples, numbers: Numbers, preprocessing: Preprocessing) -
 
 
 def _read_texts(samples: Samples, texts: Texts, preprocessing: Preprocessing) -> Reading:
-    """Texts as token ids, in memory; `DataError` where the model takes none."""
+    """Texts as token ids, in memory. Raises `DataError` where the model has no tokenizer."""
     if preprocessing.tokenizer is None:
         shape = "x".join(map(str, preprocessing.input_size))
         raise DataError(f"the data are texts, the model takes inputs of shape {shape}; give a model with a tokenizer")
@@ -138,7 +138,7 @@ def _read_texts(samples: Samples, texts: Texts, preprocessing: Preprocessing) ->
 
 
 def _target(samples: Samples, index: int, size: tuple[int, int] | None = None, resize: Resize | None = None) -> Tensor:
-    """What is asked of the model for sample `index`: its class, or what its targets say."""
+    """The target of sample `index`: its class, or what the data's own targets give."""
     if samples.targets is None:
         return torch.tensor(samples.labels[index])
     return samples.targets(int(samples.positions[index]), size, resize)
@@ -146,7 +146,9 @@ def _target(samples: Samples, index: int, size: tuple[int, int] | None = None, r
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """One image that was read: its resized `pixels`, empty where only a look was taken, and as in `Reading`."""
+    """What was learnt from one image: its resized `pixels` (empty if only its facts were asked for), and facts as in
+    `Reading`.
+    """
 
     pixels: Tensor
     target: Tensor
@@ -155,8 +157,10 @@ class _Seen:
 
 
 class _Images(Dataset[tuple[Tensor, Tensor] | DataError]):
-    """Resized and cropped images, (C, H, W) uint8, with targets. A damaged one is its error: raised in a worker
-    process, it would arrive with the worker's traceback as its message.
+    """A data set of resized and cropped images, (C, H, W) uint8, with targets.
+
+    A damaged image is returned as its error: raised in a worker process, it would arrive with the worker's traceback as
+    its message.
     """
 
     def __init__(self, samples: Samples, preprocessing: Preprocessing) -> None:
@@ -187,11 +191,11 @@ class _Images(Dataset[tuple[Tensor, Tensor] | DataError]):
         return self._resize_image(image), target
 
     def read_whole(self, index: int) -> _Seen | DataError:
-        """The image, or why it cannot be read."""
+        """The image with its pixels, or the error that says why it cannot be read."""
         return self._examine(index, self._resize_image)
 
     def read_facts(self, index: int) -> _Seen | DataError:
-        """The image's target and digest without its pixels, or why it cannot be read."""
+        """The image's target and digest without its pixels, or the error that says why it cannot be read."""
         return self._examine(index, lambda image: torch.empty(0))
 
     def _examine(self, index: int, pixels_of: Callable[[Image.Image], Tensor]) -> _Seen | DataError:
@@ -208,7 +212,9 @@ class _Images(Dataset[tuple[Tensor, Tensor] | DataError]):
 
 
 class _Normalize:
-    """uint8 (n, C, H, W) to float32, (x / 255 - mean) / std: bit by bit torchvision's ToTensor and Normalize."""
+    """Converts uint8 (n, C, H, W) to float32, (x / 255 - mean) / std, exactly as torchvision's ToTensor and
+    Normalize.
+    """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self._mean = torch.tensor(preprocessing.mean, dtype=torch.float32).view(-1, 1, 1)
@@ -220,7 +226,7 @@ class _Normalize:
 
 @dataclass(frozen=True, eq=False)
 class _Stored:
-    """Decoded images, (n, C, H, W) uint8, or other inputs, and their targets, (n, ...), in memory."""
+    """Samples in memory: decoded images, (n, C, H, W) uint8, or other inputs, and their targets, (n, ...)."""
 
     samples: Samples
     pixels: Tensor
@@ -243,7 +249,7 @@ class _Stored:
 
 @dataclass(frozen=True, eq=False)
 class _Lazy:
-    """Images that are read again in every iteration, by worker processes where that pays."""
+    """Images that are read from disk in every iteration, by worker processes where that is faster."""
 
     images: _Images
     normalize: _Normalize

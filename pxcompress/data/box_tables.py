@@ -17,7 +17,7 @@ _EXPECTED = "rows of class, x1, y1, x2, y2 in pixels of the input, and perhaps 1
 
 
 def are_boxes(targets: Sequence[Array]) -> bool:
-    """Whether targets are tables (k, 5) or (k, 6) of floats, of any length, not all of them empty."""
+    """Whether targets are tables of boxes, (k, 5) or (k, 6) of floats, of any length, not all of them empty."""
     tables = [target for target in targets if target.size]
     return bool(tables) and all(
         target.ndim == 2 and target.shape[1] in (BOX_COLUMNS - 1, BOX_COLUMNS) and target.dtype.kind == "f"
@@ -26,7 +26,7 @@ def are_boxes(targets: Sequence[Array]) -> bool:
 
 
 def make_box_table(spec: str, targets: Sequence[Array], sides: tuple[int, int]) -> NDArray[np.float32]:
-    """Boxes of every sample (n, boxes + 1, 6), as `data.targets.BoxRows` has them; `sides` are width and height.
+    """Boxes of every sample in one array (n, boxes + 1, 6), as in `data.targets.BoxRows`; `sides` are width and height.
 
     Raises `DataError` for boxes that are turned around or outside, and for classes that are no whole numbers.
     """

@@ -23,11 +23,11 @@ from pxcompress.models.loading import Loaded
 from pxcompress.state import device_of, evaluating
 
 SIGNIFICANCE_LEVEL = 0.01
-"""Largest p-value of a sign test at which one class order is taken to be better than the other."""
+"""Largest p-value of a sign test at which one class order counts as better than the other."""
 
 
 def match_class_order(source: Source, loaded: Loaded) -> Source:
-    """Renumber the classes of `source` in the order of the model's outputs; its notes say what was changed."""
+    """Renumber the classes of `source` in the order of the model's outputs; its notes say what changed."""
     if source.embedded or source.layout != "classes":
         return source
     if names := _numbered_outputs(source.classes, loaded):
@@ -56,7 +56,7 @@ def match_class_order(source: Source, loaded: Loaded) -> Source:
 
 
 def _note_first_number(source: Source) -> Source:
-    """`source` with a note where its classes are numbers that are not those of the outputs."""
+    """`source`, with a note if its class names are numbers but not those of the outputs."""
     classes = source.classes
     if not all(map(str.isdecimal, classes)) or [int(name) for name in classes] == list(range(len(classes))):
         return source
@@ -64,7 +64,10 @@ def _note_first_number(source: Source) -> Source:
 
 
 def _numbered_outputs(classes: Sequence[str], loaded: Loaded) -> list[str]:
-    """Names of all outputs where `classes` are the numbers of some of them; none where the weights name them."""
+    """Names for all outputs, if `classes` are numbers of outputs.
+
+    Empty if not, or if the weights name their classes.
+    """
     if loaded.class_names or not are_output_numbers(classes, loaded.classes):
         return []
     name_by_number = {int(name): name for name in classes}
@@ -72,7 +75,10 @@ def _numbered_outputs(classes: Sequence[str], loaded: Loaded) -> list[str]:
 
 
 def _choose_order(source: Source, loaded: Loaded) -> Source:
-    """The data, classes in the order that is right more often on the select pool, by a sign test; else unchanged."""
+    """The data with its classes in the order in which the model is right more often on select.
+
+    Unchanged if no test says so.
+    """
     predictions, labels = _predictions(source, loaded)
     place = np.array([source.other_order.index(name) for name in source.classes])
     right_as_is, right_renumbered = predictions == labels, predictions == place[labels]
@@ -99,7 +105,7 @@ def _choose_order(source: Source, loaded: Loaded) -> Source:
 
 
 def _predictions(source: Source, loaded: Loaded) -> tuple[Integers, Integers]:
-    """Classes that the model decides for on the select pool, and labels."""
+    """The model's predicted classes and the labels of the select pool."""
     pool = source.select
     pool = pool.take(np.arange(min(len(pool), source.limits["select"])))
     batches = ImageBatches(read_images(pool, loaded.preprocessing, source.skip_corrupt).store, 64)

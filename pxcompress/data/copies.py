@@ -1,4 +1,4 @@
-"""Images and texts that equal another one, pixel by pixel, under whatever name: they are no samples of their own."""
+"""Finds duplicates: images and texts with the same content under different names, which are no independent samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pxcompress.data.batches import Reading, Store
 
 @dataclass(frozen=True)
 class _Place:
-    """The role that an image serves in, and its label."""
+    """One occurrence of an image: the role (part of the data) that it is in, and its label."""
 
     role: str
     name: str
@@ -21,14 +21,14 @@ class _Place:
 
 @dataclass(frozen=True)
 class Copies:
-    """Duplicate images or texts: each entry lists all places of one, in the order of the roles."""
+    """Duplicate images or texts: each group lists all places where one occurs, in the order of the roles."""
 
     groups: tuple[tuple[_Place, ...], ...] = ()
     noun: str = "images"
 
     @classmethod
     def of(cls, readings: Mapping[str, Reading]) -> Copies:
-        """The duplicates among the images that were read, by role."""
+        """Find the duplicates among the images that were read for each role."""
         places: dict[bytes, dict[str, _Place]] = {}
         for role, reading in readings.items():
             samples = reading.store.samples
@@ -40,7 +40,7 @@ class Copies:
         )
 
     def find_left_out(self, stores: Mapping[str, Store], role: str) -> Store:
-        """The samples of `role` without images that an earlier role, or an earlier sample, has already."""
+        """The samples of `role` without duplicates of samples of an earlier role, or of earlier samples of this one."""
         extra = {place.name for group in self.groups for place in group[1:] if place.role == role}
         store = stores[role]
         if not extra:
@@ -51,7 +51,7 @@ class Copies:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How many duplicates there are, and what is wrong with them, in one line; empty without any."""
+        """One line on how many duplicates there are and what is wrong with them; empty if there are none."""
         return tuple(self._describe())
 
     def _describe(self) -> Iterator[str]:
@@ -66,7 +66,7 @@ class Copies:
         )
 
     def _find_differing(self, attribute: str) -> tuple[tuple[_Place, ...], ...]:
-        """Groups cut to their first place and those that differ from it."""
+        """Groups with their first place and only those places whose `attribute` differs from it."""
         return tuple(
             (group[0], *(place for place in group[1:] if getattr(place, attribute) != getattr(group[0], attribute)))
             for group in self.groups
@@ -74,5 +74,5 @@ class Copies:
 
     @staticmethod
     def _count(groups: Sequence[tuple[_Place, ...]]) -> int:
-        """Places beyond the first of every group."""
+        """Number of superfluous places: all but the first of every group."""
         return sum(len(group) - 1 for group in groups)

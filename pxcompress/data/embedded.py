@@ -13,9 +13,9 @@ from pxcompress.types import Splits
 
 
 class EmbeddedData(Protocol):
-    """A data set that comes with the package. A frozen dataclass; its fields are its options, as in "glyphs:train=640".
+    """A data set that comes with the package; the fields of the dataclass are its options, as in "glyphs:train=640".
 
-    Its pools are always the same, so that a baseline trained once never meets its training images again.
+    Its pools are always the same, so that a baseline trained once is never tested on its training images.
     """
 
     def source(self, spec: str) -> Source:
@@ -25,7 +25,7 @@ class EmbeddedData(Protocol):
     def train_baseline(
         self, loaded: Loaded, source: Source, splits: Splits, task: Task, seed: int, note: Note
     ) -> Loaded:
-        """A model without weights after training on `source`, or with those that an earlier run left in the cache.
+        """A model trained on `source`, or with the weights that an earlier training left in the cache.
 
         `task` says what its outputs mean, and how good it is.
         """

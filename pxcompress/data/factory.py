@@ -1,4 +1,4 @@
-"""`package.module:factory`: a user's own data set, of inputs that a model takes as they are.
+"""Data sets that a user's own function, `package.module:factory`, returns.
 
 The factory returns an iterable or Dataset of (inputs, target) pairs or of inputs alone, or {"train": ..., "val": ...}
 of such. Inputs are an array, or several in a dict (by the names of the model's arguments) or tuple.
@@ -30,7 +30,10 @@ def is_factory(spec: str) -> bool:
 
 
 def open_factory(spec: str, ports: Ports | None = None) -> UserData:
-    """All samples that the user's factory yields, in memory; `ports` are those of an ONNX file. Raises `DataError`."""
+    """All samples that the user's factory yields, in memory; `ports` are the inputs of an ONNX file.
+
+    Raises `DataError`.
+    """
     halves = _halves(spec, _call(spec))
     return collect_items(spec, {half: _items(spec, half, data) for half, data in halves.items()}, ports)
 
@@ -49,7 +52,7 @@ def _call(spec: str) -> object:
 
 
 def _halves(spec: str, data: object) -> Mapping[str, Iterable[object]]:
-    """The parts of what the factory returned, training data first."""
+    """The parts of what the factory returned, "train" first; "all" where it returned one piece."""
     halves: Mapping[str, Any] = data if isinstance(data, Mapping) else {"all": data}
     if isinstance(data, Mapping) and set(data) not in ({"train"}, {"train", "val"}):
         raise DataError(f"data {spec!r} returned the keys {short(str(list(data)))}; expected 'train' and 'val'")
@@ -60,7 +63,7 @@ def _halves(spec: str, data: object) -> Mapping[str, Iterable[object]]:
 
 
 def _items(spec: str, half: str, data: Any) -> list[Item]:
-    """Inputs and targets of one half."""
+    """The samples (inputs and targets) of one half."""
     items: list[Item] = []
     try:
         for item in _each(data):
@@ -76,14 +79,16 @@ def _items(spec: str, half: str, data: Any) -> list[Item]:
 
 
 def _each(data: Any) -> Iterator[Any]:
-    """Items of an iterable, or of a Dataset by its length: many raise no IndexError at their end."""
+    """Iterate over an iterable, or over a Dataset by its length, since many datasets raise no IndexError at their
+    end.
+    """
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not hasattr(data, "__iter__"):
         return (data[index] for index in range(len(data)))
     return iter(data)
 
 
 def _value(value: object) -> Value:
-    """One input as an array, several as arrays by name or place."""
+    """The inputs of one sample: one as an array, several as arrays by name or position."""
     if isinstance(value, Mapping):
         return {str(name): _array(part) for name, part in value.items()}
     if isinstance(value, tuple | list) and any(isinstance(part, torch.Tensor | np.ndarray) for part in value):
@@ -92,7 +97,7 @@ def _value(value: object) -> Value:
 
 
 def _array(value: object) -> Array:
-    """A tensor, array, number or list of numbers as an array."""
+    """A tensor, array, number or list of numbers as a NumPy array. Raises for other types."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.is_floating_point() else value).numpy()

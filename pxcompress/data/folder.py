@@ -28,12 +28,12 @@ TRAIN_FOLDERS = ("train", "training")
 HELD_OUT_FOLDERS = ("val", "valid", "validation", "eval", "evaluation", "test", "testing")
 
 _Identity = tuple[int, int] | str
-"""Device and inode of a file or folder; its path where a link leads nowhere."""
+"""What makes a file the same one under two paths: its device and inode; the path itself for a broken link."""
 
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """Reads images from files below `root`."""
+    """Reads images from files whose paths are relative to `root`."""
 
     root: Path
     names: tuple[str, ...]
@@ -45,7 +45,7 @@ class Files:
 
 
 def open_folder(spec: str, others: Sequence[str], layout: Layout | None = None) -> UserData:
-    """The images of folder `spec`, laid out as it looks, or all of them without targets by the `layout` "unlabelled".
+    """The images of the folder `spec`, in the layout that it shows; `layout` "unlabelled" takes all, without targets.
 
     `others` are names of data that are no folders, for the error message.
     """
@@ -65,7 +65,7 @@ def open_folder(spec: str, others: Sequence[str], layout: Layout | None = None) 
 
 
 def _layout_of(half: Path) -> Layout:
-    """What a folder looks like: images/ with masks/, class folders, or image files alone."""
+    """The layout of a folder: images/ with masks/, one sub-folder for each class, or image files alone."""
     entries = list(_entries(half))
     folders = {entry.name for entry in entries if os.path.isdir(entry)}
     if "images" in folders and ("masks" in folders or folders == {"images"}):
@@ -103,7 +103,7 @@ def _open_masked(root: Path, pairs: Sequence[Pair], classes: int) -> Samples:
 
 
 def _read_unlabelled(scan: _Scan, halves: Sequence[Path]) -> UserData:
-    """All images below the halves; those of images/ alone where masks/ lie beside them."""
+    """All images below the `halves`, without targets; only those of images/ if masks/ lies beside it."""
     parts = []
     for half in halves:
         has_masks = (half / "images").is_dir() and (half / "masks").is_dir()
@@ -117,7 +117,7 @@ def _read_unlabelled(scan: _Scan, halves: Sequence[Path]) -> UserData:
 
 
 def open_folder_images(spec: str) -> Samples:
-    """Every image at or below the folder `spec`, by path; ids are paths relative to it. Their labels, -1, say nothing.
+    """Every image at or below the folder `spec`, by path; ids are relative paths. All labels are -1: unknown.
 
     Raises `DataError` where there are none.
     """
@@ -152,7 +152,7 @@ def _check_folder(spec: str, root: Path, others: Sequence[str]) -> None:
 
 @dataclass(eq=False)
 class _Scan:
-    """What has been read of the folder `root` so far.
+    """The state of reading the folder `root`: which files were met so far, and where.
 
     `places` says where each real file was first met, as (half, class, path); `repeated` counts links to such files.
     """
@@ -164,7 +164,7 @@ class _Scan:
     places: dict[_Identity, tuple[Path, str, Path]] = field(default_factory=dict)
 
     def half(self, half: Path, classes: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], Samples]:
-        """Classes and samples of a folder whose folders are classes; ids are paths relative to `root`.
+        """Class names and samples of a folder with one sub-folder for each class; ids are paths relative to `root`.
 
         With `classes` given, a folder that is not among them is an error.
         """
@@ -192,13 +192,16 @@ class _Scan:
         return names, Samples.of(ids, labels, Files(self.root, ids))
 
     def links_note(self) -> list[str]:
-        """How many links led to images that are there anyway; nothing without any."""
+        """A note on how many links lead to images that are read anyway; empty if there are none."""
         links = "1 link" if self.repeated == 1 else f"{self.repeated} links"
         text = f"{links} below {self.spec!r} to images that are there anyway: every image counts once"
         return [text] if self.repeated else []
 
     def images(self, half: Path, name: str) -> list[Path]:
-        """Image files of the folder `name`, each real file once, sorted; files rather than links to them."""
+        """Image files of the folder `name`, sorted.
+
+        A file with several paths counts once, by a path that is no link if it has one.
+        """
         paths: dict[_Identity, Path] = {}
         for identity, path in self.walk(half / name, set()):
             first_path = paths.setdefault(identity, path)
@@ -211,7 +214,7 @@ class _Scan:
         return sorted(paths.values())
 
     def _claim(self, identity: _Identity, half: Path, name: str, path: Path) -> None:
-        """Record where a file belongs; `DataError` where it belongs elsewhere already."""
+        """Record which class and half a file belongs to. Raises `DataError` if it belongs to another one already."""
         other_half, other_name, other_path = self.places.setdefault(identity, (half, name, path))
         if (other_half, other_name) != (half, name):
             places = f"both {other_half.name}/ and {half.name}/" if other_half != half else "two classes"
@@ -219,7 +222,7 @@ class _Scan:
             raise DataError(f"data {self.spec!r}: {path_text} are one file, in {places}; remove one of the links")
 
     def walk(self, folder: Path, entered: set[_Identity]) -> Iterator[tuple[_Identity, Path]]:
-        """Image files at or below `folder`, each folder entered once. Hidden ones (macOS's ._NAME) are no images."""
+        """Image files at or below `folder`; each folder is entered once. Hidden files (macOS's ._NAME) are skipped."""
         device, inode = _status(folder)
         if (device, inode) in entered:
             self.repeated += 1
@@ -234,7 +237,7 @@ class _Scan:
 
 
 def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:
-    """What lies in `folder` and is not hidden, sorted: files and folders before links to them."""
+    """Visible entries of `folder`, sorted, with real files and folders before links."""
     try:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
@@ -249,7 +252,10 @@ def _status(path: Path) -> tuple[int, int]:
 
 
 def _resolve_link(link: Path) -> _Identity:
-    """The file that a link leads to; the link itself where there is none, so that it is found when it is read."""
+    """The identity of the file that a link leads to.
+
+    The link's own path if it is broken, so that reading it fails later.
+    """
     try:
         return _status(link)
     except OSError:

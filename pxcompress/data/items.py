@@ -1,4 +1,4 @@
-"""Samples of a user's that models take as they are, one by one, as data: all inputs in one array, and the targets.
+"""A user's own samples, given one by one, as data: all inputs in one array, and the targets.
 
 Inputs are an array, or several by the name or the place of the model's arguments; each has one shape throughout. Whole
 numbers of one dict that has an attention_mask may be of any length: shorter ones are filled up.
@@ -25,12 +25,12 @@ from pxcompress.types import Input
 
 Array = NDArray[Any]
 Value = Array | dict[str | int, Array]
-"""One input, or several by the name or the place of the model's argument."""
+"""The inputs of a sample: one array, or several by the name or position of the model's argument."""
 
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One sample without a batch axis; `target` is None where there are inputs alone."""
+    """One sample, without a batch axis; `target` is None where there are only inputs."""
 
     id: str
     value: Value
@@ -38,9 +38,9 @@ class Item:
 
 
 def collect_items(spec: str, halves: Mapping[str, Sequence[Item]], ports: Ports | None = None) -> UserData:
-    """All samples of one half, or of two, training data first, in memory; `ports` are those of an ONNX file.
+    """The samples of one or two halves, training data first, as `UserData`; `ports` are the inputs of an ONNX file.
 
-    Raises `DataError` for samples that do not go together, or that the file does not take.
+    Raises `DataError` for samples whose shapes or types differ, or that the ONNX file does not accept.
     """
     every = [item for part in halves.values() for item in part]
     inputs, signature = _read_inputs(spec, [item.value for item in every], ports)
@@ -56,7 +56,9 @@ def collect_items(spec: str, halves: Mapping[str, Sequence[Item]], ports: Ports 
 
 
 def _read_inputs(spec: str, values: Sequence[Value], ports: Ports | None) -> tuple[Array, tuple[Input, ...]]:
-    """All inputs in one array (n, ...), and what is packed in it where they are several."""
+    """All inputs in one array (n, ...), and, where samples have several inputs, a list that says how they are
+    packed.
+    """
     stacks = _stack_inputs(spec, values)
     if ports is not None:
         stacks = lay_to_ports(spec, stacks, ports)
@@ -79,7 +81,10 @@ def _read_inputs(spec: str, values: Sequence[Value], ports: Ports | None) -> tup
 
 
 def _stack_inputs(spec: str, values: Sequence[Value]) -> dict[str | int | None, Array]:
-    """All samples of every input, (n, ...) by name or place; None names the only one of samples that are arrays."""
+    """Arrays (n, ...) of all samples, by the input's name or position.
+
+    None is the key where samples are single arrays.
+    """
     if all(isinstance(value, np.ndarray) for value in values):
         return {None: _stack(spec, "inputs", values)}  # type: ignore[arg-type]
     names = list(values[0]) if isinstance(values[0], dict) else []
@@ -95,7 +100,7 @@ def _stack_inputs(spec: str, values: Sequence[Value]) -> dict[str | int | None, 
 
 
 def _is_open(stacks: Mapping[Any, Array]) -> bool:
-    """Whether inputs (n, ...) are tokens of any length."""
+    """Whether inputs (n, ...) are token ids whose length may vary: whole numbers with an attention mask."""
     return MASK in stacks and all(array.ndim == 2 and array.dtype.kind in "iub" for array in stacks.values())
 
 
@@ -104,7 +109,7 @@ def _each_alone(stacks: Mapping[str | int, torch.Tensor]) -> dict[str | int, Seq
 
 
 def _fill_up(spec: str, rows: Sequence[Mapping[str | int, Array]]) -> list[dict[str | int, Array]]:
-    """Token ids and what belongs to them, with zeros behind up to the longest."""
+    """Pad token ids, and other inputs of their length, with zeros at the end to the longest sample."""
     for number, row in enumerate(rows):
         if len({len(array) for array in row.values()}) > 1:
             sizes = ", ".join(f"{name}: {len(array)}" for name, array in row.items())
@@ -124,7 +129,7 @@ def _stack(spec: str, kind: str, arrays: Sequence[Array]) -> Array:
 def _read_targets(
     spec: str, items: Sequence[Item], inputs: Array
 ) -> tuple[Layout, tuple[str, ...], NDArray[np.int64], Targets | None]:
-    """Layout, names, labels, and targets that are no labels."""
+    """The layout, the class names, the labels (n,), and targets that are no labels, if any."""
     zeros = np.zeros(len(items), dtype=np.int64)
     known_targets = [item.target for item in items if item.target is not None]
     if not known_targets:
@@ -158,13 +163,13 @@ def _read_targets(
 
 
 def _image_sides(value: Value) -> tuple[int, int] | None:
-    """Width and height of the first input (channels, height, width); None where there is none."""
+    """Width and height of the first input of shape (channels, height, width); None if there is none."""
     arrays = value.values() if isinstance(value, dict) else [value]
     return next(((array.shape[2], array.shape[1]) for array in arrays if array.ndim == 3), None)
 
 
 def _number_classes(spec: str, values: Array) -> tuple[str, ...]:
-    """ "0", "1", ... up to the largest class."""
+    """Class names "0", "1", ... up to the largest class in `values`."""
     if values.min(initial=0) < 0:
         raise DataError(f"data {spec!r}: a target is class {values.min()}; expected classes from 0 on")
     return tuple(str(number) for number in range(int(values.max(initial=0)) + 1))

@@ -12,11 +12,11 @@ from pxcompress.errors import DataError, list_some
 _SHOWN = 3  # names in a message
 
 Pair = tuple[Path, Path]
-"""An image and its mask."""
+"""Paths of an image and of its mask."""
 
 
 def pair_masks(images: Sequence[Path], half: Path) -> list[Pair]:
-    """Images below `half`/images with their masks, known by the same path but for the ending.
+    """Match images below `half`/images to masks that have the same relative path but for the ending.
 
     Raises `DataError` where one has no partner.
     """
@@ -29,7 +29,7 @@ def pair_masks(images: Sequence[Path], half: Path) -> list[Pair]:
 
 
 def class_names(spec: str, root: Path, masks: Sequence[Path]) -> tuple[str, ...]:
-    """The lines of classes.txt; without it "0", "1", ... up to the largest value of any mask that counts."""
+    """Class names: the lines of classes.txt, or "0", "1", ... up to the largest value in any mask, `IGNORED` aside."""
     class_file = root / "classes.txt"
     if class_file.exists():
         names = tuple(line.strip() for line in class_file.read_text(encoding="utf-8").splitlines() if line.strip())

@@ -1,4 +1,4 @@
-"""Arrays held against the inputs of an ONNX file: their names, types and shapes."""
+"""Checks arrays against the inputs of an ONNX file: their names, types and shapes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pxcompress.types import Input
 
 Array = NDArray[Any]
 Stacks = dict[str | int | None, Array]
-"""All samples of every input, (n, ...), by its name or place; None names the only one."""
+"""Arrays (n, ...) of all samples, by the input's name or position; None is the key of a single unnamed input."""
 
 
 def lay_to_ports(spec: str, stacks: Mapping[str | int | None, Array], ports: Ports) -> Stacks:
-    """The inputs by the names that an ONNX file has for them, in its order, as its module takes them.
+    """The arrays by the ONNX file's input names, in its order, as the module in PyTorch takes them.
 
     The only input is named None where it is floats or the bytes of images, which modules take as floats. Images may lie
     as the file has them, or with their channels first. `spec` names the data. Raises `DataError` for others.
@@ -30,7 +30,7 @@ def lay_to_ports(spec: str, stacks: Mapping[str | int | None, Array], ports: Por
 
 
 def _by_port(spec: str, stacks: Mapping[str | int | None, Array], ports: Ports) -> dict[str | int, Array]:
-    """Arrays by the names of inputs; those that come by place take the names in the file's order."""
+    """Arrays by input name; those that are given by position take the names in the file's order."""
     names = [port.name for port in ports.inputs]
     listed = ", ".join(map(str, names))
     if not all(isinstance(key, str) for key in stacks):
@@ -50,7 +50,7 @@ def _by_port(spec: str, stacks: Mapping[str | int | None, Array], ports: Ports) 
 
 
 def _as_module_takes(spec: str, port: Input, array: Array, ports: Ports) -> Array:
-    """All samples of one input, (n, ...), in the type and with the axes that the module takes."""
+    """All samples of one input, (n, ...), in the type and axis order that the module takes."""
     floats = takes_floats(port)
     if array.dtype.kind == "f" and not floats:
         raise DataError(
@@ -74,7 +74,7 @@ def _as_module_takes(spec: str, port: Input, array: Array, ports: Ports) -> Arra
 
 
 def _lay_out(array: Array, port: Input, ports: Ports) -> Array | None:
-    """The samples with the axes that the module takes; None where they are of another shape than the file takes."""
+    """The samples in the axis order that the module takes; None if their shape does not fit the file."""
     if _fits(array.shape[1:], port.shape):
         return np.moveaxis(array, -1, 1) if ports.channels_last else array
     turned = (port.shape[-1], *port.shape[:-1])

@@ -1,4 +1,4 @@
-"""How an image becomes the size that a model takes, and where that moves what is drawn or marked in it."""
+"""Resizing images to the size that a model takes, with the masks and boxes in them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from pxcompress.types import Preprocessing
 
 IGNORED = 255
-"""Value of mask pixels that belong to no class, such as those of a border."""
+"""Value of mask pixels that belong to no class, such as padding, and count in no measure."""
 
 
 class Resize:
-    """Resizes and crops images, masks and boxes alike, as `preprocessing` says, by timm's transforms."""
+    """Resizes and crops images, masks and boxes in the same way, as `preprocessing` says, by timm's transforms."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         self._preprocessing = preprocessing
@@ -27,15 +27,21 @@ class Resize:
         self._mask = self._transform(1, "nearest", (IGNORED / 255,))
 
     def image(self, image: Image.Image) -> Tensor:
-        """Pixels of an image, (channels, height, width) uint8; a border has the colour that is the input's zero."""
+        """An image as pixels of the input, (channels, height, width) uint8.
+
+        Padding has the colour that normalises to zero.
+        """
         return self._image(image)
 
     def mask(self, image: Image.Image) -> Tensor:
-        """A one-channel image by nearest neighbour, (1, height, width); a border is `IGNORED`."""
+        """A one-channel mask, resized by nearest neighbour, (1, height, width); padding is `IGNORED`."""
         return self._mask(image)
 
     def corners(self, corners: NDArray[np.float64], image_size: tuple[int, int]) -> NDArray[np.float64]:
-        """Corners x1, y1, x2, y2 (k, 4) in an image of (width, height) as corners in the input, perhaps outside it."""
+        """Map corners x1, y1, x2, y2 (k, 4) from an image of (width, height) to the input.
+
+        They may lie outside of it.
+        """
         scales, offsets = self._map(*image_size)
         return corners * np.tile(scales, 2) + np.tile(offsets, 2)
 
@@ -46,7 +52,7 @@ class Resize:
         return width, height
 
     def _map(self, width: int, height: int) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Scales and offsets, of x and y, from an image to the input."""
+        """Scales and offsets, each for x and y, that map image coordinates to input coordinates."""
         full = [math.floor(side / self._preprocessing.crop) for side in self.input_sides]
         crop_mode = self._preprocessing.crop_mode
         if crop_mode == "squash":
@@ -74,10 +80,10 @@ class Resize:
 
 
 def _with_shorter_side(side: int, width: int, height: int) -> tuple[int, int]:
-    """Width and height of an image whose shorter side becomes `side`."""
+    """Width and height of an image after scaling its shorter side to `side`."""
     return (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
 
 
 def _margin(own: int, side: int) -> int:
-    """Offset of an image of length `own` centred in an input of length `side`; negative where the image is cut off."""
+    """Offset that centres a length `own` in a length `side`; negative where it is cropped."""
     return (side - own) // 2 if own <= side else -round((own - side) / 2)

@@ -1,4 +1,4 @@
-"""Pools of samples, images that are read one by one or plain numbers, and how they are drawn from."""
+"""Pools of samples, and how the parts of the data are drawn from them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.er
 
 USER_LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 5000}
 LEAST_OF_A_ROLE = 2
-"""Least number of samples that a role needs."""
+"""Fewest samples that each role (score, repair, select, certify, test) needs."""
 MIN_HELD_OUT_TO_SPLIT = 500
-"""Least number of held-out samples from which the select pool is cut; with fewer it is cut from `train`."""
+"""Number of held-out samples from which on the select pool is cut from them; with fewer it is cut from `train`."""
 
 Origin = Literal["held-out", "train", "everything"]
-"""What the select pool is cut from: held-out data, training data, or data that come in one piece."""
+"""Where the select pool was cut from: held-out data, training data, or data that came in one piece."""
 
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """Inputs that are no images, (n, ...): they are taken from `values` by position, unchanged."""
+    """Inputs that are no images: an array `values` (n, ...), from which samples are taken by position, unchanged."""
 
     values: NDArray[np.generic]
     noun: ClassVar[str] = "samples"
@@ -46,10 +46,10 @@ class Numbers:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Inputs by position: `ids[i]` is unique within the data, `labels[i]` an index into its classes, (n,) int64.
+    """A list of inputs and labels. `ids[i]` is unique within the data, `labels[i]` a class number, (n,) int64.
 
-    `read(positions[i])` opens image i in whatever mode it has; `Numbers` hold inputs that are no images.
-    `targets` gives what is asked of the model where that is no class; labels then are zeros.
+    `read(positions[i])` opens image i in whatever mode it has; `Numbers` hold inputs that are no images. `targets`
+    gives the target of a sample where it is no class; labels are zeros then.
     """
 
     ids: tuple[str, ...]
@@ -66,7 +66,7 @@ class Samples:
         read: Callable[[int], Image.Image],
         targets: Targets | None = None,
     ) -> Samples:
-        """All inputs that `read` knows, in its order."""
+        """Samples for all positions 0, 1, ... that `read` can open, one for each id."""
         return cls(tuple(ids), labels, read, np.arange(len(ids)), targets)
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class Samples:
 
     @property
     def noun(self) -> str:
-        """What the inputs are called in messages."""
+        """Word for the inputs in messages, such as "images"."""
         noun: str = getattr(self.read, "noun", "images")
         return noun
 
@@ -108,7 +108,7 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class UserData:
-    """A user's data before they are cut into pools; fields that `Source` has, too, mean the same."""
+    """A user's data before they are cut into pools; fields named as in `Source` mean the same."""
 
     classes: tuple[str, ...]
     train: Samples
@@ -123,7 +123,7 @@ class UserData:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Labelled images in three disjoint pools, before anything is known about the model.
+    """Data in three disjoint pools, before anything is known about the model.
 
     `train`: score and repair are drawn from it, and baselines are trained on it; `select`: as it is; `held_out`:
     certify and test. `embedded` data comes without a model, so that a baseline gets trained; it is meant for inputs of
@@ -172,7 +172,10 @@ def draw_order(labels: Integers, rng: np.random.Generator, *, balanced: bool) ->
 def cut(
     samples: Samples, sizes: Sequence[int], rng: np.random.Generator, *, balanced: bool = False
 ) -> tuple[Samples, ...]:
-    """Parts of the given sizes, drawn at random, each stratified by class; what is too much for all overlaps."""
+    """Disjoint random parts of the given sizes, each stratified by class.
+
+    If `sizes` exceed the samples, the last parts overlap.
+    """
     order = draw_order(samples.labels, rng, balanced=balanced)
     ends = np.minimum(np.cumsum(sizes), len(order))
     return tuple(samples.take(order[end - size : end]) for size, end in zip(sizes, ends, strict=True))
@@ -180,7 +183,7 @@ def cut(
 
 @dataclass(frozen=True, eq=False)
 class Pools:
-    """A user's data cut into disjoint pools; `select_from` as in `Source`."""
+    """A user's data in disjoint pools; `select_from` says where the select pool comes from, as in `Source`."""
 
     train: Samples
     select: Samples

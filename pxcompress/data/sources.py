@@ -25,7 +25,7 @@ from pxcompress.types import Preprocessing
 
 
 def open_images(spec: str) -> Samples:
-    """Every image below a folder, or those that a table lists, by path; their labels, -1, say nothing.
+    """Every image below a folder, or listed in a table, by path. All labels are -1: unknown.
 
     Raises `DataError` where there are none.
     """
@@ -44,7 +44,7 @@ def open_source(
     layout: Layout | None = None,
     ports: Ports | None = None,
 ) -> Source:
-    """The data that `spec` names; the `layout` "unlabelled" takes any images below a folder, without targets.
+    """The data that `spec` names; with `layout` "unlabelled", any images below a folder, without targets.
 
     `digits`; `spiral`; `glyphs`, `glyph-masks`, `glyph-counts`, `glyph-labels`, `glyph-identities` and `dna`, also
     smaller, `glyphs:train=640,select=80,held_out=160`; a folder in
@@ -104,7 +104,10 @@ def _user_data(spec: str, layout: Layout | None, ports: Ports | None) -> UserDat
 
 
 def read_files(names: Sequence[str], preprocessing: Preprocessing) -> Tensor:
-    """Image files as a model's inputs, (n, channels, height, width); `DataError` names one that cannot be read."""
+    """Image files as the inputs of a model, (n, channels, height, width).
+
+    `DataError` names a file that cannot be read.
+    """
     samples = Samples.of(names, np.zeros(len(names), dtype=np.int64), Files(Path(), tuple(names)))
     try:
         store = read_images(samples, preprocessing, skip_corrupt=False).store
@@ -116,7 +119,7 @@ def read_files(names: Sequence[str], preprocessing: Preprocessing) -> Tensor:
 
 
 def restrict_classes(source: Source, classes: Sequence[str], seed: int = 0) -> Source:
-    """`source` with only `classes`, which are numbered in that order.
+    """`source` with the samples of `classes` only, numbered in that order.
 
     What was held out stays so. Of embedded data, which baselines are trained on, every pool is the same but smaller; of
     a user's, select is cut anew where classes are left out, since its limit is meant for the classes that there are.
@@ -145,7 +148,7 @@ def restrict_classes(source: Source, classes: Sequence[str], seed: int = 0) -> S
 
 
 def extend_classes(source: Source, classes: Sequence[str]) -> Source:
-    """`source` with its samples numbered in `classes`, which has all of its names and others that no sample is of."""
+    """`source` with its labels renumbered to `classes`, which contains all of its class names and further ones."""
     number = np.array([classes.index(name) for name in source.classes])
     train, select, held_out = (_renumber(pool, number) for pool in (source.train, source.select, source.held_out))
     return replace(
@@ -160,7 +163,7 @@ def extend_classes(source: Source, classes: Sequence[str]) -> Source:
 
 
 def keep_for_certificates(source: Source) -> Source:
-    """`source` with its samples in the role certify, but those of select and the few that every other role needs.
+    """`source` with almost all samples moved to the role certify; other roles get only the few that they need.
 
     That is for models that have seen none of them. Data that were given in halves stay as they are: weights may have
     been trained on the train half.
@@ -180,7 +183,7 @@ def keep_for_certificates(source: Source) -> Source:
 
 
 def check_classes(source: Source, classes: Sequence[str]) -> None:
-    """Raise `DataError` for a name that `source` does not have, and where its targets are no classes."""
+    """Raise `DataError` for a class name that `source` does not have, or if its targets are no classes."""
     if source.layout != "classes":
         raise DataError(f"data {source.name!r} hold {source.layout}, no class per image; no classes can be chosen")
     for name in classes:
@@ -189,7 +192,7 @@ def check_classes(source: Source, classes: Sequence[str]) -> None:
 
 
 def _cut_anew(source: Source, seed: int) -> Source:
-    """A user's data with another select pool, cut from where the present one came from."""
+    """A user's data with a new select pool, cut from the data that the present one was cut from."""
     if source.select_from == "held-out":
         cut_data = cut_pools(source.train, source.held_out.join(source.select), seed)
     else:
@@ -205,7 +208,7 @@ def _cut_anew(source: Source, seed: int) -> Source:
 
 
 def _renumber(samples: Samples, number: Integers) -> Samples:
-    """Samples whose label has a `number` (classes,), under it; the others have -1."""
+    """The samples whose old class has a new number, relabelled: `number` (classes,) has -1 for classes to drop."""
     samples_kept = samples.take(np.flatnonzero(number[samples.labels] >= 0))
     return replace(samples_kept, labels=number[samples_kept.labels])
 

@@ -29,14 +29,14 @@ def load_splits(
     limits: Mapping[str, int] | None = None,
     has_served: Callable[[str], bool] | None = None,
 ) -> Splits:
-    """Draws the five roles and reads every image of them once, so that a damaged one is found before any work is done.
+    """Draw the five parts of the data and read every image once, so that a damaged one shows before any work is done.
 
-    `limits`: most samples per role, over `source.limits`; of a pool that has fewer, certify and test get shares, while
-    score and repair overlap. These two have the classes as evenly as possible; the others keep the classes' shares, as
-    estimates and certificates need. Damaged images are left out and listed if the source was opened with
-    `skip_corrupt`; images equal to another one are said in the notes, and left out of certify, whose samples have to be
-    independent; so are those of which `has_served` knows the content, as of an earlier draw from other data. Raises
-    `DataError`.
+    `limits` are the most samples for each role, and replace `source.limits`; if a pool has fewer, certify and test
+    share it, while score and repair overlap. These two have the classes as evenly as possible; the others keep the
+    classes' shares, as estimates and certificates need. Damaged images are left out and listed if the source was opened
+    with `skip_corrupt`. Duplicates are mentioned in the notes, and left out of certify, whose samples have to be
+    independent; so are samples for whose content `has_served` is true, such as those of an earlier draw from other
+    data. Raises `DataError`.
     """
     readings: dict[str, Reading] = {}
     for role, samples in _draw(source, seed, {**source.limits, **_check_limits(limits or {})}).items():
@@ -69,18 +69,18 @@ def load_splits(
 
 
 def are_known_by_content(splits: Splits) -> bool:
-    """Whether all samples are known again wherever they lie, which those of arrays are not."""
+    """Whether all samples have a hash of their content, so that copies are recognised anywhere; arrays have none."""
     return not any("\n" in content for contents in splits.contents.values() for content in contents)
 
 
 def _contents(data: str, reading: Reading, ids: Sequence[str]) -> tuple[str, ...]:
-    """Texts by which some samples of a reading are known again: their digests, else their places in the `data`."""
+    """Texts that identify samples: the digests of their content if there are any, else `data` and the sample's id."""
     digest_by_id = dict(zip(reading.store.samples.ids, reading.digests, strict=False))
     return tuple(digest_by_id[name].hex() if digest_by_id else f"{data}\n{name}" for name in ids)
 
 
 def _example(batches: ImageBatches, preprocessing: Preprocessing) -> Tensor:
-    """One input, (1, ...): the first; of texts one of the middle length, and no longer than it is."""
+    """One input, (1, ...): the first one; of texts one of median length, without padding."""
     inputs, _ = next(iter(batches))
     counted = Signature(preprocessing.inputs).find_counted(inputs)
     if counted is None:
@@ -91,7 +91,7 @@ def _example(batches: ImageBatches, preprocessing: Preprocessing) -> Tensor:
 
 
 def _notes(source: Source, readings: Mapping[str, Reading]) -> Iterator[str]:
-    """What a reader must know of how the data were read and cut."""
+    """Notes for the report on how the data were read and cut into parts."""
     if source.select_from == "train":
         yield (
             f"the select split is cut from the training data, since the held-out data are only {len(source.held_out)} "
@@ -115,7 +115,7 @@ def _notes(source: Source, readings: Mapping[str, Reading]) -> Iterator[str]:
 
 
 def training_batches(source: Source, preprocessing: Preprocessing, *, batch_size: int, seed: int) -> ImageBatches:
-    """The whole train pool (score and repair too are drawn from it), in a new order every epoch.
+    """Batches of the whole train pool, from which score and repair are drawn too, in a new order every epoch.
 
     Nothing of select, certify and test is in it. Images of pools that do not fit into memory are read on the way:
     damaged ones raise `DataError` there, or are left out of their batch if the source was opened with `skip_corrupt`.
@@ -150,7 +150,10 @@ def _draw(source: Source, seed: int, limits: Mapping[str, int]) -> dict[str, Sam
 
 
 def _shares(available: int, roles: Sequence[str], limits: Mapping[str, int]) -> list[int]:
-    """Samples for each of one or two roles; without a limit, all that the other one leaves, at least half."""
+    """Number of samples for each of one or two roles.
+
+    Without a limit, a role gets all that the other leaves, at least half.
+    """
     first_share, *others = (limits.get(role, available) for role in roles)
     if not others:
         return [min(first_share, available)]

@@ -22,21 +22,24 @@ from pxcompress.errors import DataError, unknown
 SUFFIXES = (".csv", ".jsonl")
 _PATH_COLUMNS = ("path", "image", "file")
 _LABELS, _SPLIT, _GROUP = "labels", "split", "group"
-"""Columns that are no numbers to learn; what a group is called says nothing but which images belong together."""
+"""Columns with a meaning of their own, which are no numbers to learn.
+
+"group" only says which images belong together.
+"""
 
 Row = Mapping[str, object]
 
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """Rows of the table `spec`, which all have the columns `names`."""
+    """The rows of the table `spec`, each a mapping from the columns `names` to cells."""
 
     spec: str
     rows: Sequence[Row]
     names: tuple[str, ...]
 
     def error(self, row: int, text: str) -> DataError:
-        """The error that says `text` of the row at this position, from 0; it counts rows from 1."""
+        """A `DataError` about the row at index `row`; its message counts rows from 1."""
         return DataError(f"data {self.spec!r}, row {row + 1}: {text}")
 
 
@@ -65,7 +68,7 @@ def open_table(spec: str) -> UserData:
 
 
 def _read_table(spec: str) -> _Table:
-    """The table's rows; `DataError` where it has none."""
+    """Read the rows of a CSV or JSONL file. Raises `DataError` where there are none."""
     path = Path(spec).expanduser()
     try:
         rows = (_read_csv if path.suffix.lower() == ".csv" else _read_jsonl)(spec, path)
@@ -77,8 +80,9 @@ def _read_table(spec: str) -> _Table:
 
 
 def read_words(spec: str, column: str) -> dict[str, str]:
-    """The words of a `column` of the table `spec`, by the ids of its samples: paths of images as they stand there, or
-    rows of texts. Raises `DataError`.
+    """Sample id -> the cell in a `column` of the table `spec`.
+
+    Ids are paths of images as written in the table, or rows of texts. Raises `DataError`.
     """
     if not spec.lower().endswith(SUFFIXES):
         raise DataError(f"data {spec!r} is no table, so that there is no column {column!r}; give a .csv or .jsonl")
@@ -91,7 +95,7 @@ def read_words(spec: str, column: str) -> dict[str, str]:
 
 
 def open_listed(spec: str) -> Samples:
-    """The images that the table `spec` lists, whatever else it says; their labels, -1, say nothing."""
+    """The images that the table `spec` lists; other columns are ignored, and all labels are -1: unknown."""
     table, root = _read_table(spec), Path(spec).expanduser().parent
     if _text_columns(table):
         raise DataError(
@@ -103,7 +107,10 @@ def open_listed(spec: str) -> Samples:
 
 
 def _open_texts(table: _Table, columns: tuple[str, ...]) -> UserData:
-    """The texts in `columns`, with a class in the column `label`, several in `labels`, numbers, or without targets."""
+    """The texts in `columns`.
+
+    Targets are classes in the column `label`, several in `labels`, or numbers, if there are any.
+    """
     texts = read_texts(table.spec, table.rows, columns)
     labels = np.zeros(len(table.rows), dtype=np.int64)
     classes: tuple[str, ...] = ()
@@ -159,12 +166,12 @@ def _read_jsonl(spec: str, path: Path) -> list[Row]:
 
 
 def _text_columns(table: _Table) -> tuple[str, ...]:
-    """The columns that hold texts; none where the table lists images."""
+    """The columns that contain texts; empty where the table lists images."""
     return () if any(name in table.names for name in _PATH_COLUMNS) else text_columns(table.names)
 
 
 def _row_ids(table: _Table) -> list[str]:
-    """Ids of the texts of a table."""
+    """Ids for the texts of a table: "row 1", "row 2" and so on."""
     return [f"row {number}" for number in range(1, len(table.rows) + 1)]
 
 
@@ -179,7 +186,7 @@ def _path_column(table: _Table) -> str:
 
 
 def _image_paths(table: _Table, folder: Path) -> tuple[str, ...]:
-    """Paths of the images, each once; `DataError` where one is missing."""
+    """Paths of the images. Raises `DataError` where a file is missing, or listed twice."""
     column = _path_column(table)
     paths = tuple(str(row[column]) for row in table.rows)
     missing = [(number, path) for number, path in enumerate(paths) if not (folder / path).is_file()]
@@ -199,7 +206,7 @@ def _image_paths(table: _Table, folder: Path) -> tuple[str, ...]:
 
 
 def _class_column(table: _Table) -> str | None:
-    """The column that says the class of a row, by words, whole numbers, or both; None for other numbers, or without."""
+    """The column with the class of each row; None if there is none, or if it holds numbers that are not whole."""
     column = label_column(table.names)
     if column is None:
         return None
@@ -209,7 +216,7 @@ def _class_column(table: _Table) -> str | None:
 
 
 def _read_labels(table: _Table) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    """All labels, sorted, and which of them each image has, (n, k) of 0 and 1."""
+    """All label names, sorted, and which of them each image has, (n, k) of 0 and 1."""
     labels_by_row = [_split_labels(table, number) for number in range(len(table.rows))]
     classes = tuple(sorted({label for labels in labels_by_row for label in labels}))
     if not classes:
@@ -248,14 +255,14 @@ def _read_numbers(table: _Table, inputs: Sequence[str]) -> tuple[tuple[str, ...]
 
 
 def _note_whole_numbers(table: _Table, columns: Sequence[str]) -> Iterator[str]:
-    """What to say where the only target could have been meant as a class."""
+    """A note where the only target column might have been meant as classes."""
     cells = [str(row[columns[0]]) for row in table.rows]
     if len(columns) == 1 and all(map(str.isdecimal, cells)) and 4 * len(set(cells)) <= len(cells):
         yield f"column {columns[0]!r} holds few whole numbers, and is learned as numbers; for classes call it 'label'"
 
 
 def _is_word(value: object) -> bool:
-    """Whether a cell holds a text that nobody could have meant as a number."""
+    """Whether a cell contains text that cannot be meant as a number."""
     return isinstance(value, str) and re.match(r"$|[-+.,\s]*\d|[-+\s]*(nan|inf)", value, re.IGNORECASE) is None
 
 
@@ -275,7 +282,7 @@ def _number(table: _Table, number: int, column: str) -> float:
 
 
 def _halves(table: _Table, samples: Samples) -> tuple[Samples, Samples | None]:
-    """Training and held-out samples as the column `split` says; all in one piece without it."""
+    """Training and held-out samples by the column `split`; without it, all samples and None."""
     if _SPLIT not in table.names:
         return samples, None
     names = [str(row[_SPLIT]).lower() for row in table.rows]

@@ -1,4 +1,4 @@
-"""What is asked of a model for a sample: a mask, boxes, numbers, labels; without any of these it is the class."""
+"""Targets of samples other than a class: masks, boxes, numbers and labels."""
 
 from __future__ import annotations
 
@@ -17,16 +17,21 @@ from pxcompress.errors import DataError
 
 
 class Targets(Protocol):
-    """Gives the target of a sample by its position, without batch axis: int64 (H, W), float32 (k,) or (boxes, 6)."""
+    """A function from a sample's position to its target, without a batch axis: int64 (H, W), float32 (k,) or (boxes,
+    6).
+    """
 
     def __call__(self, position: int, image_size: tuple[int, int] | None, resize: Resize | None) -> Tensor:
-        """`image_size` is the image's (width, height) as it lies there; inputs that are no images have none."""
+        """The target at `position`.
+
+        `image_size` is the original image's (width, height), None for inputs that are no images.
+        """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """Targets in memory, (n, ...)."""
+    """Targets that are stored in memory as one array, (n, ...)."""
 
     values: NDArray[np.generic]
 
@@ -36,7 +41,7 @@ class Values:
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """One mask file per image, below `root`; `images` are the names of the images that they belong to."""
+    """Targets that are mask files below `root`, one for each image; `images` are the images' names for messages."""
 
     root: Path
     names: tuple[str, ...]
@@ -80,7 +85,7 @@ def read_mask(path: Path, name: str) -> NDArray[np.int32]:
 
 
 BOX_COLUMNS = 6
-"""Numbers that say where a box is, and of what."""
+"""Columns that describe a box: class, four corners, and whether it is a crowd."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +129,7 @@ class BoxRows:
 
 
 def _move_joints_(rows: NDArray[np.float64], image_size: tuple[int, int], resize: Resize) -> None:
-    """Joints and areas of `rows`, if they have such, from the image to the input, in place."""
+    """Map joints and areas in `rows`, if there are any, from the original image to the input, in place."""
     if rows.shape[1] > BOX_COLUMNS:
         left, top, right, bottom = resize.corners(np.array([[0.0, 0, 1, 1]]), image_size)[0]
         rows[:, BOX_COLUMNS] *= (right - left) * (bottom - top)

@@ -24,18 +24,18 @@ PAIRS = (
     ("question1", "question2"),
     ("question", "sentence"),
 )
-"""Names of two columns whose texts belong together."""
+"""Pairs of column names that mark two texts which form one sample."""
 
 SINGLE = ("text", "sentence", "content", "review")
-"""Names of a column of texts."""
+"""Column names that mark a single text."""
 
 LABELS = ("label", "class")
-"""Columns that name the class of a row, in any case; the first that is there counts."""
+"""Names, in any case, of the column with the class of a row; the first one that exists is taken."""
 
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Texts in the place of images: take `values` by position; a call raises `DataError`, since they are no images."""
+    """Texts instead of images, in `values` by position; a call, which would open an image, raises `DataError`."""
 
     values: tuple[Text, ...]
     noun: ClassVar[str] = "texts"
@@ -45,7 +45,7 @@ class Texts:
 
 
 def text_columns(names: Sequence[str]) -> tuple[str, ...]:
-    """The columns of a table with these `names` that hold texts; none where it lists images."""
+    """The columns, among `names`, that contain texts; empty for a table of images."""
     for pair in PAIRS:
         if all(name in names for name in pair):
             return pair
@@ -53,7 +53,7 @@ def text_columns(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def read_texts(spec: str, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> Texts:
-    """The texts of a table's `rows`. Raises `DataError` for one that is empty or no text."""
+    """The texts of a table's `rows`. Raises `DataError` for a cell that is empty or no text."""
     texts = []
     for number, row in enumerate(rows, 1):
         values = tuple(row[column] for column in columns)
@@ -68,13 +68,13 @@ def read_texts(spec: str, rows: Sequence[Mapping[str, object]], columns: Sequenc
 
 
 def label_column(names: Sequence[str]) -> str | None:
-    """The column of a table with these `names` that says the class of a row; None where there is none."""
+    """The column, among `names`, with the class of a row; None if there is none."""
     name_by_word = {name.casefold(): name for name in reversed(names)}
     return next((name_by_word[word] for word in LABELS if word in name_by_word), None)
 
 
 def read_classes(spec: str, rows: Sequence[Mapping[str, object]], column: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the classes in a `column`, numbers in their order, and each row's class (n,) int64."""
+    """The class names in a `column`, in order, and each row's class number, (n,) int64. Raises `DataError`."""
     values = [str(row[column]).strip() for row in rows]
     for number, value in enumerate(values, 1):
         if not value or rows[number - 1][column] is None:
@@ -86,7 +86,7 @@ def read_classes(spec: str, rows: Sequence[Mapping[str, object]], column: str) -
 
 
 def open_lines(spec: str) -> UserData:
-    """A file with one text a line, without labels; blank lines are none. Raises `DataError`."""
+    """The texts of a file with one on each line, without labels; blank lines are skipped. Raises `DataError`."""
     try:
         lines = Path(spec).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:

@@ -41,13 +41,13 @@ _HELD_OUT_SPLITS = ("validation", "val", "test")
 _FAILURES = (OSError, RuntimeError, ValueError, AssertionError, KeyError, ImportError)
 
 STREAM_LIMIT = 10_000
-"""Largest number of samples read from each split of a stream, which cannot be opened by number: they go to a file."""
+"""Most samples read from each split of a stream, which has no random access, so that they are copied to a file."""
 
 _Pools = tuple[tuple[str, ...], Samples, Samples | None, tuple[str, ...]]
 
 
 def timm_pools(name: str, options: Mapping[str, str]) -> _Pools:
-    """Classes, train samples, held-out samples (None: there is no such split) and notes of data set PREFIX/NAME.
+    """Class names, train samples, held-out samples (None without such a split) and notes of the data set PREFIX/NAME.
 
     Raises `DataError` where an option is unknown, the reader's package is missing, or the data cannot be had.
     """
@@ -83,7 +83,10 @@ def timm_pools(name: str, options: Mapping[str, str]) -> _Pools:
 
 @dataclass(frozen=True, eq=False)
 class _Items:
-    """Reads images of a data set with random access; timm's own indexing would replace damaged ones in silence."""
+    """Reads images from a data set with random access.
+
+    timm's own indexing would replace damaged ones without a word.
+    """
 
     dataset: Any
 
@@ -98,7 +101,7 @@ class _Items:
 
 
 class _Spool:
-    """Reads images that were written one after another, as PNG, to a file; the file goes with the object."""
+    """Reads images that were written as PNG one after another into a file, which is deleted with this object."""
 
     def __init__(self, path: Path, ends: Sequence[int]) -> None:
         self.path, self.ends = path, ends
@@ -131,7 +134,7 @@ def _explain_errors(name: str, split: str) -> Iterator[None]:
 
 
 def _open_held_out(name: str, options: Mapping[str, str], settings: Mapping[str, Any]) -> Any:
-    """The split that `val` names; else the first usual one that is there; else None."""
+    """The split that the option `val` names, else the first of the usual ones that exists, else None."""
     if "val" in options:
         return _open(name, options["val"], settings)
     for split in _HELD_OUT_SPLITS:
@@ -152,7 +155,7 @@ def _read_indexed(dataset: Any, prefix: str) -> tuple[Samples, tuple[str, ...]]:
 
 
 def _read_stream(dataset: Iterable[tuple[Image.Image, int]], prefix: str) -> tuple[Samples, tuple[str, ...]]:
-    """The first samples of a stream, kept in a temporary file."""
+    """The first `STREAM_LIMIT` samples of a stream, copied to a temporary file."""
     ends: list[int] = []
     labels: list[int] = []
     handle, path = tempfile.mkstemp(prefix="pxcompress-", suffix=".png-spool")
@@ -168,7 +171,10 @@ def _read_stream(dataset: Iterable[tuple[Image.Image, int]], prefix: str) -> tup
 
 
 def _class_names(name: str, labels: Integers, classes: tuple[str, ...]) -> tuple[str, ...]:
-    """`classes`, else numbers up to the largest label. Raises `DataError` for labels that have no class."""
+    """`classes` if given, else numbers up to the largest label.
+
+    Raises `DataError` for labels outside of the classes.
+    """
     if not len(labels):
         raise DataError(f"data {name!r} has no images; give other splits as {name}:train=SPLIT,val=SPLIT")
     low, high = int(labels.min()), int(labels.max())

@@ -1,4 +1,4 @@
-"""Train a dense baseline on the spot for embedded data, and keep it.
+"""Trains a dense baseline for an embedded data set on the spot, and stores it in the cache folder.
 
 From scratch on small images: AdamW (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101) under one learning-rate
 cycle (Smith and Topin, https://arxiv.org/abs/1708.07120), small random shifts, turns and zooms where they leave the
@@ -39,17 +39,16 @@ from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, Preprocessing, Splits
 
 TRAINER_VERSION = 1
-"""Part of every key: raise it when the training changes, so that older baselines are not taken for new ones."""
+"""Part of every cache key: raise it when the training changes, so that older baselines are not used any more."""
 
 WARM_UP = 0.2  # share of the steps
 SATURATED_METRIC = 0.999
-"""Training ends early when a metric that is a share is this good on the select part twice in a row, in the second half
-of the cycle."""
+"""Training stops early when the metric on select is this high twice in a row, in the second half of the schedule."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length and learning rate of a training: `epochs` is raised until they make at least `steps` steps."""
+    """Length and learning rate of a training; there are at least `epochs`, and more until `steps` steps are reached."""
 
     steps: int
     epochs: int
@@ -66,19 +65,19 @@ SCHEDULES = {
     "numbers": Schedule(steps=600, epochs=4, learning_rate=5e-3, weight_decay=1e-3),
     "texts": Schedule(steps=500, epochs=3, learning_rate=1e-3),
 }
-"""Length of training by what the model is made of; "numbers" for inputs that are no images, "texts" for tokens.
+"""Schedule by kind of model; "numbers" is for inputs that are no images, "texts" for tokens.
 
 Tuned on `digits`: ResNet, MobileNetV2 and VGG-11 at 32 pixels, small ViT at 64; on `glyphs`: a ViT behind convolutions
 with BatchNorm; on `spiral` and `dna`: the nets of `pxcompress.demo.nets`.
 """
 
 WIDE_INPUTS = 20_000
-"""Number of inputs from which a layer (a VGG's first dense one) needs smaller steps of Adam."""
+"""From this number of inputs on, a layer (such as the first dense one of a VGG) needs smaller steps of Adam."""
 
 
 @dataclass(frozen=True)
 class BaselineInfo:
-    """How good a baseline is on the select part, by its task's metric, and what it took; `cached` if only read."""
+    """Quality of a baseline on select, by its task's metric, and the cost of training; `cached` if it was only read."""
 
     quality: float
     epochs: int
@@ -88,7 +87,7 @@ class BaselineInfo:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What a baseline learns: it is trained on `training`, by default as a classifier, and judged on `select`.
+    """What a baseline is trained on: batches of `training`, by default for classes, and of `select` to judge it.
 
     `training` should come in a new order every epoch.
     """
@@ -100,12 +99,12 @@ class Problem:
 
 
 class LearnedHere:
-    """An embedded data set on which a model without weights is trained."""
+    """A base class of embedded data sets whose baselines are trained when they are first needed."""
 
     def train_baseline(
         self, loaded: Loaded, source: Source, splits: Splits, task: Task, seed: int, note: Note
     ) -> Loaded:
-        """`loaded` with the weights of a baseline, in place."""
+        """Train `loaded`, or read its weights from the cache, in place; returns it."""
         training = training_batches(source, loaded.preprocessing, batch_size=64, seed=seed)
         with evaluating(loaded.model), torch.no_grad():
             outputs = named_outputs(loaded.model, splits.example.to(device_of(loaded.model)), task.output_name)
@@ -120,25 +119,27 @@ class LearnedHere:
 
 @dataclass(frozen=True)
 class Drawn(LearnedHere):
-    """Samples that are drawn on the spot, and how many: the first ones of each part."""
+    """A base class of data sets whose samples are generated; its fields say how many samples each part has."""
 
     train: int = option(12000, "samples to train, score and repair on", low=1)
     select: int = option(1000, "samples to select with", low=1)
     held_out: int = option(4000, "samples to certify and test on", low=1)
 
     def pools(self, pool: Callable[[str, int], Samples]) -> tuple[Samples, Samples, Samples]:
-        """What `pool` draws for each part, given its name and number of samples."""
+        """The train, select and held-out samples, each made by `pool`, called with the part's name and number of
+        samples.
+        """
         return pool("train", self.train), pool("select", self.select), pool("held-out", self.held_out)
 
 
 def baseline_key(architecture: Architecture, data: str, preprocessing: Preprocessing, seed: int) -> str:
-    """Hex digits that differ whenever the trained weights would: the file name in the cache."""
+    """The file name of a baseline in the cache: hex digits that change whenever the trained weights would."""
     facts = [architecture.to_json(), data, asdict(preprocessing), seed, TRAINER_VERSION]
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
 
 
 def train_baseline(model: nn.Module, problem: Problem, *, key: str, seed: int = 0, note: Note) -> BaselineInfo:
-    """Give `model` weights, in place: those kept under `key`, else those that it learns, which are then kept.
+    """Give `model` trained weights, in place: those cached under `key`, or new ones, which are then cached.
 
     The model is left in eval mode. Same initial weights, batches, seed and machine: same weights. `note` is told about
     every epoch. Raises `ModelError` when training diverges.
@@ -214,7 +215,7 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     cycle: torch.optim.lr_scheduler.LRScheduler,
 ) -> float:
-    """One pass of a model and its loss, which both learn, over the training batches; returns the mean loss of these."""
+    """Train for one pass over the batches and return the mean loss; `learner` contains the model and its loss."""
     model, compute_loss = learner.children()
     device = device_of(model)
     losses: list[Tensor] = []
@@ -232,14 +233,14 @@ def _train_epoch(
 
 
 def _prepare_inputs(inputs: Tensor, device: torch.device, *, moves: bool = False) -> Tensor:
-    """Inputs as they go into the model: images in the layout that convolutions are fastest in, and moved a little."""
+    """Inputs on the device, images in channels-last layout; with `moves`, images are shifted a little at random."""
     if inputs.ndim != 4:
         return inputs.to(device)
     return (move_images(inputs) if moves else inputs).to(device, memory_format=torch.channels_last)
 
 
 def _read(model: nn.Module, path: Path, note: Note) -> BaselineInfo | None:
-    """Load what is kept in `path`; None where there is nothing that fits."""
+    """Load a cached baseline from `path` into the model; returns None if there is none that fits."""
     if not path.is_file():
         return None
     try:
@@ -256,7 +257,7 @@ def _read(model: nn.Module, path: Path, note: Note) -> BaselineInfo | None:
 
 
 def _write(model: nn.Module, path: Path, info: BaselineInfo, note: Note) -> None:
-    """Keep the weights. A full or read-only disk costs only the cache."""
+    """Cache the model's weights. If the disk is full or read-only, only the cache is missing."""
     state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
     try:
         path.parent.mkdir(exist_ok=True)

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 BINS = 8
-"""Number of bins of the distribution over the distance from a location to a side of its box, one stride each."""
+"""Number of bins, one stride wide each, for the predicted distance from a location to a side of its box."""
 
 PRIOR = -math.log(20)
-"""Logit of every class at first: most locations show nothing."""
+"""Initial logit of every class, low because most locations show nothing."""
 
 
 def convolution(channels: int, width: int, size: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """A convolution with BatchNorm and SiLU."""
+    """A convolution followed by BatchNorm and SiLU."""
     layer = nn.Conv2d(channels, width, size, stride, size // 2, groups=groups, bias=False)
     return nn.Sequential(layer, nn.BatchNorm2d(width), nn.SiLU())
 
@@ -42,7 +42,9 @@ class Bottleneck(nn.Module):
 
 
 class SplitBlock(nn.Module):
-    """Half of the channels goes through bottlenecks, and all that they return is put together (as C2f)."""
+    """A block as C2f of YOLO: half of the channels passes through bottlenecks, and all their outputs are
+    concatenated.
+    """
 
     def __init__(self, channels: int, width: int, depth: int = 1, *, shortcut: bool = True) -> None:
         super().__init__()
@@ -58,7 +60,7 @@ class SplitBlock(nn.Module):
 
 
 class PoolingPyramid(nn.Module):
-    """Three poolings one after the other, put together (as SPPF)."""
+    """A block as SPPF of YOLO: three poolings in a row, whose outputs are concatenated."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -73,7 +75,9 @@ class PoolingPyramid(nn.Module):
 
 
 class SplitHead(nn.Module):
-    """Boxes and classes at every location of some maps: (n, 4 + classes, locations), in pixels and probabilities."""
+    """Predicts boxes and classes at every location: (n, 4 + classes, locations), boxes in pixels, classes as
+    probabilities.
+    """
 
     def __init__(self, widths: Sequence[int], strides: Sequence[int], num_classes: int) -> None:
         super().__init__()
@@ -103,7 +107,7 @@ class SplitHead(nn.Module):
 
 
 def _make_grid(x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-    """Middles of the cells of a map in pixels, x and y, (locations,) each."""
+    """Pixel coordinates x and y, each (locations,), of the centres of a feature map's cells."""
     height, width = x.shape[-2:]
     rows, columns = (stride * (torch.arange(count, device=x.device) + 0.5).to(x) for count in (height, width))
     return columns.expand(height, width).flatten(), rows[:, None].expand(height, width).flatten()
@@ -141,7 +145,7 @@ def glyph_yolo(num_classes: int = 8) -> nn.Module:
 
 
 class InvertedResidual(nn.Module):
-    """Wider, depthwise, narrower, with a shortcut where sizes are the same (as MobileNetV2)."""
+    """A block as in MobileNetV2: widen, depthwise convolution, narrow; with a shortcut where shapes are equal."""
 
     def __init__(self, channels: int, width: int, stride: int, expansion: int = 4) -> None:
         super().__init__()
@@ -155,11 +159,13 @@ class InvertedResidual(nn.Module):
 
 
 ANCHORS = ((1.0, 0.7), (1.4, 1.0), (1.0, 1.4))
-"""Height beside width, and size in units of 2 strides, of the anchors at a location."""
+"""The anchor boxes at each location: ratio of height to width, and size in units of 2 strides."""
 
 
 class AnchorDetector(nn.Module):
-    """Inverted residuals, and separable heads at strides of 8 and 16: corners in pixels, and logits of every anchor."""
+    """A detector of inverted residuals with heads at strides 8 and 16: corners in pixels, and logits of every
+    anchor.
+    """
 
     def __init__(self, num_classes: int = 8, widths: Sequence[int] = (16, 24, 32, 48, 64)) -> None:
         super().__init__()
@@ -194,12 +200,15 @@ class AnchorDetector(nn.Module):
 
 
 def _make_separable(width: int, outputs: int) -> nn.Sequential:
-    """A depthwise convolution, then one of 1 x 1."""
+    """A separable convolution: depthwise, then 1 x 1."""
     return nn.Sequential(convolution(width, width, 3, groups=width), nn.Conv2d(width, outputs, 1))
 
 
 def _decode_beside_anchors(codes: Tensor, level: Tensor, stride: int) -> Tensor:
-    """Corners of codes (n, anchors * locations, 4): moves in units of the anchor's sides, and logs of its growth."""
+    """Turn predicted codes (n, anchors * locations, 4) into box corners in pixels.
+
+    A code shifts the anchor by shares of its sides, and scales it by the exponential.
+    """
     x, y = (each.repeat(len(ANCHORS)) for each in _make_grid(level, stride))
     cells = level.shape[-2] * level.shape[-1]
     shapes = torch.tensor(ANCHORS, device=level.device, dtype=level.dtype)

@@ -12,7 +12,7 @@ from pxcompress.demo.baseline import LearnedHere
 from pxcompress.demo.images import SIDE, StoredImages
 
 SIZES = (1000, 150, 647)
-"""Digits to train on, to select with, and held out: all of the 1797."""
+"""Number of digits to train on, to select with, and held out; 1797 together."""
 
 LIMITS = {"score": 256, "repair": 512, "select": 150, "certify": 150}
 

@@ -1,4 +1,4 @@
-"""The embedded data set `dna`: random sequences with two motifs planted in each, and it is known where.
+"""The embedded data set `dna`: random DNA sequences with two motifs planted at known places.
 
 A class is a pair of the four motifs, so that no single motif tells it, and both have to be found, in either order. A
 sample depends only on its part, its index and the seed; letters of a planted motif are now and then wrong, and the
@@ -26,7 +26,7 @@ PARTS = ("train", "select", "held-out")
 LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 2000}
 
 ERRORS = 0.1
-"""Share of the letters of a planted motif that are drawn anew."""
+"""Share of the letters of a planted motif that are replaced by random ones."""
 
 Mask = NDArray[np.bool_]
 
@@ -48,7 +48,7 @@ class DNA(Drawn):
 
 
 def dna_sample(part: str, index: int, seed: int = 0) -> tuple[NDArray[np.uint8], Mask]:
-    """One-hot letters (4, length) and where motifs were planted (length,), of sample `index` of a part.
+    """Sample `index` of a part: one-hot letters (4, length), and a mask (length,) of where motifs were planted.
 
     Its label is `index` modulo the number of classes.
     """
@@ -67,7 +67,7 @@ def dna_sample(part: str, index: int, seed: int = 0) -> tuple[NDArray[np.uint8],
 
 
 def dna_arrays(part: str, count: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The first `count` samples of a part: (n, 4, length) uint8 and labels (n,) that go round the classes."""
+    """The first `count` samples of a part: (n, 4, length) uint8, and labels (n,) that cycle through the classes."""
     letters = np.stack([dna_sample(part, index, seed)[0] for index in range(count)])
     return letters, np.arange(count, dtype=np.int64) % len(CLASSES)
 
@@ -79,6 +79,6 @@ def find_planted(sample: str) -> Mask:
 
 
 def _draw_starts(rng: np.random.Generator, lengths: list[int]) -> list[int]:
-    """Random first positions of pieces of these lengths, in this order, without overlap, all ways equally likely."""
+    """Random start positions for pieces of these lengths, in this order, without overlap, all ways equally likely."""
     gaps = np.sort(rng.integers(0, LENGTH - sum(lengths) + 1, len(lengths)))
     return [int(gap) + sum(lengths[:place]) for place, gap in enumerate(gaps)]

@@ -1,4 +1,4 @@
-"""How the images of `glyphs` are drawn: clutter, and distorted characters in 22 fonts on it."""
+"""Draws the images of `glyphs`: random clutter, and on it distorted characters in 22 fonts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FONTS = (
 )
 
 CANVAS = 2 * SIDE
-"""Side of the canvas that a single character is drawn on, before it is reduced."""
+"""Side in pixels of the canvas for a single character, twice that of the final image."""
 
 _FONT_SIZE = 44  # a capital is about half of the canvas high
 
@@ -33,7 +33,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Place:
-    """Position of a character on a canvas: its middle, how far that may be shifted, and its scale."""
+    """Where a character goes on a canvas: its centre, how far it may be shifted at random, and its scale."""
 
     x: float = CANVAS / 2
     y: float = CANVAS / 2
@@ -42,7 +42,7 @@ class Place:
 
 
 def font_path(name: str) -> Path:
-    """File of a font that matplotlib ships."""
+    """Path of a font file that matplotlib ships."""
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
 
 
@@ -62,7 +62,7 @@ def character_mask(character: str, font: str) -> Image.Image:
 
 
 def near(ground: NDArray[np.float64], rng: np.random.Generator, low: float, high: float) -> Colour:
-    """A colour whose mean lies `low` to `high` grey levels from that of `ground`, towards the side with more room."""
+    """A colour whose mean differs from that of `ground` by `low` to `high` grey levels, to the side with more room."""
     step = rng.uniform(low, high) * (1 if ground.mean() < 128 else -1)
     tint = rng.uniform(-40, 40, 3)
     red, green, blue = (ground + step + tint - tint.mean()).clip(0, 255).astype(int).tolist()
@@ -70,7 +70,7 @@ def near(ground: NDArray[np.float64], rng: np.random.Generator, low: float, high
 
 
 def gradient(ground: NDArray[np.float64], rng: np.random.Generator, side: int = CANVAS) -> Image.Image:
-    """A square canvas that goes linearly from one colour to another one, `ground` in the middle."""
+    """A square canvas filled with a linear colour gradient, with the colour `ground` in the middle."""
     angle = rng.uniform(0, 2 * math.pi)
     ramp = np.linspace(-1, 1, side)
     along = math.cos(angle) * ramp[None, :] + math.sin(angle) * ramp[:, None]
@@ -92,7 +92,7 @@ def draw_clutter(canvas: Image.Image, ground: NDArray[np.float64], rng: np.rando
 
 
 def paste(canvas: Image.Image, character: str, colour: Colour, rng: np.random.Generator, place: Place) -> Image.Image:
-    """Draws a distorted character in a random font onto the canvas, in place; its mask, "L"."""
+    """Draw a distorted character in a random font onto the canvas, in place; returns its mask (mode "L")."""
     mask = character_mask(character, FONTS[rng.integers(len(FONTS))])
     warped_mask = mask.transform(
         canvas.size, Image.Transform.PERSPECTIVE, _make_distortion(rng, place), Image.Resampling.BICUBIC
@@ -102,7 +102,9 @@ def paste(canvas: Image.Image, character: str, colour: Colour, rng: np.random.Ge
 
 
 def _make_distortion(rng: np.random.Generator, place: Place) -> tuple[float, ...]:
-    """The 8 numbers of a random map from canvas to character: shift, turn, shear, scale, perspective."""
+    """The 8 numbers of a random perspective map from canvas to character: shift, rotation, shear, scale,
+    perspective.
+    """
     shift_x, shift_y = rng.uniform(-place.spread, place.spread, 2) + np.array([place.x, place.y])
     turn = math.radians(rng.uniform(-22, 22))
     stretch_x, stretch_y = rng.uniform(0.85, 1.15, 2) * rng.uniform(0.8, 1.4) * place.scale
@@ -117,7 +119,7 @@ def _make_distortion(rng: np.random.Generator, place: Place) -> tuple[float, ...
 
 
 def reduce_canvas(canvas: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The canvas at half its size, with noise, (height, width, 3)."""
+    """The canvas reduced to half its size, with noise added: (height, width, 3) uint8."""
     small = np.asarray(canvas.reduce(2), dtype=np.float32)
     noise = rng.standard_normal(small.shape, dtype=np.float32) * np.float32(rng.uniform(2, 10))
     return (small + noise).clip(0, 255).astype(np.uint8)

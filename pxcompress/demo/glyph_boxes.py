@@ -20,7 +20,7 @@ from pxcompress.demo.images import StoredImages, cached_arrays
 from pxcompress.registry import option
 
 LETTERS = tuple("24AEKRSX")
-"""The characters that have boxes."""
+"""The characters to detect."""
 
 SIDE = 64
 """Side of an image, pixels."""
@@ -55,7 +55,7 @@ def _pool(part: str, count: int) -> Samples:
 
 
 def arrays(part: str, count: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """The first `count` images of a part, and their boxes (n, 5, 6) as in `BoxRows`, class -1 where there is none."""
+    """The first `count` images of a part, and their boxes (n, 5, 6) as in `BoxRows`; unused rows have class -1."""
 
     def draw() -> dict[str, NDArray[np.generic]]:
         drawn = [_draw(np.random.default_rng([1, PARTS.index(part), index])) for index in range(count)]
@@ -68,7 +68,7 @@ def arrays(part: str, count: int) -> tuple[NDArray[np.uint8], NDArray[np.float64
 
 
 def _draw(rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """An image (64, 64, 3), drawn at twice its size, and its boxes (5, 6)."""
+    """An image (64, 64, 3), drawn at twice its size and reduced, and its boxes (5, 6)."""
     ground = rng.uniform(30, 225, 3)
     canvas = gradient(ground, rng, 2 * SIDE)
     draw_clutter(canvas, ground, rng)

@@ -25,10 +25,10 @@ SCENE_SIDE = 40
 """Side of an image with several characters, in pixels."""
 
 KINDS = {"digit": "23456789", "vowel": "AEIOUY", "consonant": "BCDFGHJKLMNPQRSTVWXZ", "lower case": "adehnr"}
-"""Classes of the masks of `glyph-masks`, beside the background -> their characters."""
+"""Class name -> its characters, for the masks of `glyph-masks`; everything else is background."""
 
 LABELS = tuple("2478AEKRSX")
-"""The characters of `glyph-labels`."""
+"""The characters that `glyph-labels` asks for."""
 
 COUNT_NAMES = ("characters", "digits")
 """The two counts that are the targets of `glyph-counts`, for each image."""
@@ -42,12 +42,12 @@ _QUARTER = (
 _MOST = 4
 
 Scene = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[str, ...]]
-"""An image (40, 40, 3); the number of the character that each pixel shows, from 1 on, 0 for none; the characters."""
+"""An image (40, 40, 3), an array (40, 40) that numbers the character at each pixel (0: none), and the characters."""
 
 
 @dataclass(frozen=True)
 class _Scenes(Drawn):
-    """Images that are drawn on the spot, and how many."""
+    """A base class of data sets of scenes; its fields say how many images each part has."""
 
     train: int = option(6000, "images to train, score and repair on", low=1)
     select: int = option(600, "images to select with", low=1)
@@ -109,10 +109,10 @@ class GlyphLabels(_Scenes):
 @EMBEDDED.register("glyph-identities")
 @dataclass(frozen=True)
 class GlyphIdentities(_Scenes):
-    """Single characters, to be found again: those of select and held-out are not trained on."""
+    """Single characters to be retrieved; characters of select and held-out do not occur in training."""
 
     def source(self, spec: str) -> Source:
-        """The first images of each part; half of the 40 characters are for training."""
+        """The first images of each part; half of the 40 characters are used for training."""
         identities = np.arange(len(CLASSES))
         classes_of_part = {"train": identities[1::2], "select": identities[2::4], "held-out": identities[0::4]}
 
@@ -134,7 +134,10 @@ class GlyphIdentities(_Scenes):
 
 
 def scene(characters: tuple[str, ...], rng: np.random.Generator) -> Scene:
-    """One to four characters on clutter, each in a quarter of its own; the kind of each is drawn first."""
+    """One to four characters on clutter, each in its own quarter.
+
+    `characters` are kinds, of which one is drawn first for each.
+    """
     ground = rng.uniform(30, 225, 3)
     canvas = gradient(ground, rng, 2 * SCENE_SIDE)
     draw_clutter(canvas, ground, rng)
@@ -153,9 +156,11 @@ def scene(characters: tuple[str, ...], rng: np.random.Generator) -> Scene:
 def scenes(
     part: str, count: int, characters: tuple[str, ...]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.str_]]:
-    """The first `count` scenes of a part: images, owners of the pixels, and characters (n, 4), "" where there is none.
+    """The first `count` scenes of a part, as three arrays: images, character number of each pixel, and characters (n,
+    4).
 
-    `characters` are kinds of characters, all kinds equally likely. Kept in the cache folder.
+    Where a scene has fewer than four, the character is "". `characters` are kinds of characters, all kinds equally
+    likely. Results are stored in the cache folder.
     """
 
     def draw() -> dict[str, NDArray[np.generic]]:

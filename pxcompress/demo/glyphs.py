@@ -1,4 +1,4 @@
-"""The embedded data set `glyphs`: characters in 22 fonts on clutter, 32 x 32 RGB, drawn by the sample's number.
+"""The embedded data set `glyphs`: characters in 22 fonts on clutter, 32 x 32 RGB, generated from the sample's number.
 
 A sample depends only on its part, its index and the seed, so that any part of the set can be made alone. Images are
 drawn at twice the size and reduced. The characters leave out pairs that look alike once turned and distorted: 0 and O,
@@ -39,7 +39,7 @@ class Glyphs(Drawn):
     train: int = option(16000, "images to train, score and repair on", low=1)
 
     def source(self, spec: str) -> Source:
-        """The first images of each part."""
+        """The data: the first images of each part."""
 
         def pool(part: str, count: int) -> Samples:
             images, labels = glyph_arrays(part, count)
@@ -54,7 +54,7 @@ def glyph_image(label: int, rng: np.random.Generator) -> Image.Image:
 
 
 def glyph_mask(part: str, index: int, seed: int = 0) -> NDArray[np.bool_]:
-    """Mask of the character of sample `index` of a part, (32, 32): the pixels that it covers by half or more."""
+    """Mask (32, 32) of sample `index` of a part: pixels of which the character covers half or more."""
     mask = _draw(index % len(CLASSES), _make_rng(part, index, seed))[1]
     return np.asarray(mask.reduce(2)) >= 128
 
@@ -66,7 +66,7 @@ def find_covered(sample: str) -> NDArray[np.bool_]:
 
 
 def _draw(label: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
-    """The image, and its character as a mask of the canvas, "L"."""
+    """An image, and the mask of its character on the larger canvas, mode "L"."""
     ground = rng.uniform(30, 225, 3)
     canvas = gradient(ground, rng)
     draw_clutter(canvas, ground, rng)

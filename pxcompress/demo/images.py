@@ -1,4 +1,4 @@
-"""What the embedded sets of images have in common."""
+"""Storage for the images and masks of embedded data sets, and their cache."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pxcompress.cache import cache_dir
 from pxcompress.data.resizing import Resize
 
 SIDE = 32
-"""Side of the square image that models get, pixels."""
+"""Side in pixels of the square images of `glyphs`."""
 
 Arrays = Mapping[str, NDArray[np.generic]]
 """Arrays (n, ...) by name."""
@@ -29,7 +29,7 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 @dataclass(frozen=True, eq=False)
 class StoredImages:
-    """Reads images from memory, (n, height, width, 3) uint8."""
+    """Opens images by position from an array in memory, (n, height, width, 3) uint8."""
 
     images: NDArray[np.uint8]
 
@@ -39,7 +39,7 @@ class StoredImages:
 
 @dataclass(frozen=True, eq=False)
 class StoredMasks:
-    """Masks in memory as targets, (n, height, width) uint8, resized as their images are."""
+    """Targets that are masks from an array in memory, (n, height, width) uint8, resized as their images are."""
 
     masks: NDArray[np.uint8]
 
@@ -51,9 +51,9 @@ class StoredMasks:
 def cached_arrays(
     name: str, key: str, shapes: Mapping[str, tuple[int, ...]], make: Callable[[], Arrays]
 ) -> dict[str, NDArray[np.generic]]:
-    """Arrays of these shapes, from the cache folder, or made and kept there where that file is missing or damaged.
+    """Arrays of the given shapes from the cache folder; if the file is missing or damaged, `make` makes them anew.
 
-    `key` says all that they depend on but the libraries that draw them.
+    `key` must name everything that the arrays depend on, except the drawing libraries.
     """
     digest = hashlib.sha256(f"{key}/{PIL.__version__}/{matplotlib.__version__}".encode()).hexdigest()[:12]
     path = cache_dir() / f"{name}-{digest}.npz"
@@ -65,7 +65,7 @@ def cached_arrays(
 
 
 def _read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.generic]] | None:
-    """Arrays of a cache file, or None where there is no such file or it is damaged."""
+    """Arrays of a cache file; None if there is no such file or it is damaged."""
     try:
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in shapes}
@@ -75,7 +75,7 @@ def _read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArra
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Writes beside the final place, then renames: another process never reads half a file."""
+    """Write arrays to a temporary file and rename it, so that another process never reads half a file."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
         try:
             np.savez(file, allow_pickle=False, **arrays)

@@ -18,10 +18,10 @@ LABEL_SMOOTHING = 0.05
 
 
 class Loss(nn.Module):
-    """The mean loss of a batch, from a model's outputs by name and the targets of its data.
+    """Base class of training losses: the mean loss of a batch, from a model's outputs by name and the targets.
 
-    `moves`: the targets stay the same where an image is moved a little. `duration`: how many times as long as a
-    classifier's its training takes.
+    `moves` says that targets stay valid if an image is shifted a little. `duration` is the length of training as a
+    multiple of a classifier's.
     """
 
     moves: ClassVar[bool] = True
@@ -90,7 +90,7 @@ class IdentityLoss(Loss):
 
 
 class BoxLoss(Loss):
-    """Soft cross-entropy of classes towards the overlap that a box reaches, and 1 - GIoU of the boxes.
+    """Loss of a detector: cross-entropy of classes with the overlap of boxes as soft target, and 1 - GIoU of boxes.
 
     Every object takes the `positives` candidates that fit it best, by class and overlap (Feng et al., TOOD,
     https://arxiv.org/abs/2108.07755; Rezatofighi et al., GIoU, https://arxiv.org/abs/1902.09630).
@@ -119,7 +119,9 @@ class BoxLoss(Loss):
         return (classes * focus).sum() * 4 / scale + self.box_share * total / scale
 
     def _assign(self, corners: Tensor, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Candidates that belong to an object, which one, and how well each fits, from 0 to 1."""
+        """Assign predicted boxes to true objects: which predictions have one, which object, and how well each fits (0
+        to 1).
+        """
         overlap = box_iou(corners, rows[:, 1:5]).clamp_min(1e-6)
         near = generalized_box_iou(corners, rows[:, 1:5]) + 1
         fit = logits.sigmoid()[:, rows[:, 0].long()].clamp_min(1e-4).sqrt() * (overlap**3 + 1e-3 * near)
@@ -138,11 +140,11 @@ LOSSES: dict[str, type[Loss]] = {
     "labels": LabelLoss,
     "numbers": NumberLoss,
 }
-"""Training losses by the layout of the data; embeddings have `IdentityLoss`."""
+"""Training loss by the layout of the data; embeddings are trained with `IdentityLoss` instead."""
 
 
 def loss_for(task: Task, source: Source, outputs: Outputs) -> Loss:
-    """Training loss of a model with these `outputs`: that of an embedding's identities, else of the data's targets."""
+    """The training loss for a task: that of identities for an embedding, else the one for the layout of the data."""
     if isinstance(task, Embedding) or source.layout == "identities":
         task = task if isinstance(task, Embedding) else Embedding()
         return IdentityLoss(task, len(source.classes), task.vectors(outputs).shape[1])

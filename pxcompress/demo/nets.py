@@ -28,12 +28,15 @@ class MLP(nn.Sequential):
 
 
 def spiral_mlp(num_classes: int = 2) -> nn.Module:
-    """Three hidden layers of 64 for points in the plane; a logit for each class, where the paper has one for both."""
+    """A net for points in the plane with three hidden layers of 64.
+
+    One logit for each class (in the paper one for both).
+    """
     return MLP((2, 64, 64, 64, num_classes))
 
 
 class DNAConvNet(nn.Module):
-    """Two 1-D convolutions of a motif's length with BatchNorm, the largest of each feature, two dense layers."""
+    """Two 1-D convolutions as wide as a motif, with BatchNorm, max-pooling over the sequence, two dense layers."""
 
     def __init__(self, num_classes: int = 6) -> None:
         super().__init__()
@@ -100,7 +103,7 @@ class UNet(nn.Module):
 
 
 def unet(num_classes: int = 5) -> nn.Module:
-    """A class for every pixel of an image of 40 x 40 pixels."""
+    """A U-Net for images of 40 x 40 pixels that predicts a class for every pixel."""
     return UNet(num_classes)
 
 
@@ -139,7 +142,7 @@ def scene_vit(num_classes: int = 10) -> nn.Module:
 
 
 class NoteReader(nn.Module):
-    """A small BERT: `depth` blocks of attention with the norms behind, a mean over tokens, a linear layer."""
+    """A small BERT: `depth` attention blocks with post-norm, a mean over tokens, and a linear layer."""
 
     def __init__(self, num_classes: int = 6, width: int = 64, depth: int = 3, heads: int = 4) -> None:
         super().__init__()
@@ -152,7 +155,7 @@ class NoteReader(nn.Module):
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits (n, classes) of token ids (n, length), of which those count where the mask is 1."""
+        """Logits (n, classes) for token ids (n, length); tokens whose mask is 0 are padding and do not count."""
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         x = self.norm(self.words(input_ids) + self.places(places))
         x = self.blocks(x, src_key_padding_mask=attention_mask == 0)
@@ -161,5 +164,5 @@ class NoteReader(nn.Module):
 
 
 def note_reader(num_classes: int = 6) -> nn.Module:
-    """A transformer of 3 blocks, 4 heads and width 64 for the notes."""
+    """A transformer of 3 blocks, 4 heads and width 64 for the data set `notes`."""
     return NoteReader(num_classes)

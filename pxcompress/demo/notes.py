@@ -1,4 +1,4 @@
-"""The embedded data set `notes`: generated texts of which it is known which words make their class.
+"""The embedded data set `notes`: generated texts for which the words that decide the class are known.
 
 A note is a line of small talk in which two of four topics come up; the class is the pair. Where a third topic comes up
 in passing, by one word, the two have two words each, so that words have to be weighed against each other. A sample
@@ -41,17 +41,17 @@ CLASSES = tuple("+".join(list(TOPICS)[topic] for topic in pair) for pair in PAIR
 PARTS = ("train", "select", "held-out")
 LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 2000}
 SHORTEST, LONGEST = 8, 40
-"""Words of a note."""
+"""Smallest and largest number of words of a note."""
 
 IN_PASSING = 0.5
-"""Share of the notes in which a third topic comes up, by one word."""
+"""Share of the notes in which a third topic is mentioned, by one word."""
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 WORDS = (*SPECIAL, *FILLERS, *(word for topic in TOPICS.values() for word in topic))
 
 
 def _make_tokenizer_json() -> str:
-    """One token a word, "[CLS]" in front and "[SEP]" behind, as the library tokenizers reads it."""
+    """A tokenizer file for the library tokenizers: one token a word, "[CLS]" in front and "[SEP]" behind."""
     special = [
         {"id": number, "content": name, "special": True}
         | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -96,7 +96,7 @@ TOKENIZER = Tokenizer(_make_tokenizer_json(), longest=LONGEST + 2, vocabulary=le
 @EMBEDDED.register("notes")
 @dataclass(frozen=True)
 class Notes(Drawn):
-    """Generated texts with two topics each, and now and then a third in passing."""
+    """Generated texts with two topics each, some with a third topic mentioned in passing."""
 
     def source(self, spec: str) -> Source:
         """The first texts of each part."""
@@ -110,7 +110,10 @@ class Notes(Drawn):
 
 
 def note(part: str, index: int, seed: int = 0) -> tuple[str, NDArray[np.bool_]]:
-    """A text and which of its words are those of its two topics, (words,). Its label is `index` modulo 6."""
+    """Generate text `index` of a part, and a mask (words,) of the words about its two topics.
+
+    Its label, `index` modulo 6, is the pair of topics.
+    """
     rng = np.random.default_rng([seed, PARTS.index(part), index])
     pair = PAIRS[index % len(PAIRS)]
     in_passing = bool(rng.uniform() < IN_PASSING)
@@ -124,7 +127,7 @@ def note(part: str, index: int, seed: int = 0) -> tuple[str, NDArray[np.bool_]]:
 
 
 def find_planted(sample: str) -> NDArray[np.bool_]:
-    """Which tokens of the sample with this id, such as "notes/train/17", make its class: (2 + words,)."""
+    """Mask (2 + words,) of the tokens that decide the class, for the sample with this id, such as "notes/train/17"."""
     _, part, index = sample.split("/")
     return np.pad(note(part, int(index))[1], 1)
 

@@ -1,4 +1,4 @@
-"""The embedded data set `spiral`: two cubist spirals in the plane, whose smallest networks are known.
+"""The embedded data set `spiral`: two angular spirals in the plane, for which the smallest networks are known.
 
 From "Sparsest Models Elude Pruning" (Zhang and Papyan, ICML 2024): a polyline of 16 pieces, twice, moved apart along
 the radius; each is one class. A ReLU network of widths (3, 3, 3) is known to reach 95 %, one of (7, 3, 3) 99.5 %.
@@ -17,13 +17,13 @@ from pxcompress.demo.baseline import LearnedHere
 
 CLASSES = ("inner", "outer")
 POINTS = 25_000
-"""Points of each class, evenly spaced along its spiral: none is drawn at random."""
+"""Number of points of each class, evenly spaced along its spiral; nothing is random."""
 
 SHIFT = 15.0
-"""How far each class lies from the middle line, towards and away from the centre."""
+"""Distance of each class from the middle line, inwards for one and outwards for the other."""
 
 SIZES = (40000, 2000, 8000)
-"""Points to train on, to select with, and held out."""
+"""Number of points to train on, to select with, and held out."""
 
 LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 2000}
 
@@ -31,10 +31,10 @@ LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 2000}
 @EMBEDDED.register("spiral")
 @dataclass(frozen=True)
 class Spiral(LearnedHere):
-    """Two cubist spirals: points in the plane."""
+    """Points of two angular ("cubist") spirals in the plane, one for each class."""
 
     def source(self, spec: str) -> Source:
-        """All points."""
+        """The data: all points."""
         points, labels = spiral_arrays()
         samples = Samples.of([f"spiral/{index}" for index in range(len(points))], labels, Numbers(points))
         train, select, held_out = cut(samples, SIZES, np.random.default_rng(0))
@@ -42,14 +42,14 @@ class Spiral(LearnedHere):
 
 
 def spiral_arrays() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Points (50 000, 2), standardised, and labels (50 000,); first the inner class, from the centre outwards."""
+    """Standardised points (50 000, 2) and labels (50 000,); the inner class first, each from the centre outwards."""
     points = np.concatenate([_place_along(_list_vertices(shift)) for shift in (-SHIFT, SHIFT)])
     standardised_points = (points - points.mean(0)) / points.std(0)
     return standardised_points.astype(np.float32), np.repeat(np.arange(2), POINTS)
 
 
 def _list_vertices(shift: float) -> NDArray[np.float64]:
-    """Corners of one polyline, (17, 2)."""
+    """Corners (17, 2) of the polyline of one class, which is `shift` away from the middle line."""
     angle = np.linspace(np.pi, 5 * np.pi, 17) + 0.4 * np.pi
     radius = 10 * angle + np.pi + shift
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)

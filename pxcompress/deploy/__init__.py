@@ -1,1 +1,1 @@
-"""What ships: the ONNX file, its precision, and what it costs and gets right on ONNX Runtime."""
+"""Everything about exported files: ONNX export, precision, and measurement of latency and quality on runtimes."""

@@ -1,4 +1,4 @@
-"""Every output of an ONNX file for one call on the CPU, without the fusions that a session for measuring has."""
+"""Runs an ONNX file once on the CPU with few optimisations, and returns every output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from pxcompress.errors import InputError
 
 
 def run_graph(source: Path | bytes, feed: Mapping[str, Array]) -> list[Array]:
-    """All outputs in their order. Raises `InputError` where ONNX Runtime cannot load or run the file."""
+    """All outputs, in order, for the inputs `feed`.
+
+    Raises `InputError` where ONNX Runtime cannot load or run the file.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC

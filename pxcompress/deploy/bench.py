@@ -58,7 +58,9 @@ class BenchConditions:
 
 @dataclass(eq=False)
 class _OpenFile:
-    """A session, the shape of one sample of every input, seconds until its first answer, and bytes taken on the GPU."""
+    """An open session, sample shapes of its inputs, seconds from opening to the first answer, and bytes used on the
+    GPU.
+    """
 
     session: Session
     shapes: Mapping[str, tuple[int, ...]]
@@ -68,15 +70,15 @@ class _OpenFile:
 
     @property
     def default(self) -> tuple[int]:
-        """The batch size where none is asked for."""
+        """The batch sizes to time if none are given: the one that the file is fixed to, or 1."""
         return (_get_fixed_batch(self.session) or 1,)
 
     def feed(self, batch_size: int) -> dict[str, Array]:
-        """Random inputs."""
+        """Random inputs of this batch size."""
         return make_feed(self.session, self.shapes, batch_size)
 
     def runner(self, batch_size: int) -> Callable[[], None]:
-        """A call on random inputs; the memory that it takes is counted."""
+        """A function for one call on random inputs; GPU memory that binding them takes is added to `device_bytes`."""
         bytes_before = hardware.measure_memory()
         call = self.session.bind(self.feed(batch_size))
         self.device_bytes += max(hardware.measure_memory() - bytes_before, 0)
@@ -106,7 +108,7 @@ def bench(
     sizes: Sizes | None = None,
     runs: int = 200,
 ) -> tuple[BenchRow, ...]:
-    """Time ONNX files on every provider of `conditions`, all taking turns at every batch size; random inputs.
+    """Time ONNX files on random inputs, on every provider of `conditions`; at each batch size all take turns.
 
     Without batch sizes it is the one that the first file is fixed to, or 1. `sizes` fill the dimensions that a file
     leaves open, only those. Raises `InputError` where one stays open, for a fixed batch of another size, and for what
@@ -141,7 +143,7 @@ def _number(files: Sequence[_OpenFile]) -> list[tuple[str, _OpenFile]]:
 def _open_file(
     path: str, provider: str, conditions: BenchConditions, sizes: Sizes, batch_sizes: Sequence[int]
 ) -> _OpenFile:
-    """The file, opened, checked and called once."""
+    """Open a file, check its batch size, and call it once."""
     bytes_before, start = hardware.measure_memory(), time.perf_counter()
     session = runtime.open_session(path, provider, threads=conditions.threads, strict=conditions.strict)
     for batch_size in batch_sizes:
@@ -178,7 +180,7 @@ def _make_row(each: _OpenFile, batch_size: int, seconds: Seconds, change: Speedu
 
 
 def _get_fixed_batch(session: Session) -> int | None:
-    """The batch that the first input is fixed to; None where it takes any."""
+    """The batch size that the first input is fixed to; None if any is accepted."""
     shape = session.inputs[0].shape if session.inputs else ()
     return shape[0] if shape else None
 

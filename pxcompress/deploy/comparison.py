@@ -1,4 +1,4 @@
-"""Dense and pruned beside each other, and the verdict in plain words."""
+"""Compares the measured dense and pruned model, and sums it up in plain words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pxcompress.proof import ClassChange, Estimate, Measurement, Metric, Operato
 
 @dataclass(frozen=True)
 class Candidate:
-    """An exported model and what was counted on its PyTorch form."""
+    """An exported model, and the numbers counted on its PyTorch form."""
 
     path: Path
     params: int
@@ -24,10 +24,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Dense and pruned, measured in turns on the same provider; `threads` are CPU threads, `noise` the larger one.
+    """Dense and pruned model, measured in turns on one provider; `threads` are CPU threads, `noise` the larger of two.
 
-    `change` is that of the quality, by the `metric`; `classes` says what became of every class that the samples have;
-    `operators` are shares of time.
+    `change` is the change of quality, in terms of `metric`; `classes` says how each class in the samples changed;
+    `operators` are shares of the run time.
     """
 
     dense: Measurement
@@ -43,17 +43,20 @@ class Comparison:
 
     @property
     def disagrees(self) -> bool:
-        """Whether p50 and the mean say the opposite of each other."""
+        """Whether one of median and mean latency shows a speed-up and the other a slow-down."""
         return disagrees_with_mean(self.speedup, self.dense.latency_ms, self.pruned.latency_ms)
 
     @property
     def mean_speedup(self) -> float:
-        """How many times faster the pruned model is on average."""
+        """Mean latency of the dense model divided by that of the pruned one."""
         return mean_speedup(self.dense.latency_ms, self.pruned.latency_ms)
 
 
 def compare(dense: Candidate, pruned: Candidate, timings: Sequence[FileTiming], classes: Sequence[str]) -> Comparison:
-    """Dense and pruned, whose `timings` come first; `classes` are the names of all."""
+    """The comparison from `timings`, of which the first two are the dense and the pruned model's.
+
+    `classes` are class names.
+    """
     dense_timing, pruned_timing = timings[:2]
     return Comparison(
         dense=_make_measurement(dense, dense_timing),
@@ -70,7 +73,7 @@ def compare(dense: Candidate, pruned: Candidate, timings: Sequence[FileTiming], 
 
 
 def _compare_operators(first: FileTiming, second: FileTiming) -> tuple[OperatorTime, ...]:
-    """Shares of time by type of operator, largest of the first model first."""
+    """Shares of the run time by type of operator, sorted by the first model's."""
     dense, pruned = (operator_shares(each.session, each.session.feed(each.inputs)) for each in (first, second))
     return tuple(OperatorTime(name, dense.get(name, 0.0), pruned.get(name, 0.0)) for name in {**dense, **pruned})
 
@@ -91,7 +94,7 @@ def _make_measurement(candidate: Candidate, timing: FileTiming) -> Measurement:
 
 
 def ratios(dense: Measurement, pruned: Measurement) -> Ratios:
-    """Pruned / dense; dense / pruned for the speed-up."""
+    """Ratios pruned / dense of sizes and costs; for the speed-up, dense / pruned."""
     return Ratios(
         params=pruned.params / dense.params,
         macs=pruned.macs / dense.macs,
@@ -101,7 +104,7 @@ def ratios(dense: Measurement, pruned: Measurement) -> Ratios:
 
 
 def verdict(comparison: Comparison) -> str:
-    """What was gained and lost, in one line; says so when nothing was gained."""
+    """One line on what was gained and lost; it also says when nothing was gained."""
     dense, pruned = comparison.dense, comparison.pruned
     macs = _format_factor(dense.macs, pruned.macs, "fewer MACs", "more MACs", "same MACs")
     size = _format_factor(dense.onnx_bytes, pruned.onnx_bytes, "smaller file", "larger file", "same file size")
@@ -119,7 +122,7 @@ def verdict(comparison: Comparison) -> str:
 
 
 def _describe_speed(comparison: Comparison) -> str:
-    """The speed-up in words, with its conditions; "faster" only where the whole interval is."""
+    """The speed-up in words with its conditions; it is called faster only if the whole interval is above 1."""
     change, batch = comparison.speedup, comparison.pruned.batch_size
     conditions = f"p50, batch {batch}, {_describe_hardware(comparison)}, 95 % interval {change.interval}"
     if comparison.disagrees:
@@ -141,7 +144,7 @@ def _describe_hardware(comparison: Comparison) -> str:
 
 
 def _format_factor(dense: int, pruned: int, less_word: str, more_word: str, same_word: str) -> str:
-    """ "2.9x fewer MACs"."""
+    """A ratio in words, such as "2.9x fewer MACs"."""
     if dense == pruned:
         return same_word
     return (

@@ -1,4 +1,4 @@
-"""A slim model handed to another ecosystem: converted by its own converter, and held against PyTorch where it runs."""
+"""Converts a slim model for another ecosystem, by its own converter, and compares it with PyTorch if it runs here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Inputs = Mapping[str, Tensor]
 """A batch of every input by name, (n, ...)."""
 
 _BATCHES = 4
-"""Batches of the comparison with PyTorch."""
+"""Number of random batches on which a converted model is compared with PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class InputKind:
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written for an ecosystem, with `inputs` in this order, name -> shape and type.
+    """The file written for an ecosystem; `inputs` maps names, in order, to shape and type.
 
-    `parity` is None where its runtime does not run on this machine.
+    `parity` is None if its runtime does not run on this machine.
     """
 
     ecosystem: str
@@ -53,7 +53,7 @@ class Converted:
 
 
 def check_ecosystem(ecosystem: str) -> Converter:
-    """The converter of an ecosystem. Raises `InputError` for an unknown one, and where it does not work here."""
+    """The converter for an ecosystem. Raises `InputError` for an unknown one, and if it does not work here."""
     converter = CONVERTERS.get(ecosystem)()
     if reason := converter.explain_failure():
         raise InputError(f"no conversion to {ecosystem!r} here: {reason}")
@@ -63,7 +63,7 @@ def check_ecosystem(ecosystem: str) -> Converter:
 def convert_model(
     model: nn.Module, onnx: Path, example: Tensor, ecosystem: str, path: Path, *, output: str
 ) -> Converted:
-    """Write `model`, which was exported to `onnx`, for `ecosystem` to `path`; it appears whole or not at all.
+    """Convert `model`, whose ONNX file is `onnx`, for `ecosystem`; `path` appears whole or not at all.
 
     `example` is one batch (n, ...), the size that the result takes, several inputs packed; `output` names a single
     output. Raises `InputError` where the converter is missing, `ModelError` where it does not take the model, and
@@ -89,7 +89,7 @@ def convert_model(
 
 
 def _build(converter: Converter, source: Source, path: Path) -> None:
-    """Run a converter without its chatter. Raises `ModelError`, with what to do, for whatever it raises."""
+    """Run a converter with its output suppressed. Raises `ModelError` with advice for any failure."""
     try:
         with name_failures(f"{converter.title}'s converter"), capture_output():
             converter.convert(source, path)
@@ -104,12 +104,14 @@ def _build(converter: Converter, source: Source, path: Path) -> None:
 
 
 def _as_read(converter: Converter, model: nn.Module, inputs: Inputs) -> Inputs:
-    """Inputs of the module as the converter's source takes them: of an ONNX file, in its layout and types."""
+    """Inputs of the module in the form that the converter's source takes: layout and types of the ONNX file if it reads
+    that.
+    """
     return model.file_inputs(inputs) if converter.reads_onnx and isinstance(model, OnnxModule) else inputs
 
 
 def _draw_batches(model: nn.Module, example: Tensor) -> Iterator[Inputs]:
-    """Random inputs like the example, by name."""
+    """Random batches of inputs, by name, with the shapes of the example."""
     signature = model.signature_ if isinstance(model, Adapter) else Signature()
     generator, parts = torch.Generator().manual_seed(0), signature.parts(example) if signature.inputs else ()
     for _ in range(_BATCHES):
@@ -121,9 +123,10 @@ def _draw_batches(model: nn.Module, example: Tensor) -> Iterator[Inputs]:
 def _check_parity(
     converter: Converter, source: Source, path: Path, batches: Sequence[tuple[Inputs, Inputs]]
 ) -> Parity | None:
-    """How far the written model is from PyTorch on random batches, as the module takes them and as the source does.
+    """Compare the converted model with PyTorch on batches; None if it cannot run here.
 
-    `ParityError` where that is too far.
+    Each batch is given as the module takes it and as the converter's source does. Raises `ParityError` for a difference
+    that is too large.
     """
     try:
         with name_failures(f"{converter.title}'s runtime"), capture_output():
@@ -143,7 +146,7 @@ def _check_parity(
 
 
 def _compare(predict: Predict, source: Source, batches: Sequence[tuple[Inputs, Inputs]], tolerance: float) -> Parity:
-    """Differences of all outputs on batches, and how often the largest value lies in the same place."""
+    """Differences of all outputs on the batches, and how often the index of the largest value is the same."""
     differences, scales, agreements, samples = [], [1.0], [], 0
     for inputs, as_read in batches:
         with torch.no_grad():
@@ -161,6 +164,6 @@ def _compare(predict: Predict, source: Source, batches: Sequence[tuple[Inputs, I
 
 
 def _count_bytes(path: Path) -> int:
-    """Size of a file, or of all files of a folder."""
+    """Bytes of a file, or of all files in a folder."""
     files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
     return sum(file.stat().st_size for file in files)

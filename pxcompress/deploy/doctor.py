@@ -1,4 +1,4 @@
-"""What works on this machine, found by trying it, and what to do about the rest."""
+"""Checks what works on this machine by trying it, and gives advice for the rest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pxcompress.errors import InputError
 
 _GIGABYTE = 10**9
 _NEEDED_BYTES = 5 * _GIGABYTE
-"""Free space below which a run of a large model may not fit: both models, as ONNX and as safetensors."""
+"""Free disk space that a run of a large model needs: two models, each as ONNX and as safetensors."""
 
 _HUB = "https://huggingface.co"
 _SECONDS = 5
@@ -36,12 +36,12 @@ _CUDA_LIBRARIES = {
     "CUDA runtime": (r"nvidia-cuda-runtime(-cu\d+)?", "libcudart.so.{cuda}"),
     "cuDNN": (r"nvidia-cudnn-cu\d+", "libcudnn.so.9"),
 }
-"""Name -> the package that it comes in, and the file that ONNX Runtime loads, wherever it comes from."""
+"""Name of a CUDA library -> pattern of the package that contains it, and name of the file that ONNX Runtime loads."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check. `works` is None for a plain fact; `advice` is empty where there is nothing to do."""
+    """The result of one check. `works` is None for a mere fact; `advice` is empty if there is nothing to do."""
 
     what: str
     works: bool | None
@@ -55,7 +55,7 @@ def examine() -> tuple[Finding, ...]:
 
 
 def to_table(findings: tuple[Finding, ...]) -> str:
-    """One line for every finding, what to do under it. No newline at the end."""
+    """Findings as text: a line for each, with its advice below. It has no newline at the end."""
     marks = {True: "ok", False: "NO", None: ""}
     rows = []
     for finding in findings:
@@ -85,14 +85,14 @@ def _check_processor() -> Iterator[Finding]:
 
 
 def _try_providers() -> Iterator[Finding]:
-    """Each opens a session on a model of one convolution and runs it."""
+    """Try each provider by running a model of one convolution on it."""
     for name in runtime.list_providers()[1:]:
         reason = runtime.explain_failure(name)
         yield Finding(f"provider {name}", not reason, reason or "creates a session and runs", _advise(reason))
 
 
 def _list_plugins() -> Iterator[Finding]:
-    """Providers from packages of their own, beside those that are built into ONNX Runtime."""
+    """List execution providers: those built into ONNX Runtime, and those from packages of their own."""
     built_in = ", ".join(name.removesuffix("ExecutionProvider") for name in ort.get_available_providers())
     yield Finding("built-in providers", None, f"{built_in} (onnxruntime {VERSION})")
     plugins = find_plugins()
@@ -105,7 +105,7 @@ def _list_plugins() -> Iterator[Finding]:
 
 
 def _advise(reason: str) -> str:
-    """What makes a provider work that does not, by what it complains about."""
+    """Advice for a provider that does not work, chosen by words in the error message `reason`."""
     needs = CUDA_VERSION or "?"
     advice_of_part = {
         "": "",
@@ -123,7 +123,9 @@ def _advise(reason: str) -> str:
 
 
 def _check_cuda() -> Iterator[Finding]:
-    """What ONNX Runtime and PyTorch were built for, and what is there."""
+    """The CUDA versions that ONNX Runtime and PyTorch were built for, and the libraries and driver that are
+    installed.
+    """
     yield Finding("CUDA of ONNX Runtime", None, CUDA_VERSION or "built without")
     yield Finding("CUDA of PyTorch", None, torch.version.cuda or "built without")
     for library, (pattern, file) in _CUDA_LIBRARIES.items():
@@ -136,7 +138,7 @@ def _check_cuda() -> Iterator[Finding]:
 
 
 def _find_library(library: str, pattern: str, file: str) -> Finding:
-    """Whether a package or the system has it; containers have it without a package."""
+    """Whether a CUDA library is installed, as a Python package or by the system."""
     packages = [f"{d.name} {d.version}" for d in importlib.metadata.distributions() if re.fullmatch(pattern, d.name)]
     if packages:
         return Finding(library, True, ", ".join(packages))
@@ -149,7 +151,7 @@ def _find_library(library: str, pattern: str, file: str) -> Finding:
 
 
 def _try_driver() -> tuple[bool, str]:
-    """Whether it loads, and the newest CUDA version that it runs."""
+    """Whether the NVIDIA driver loads, and the newest CUDA version that it supports, or the error."""
     try:
         return True, f"runs CUDA up to {hardware.get_newest_cuda()}"
     except OSError as error:
@@ -180,7 +182,7 @@ def _check_folder(name: str, folder: Path, purpose: str) -> Finding:
 
 
 def _try_hub() -> Iterator[Finding]:
-    """Pretrained weights come from there; nothing else does."""
+    """Whether the model hub, from which pretrained weights come, can be reached."""
     place = os.environ.get("HF_ENDPOINT", _HUB)
     advice = "give weights with --checkpoint or --model local-dir:PATH"
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):

@@ -18,7 +18,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "torch-pruning", "zennit", "onnx", 
 
 
 def environment(threads: int | None = None) -> Environment:
-    """Hardware, versions and thread count that figures depend on; `threads`: ONNX Runtime's, else PyTorch's."""
+    """Hardware, versions and number of threads; `threads` are ONNX Runtime's, else PyTorch's are reported."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return Environment(
         pxcompress=__version__,

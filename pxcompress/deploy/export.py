@@ -1,4 +1,4 @@
-"""A PyTorch model written as an ONNX file."""
+"""Writes a PyTorch model as an ONNX file."""
 
 from __future__ import annotations
 
@@ -33,15 +33,18 @@ from pxcompress.state import device_of, evaluating
 from pxcompress.types import OpenAxes
 
 OPSET = 20
-"""Version of ONNX's operators. Gelu is one operator; attention is MatMul and Softmax, which all providers run. From
-opset 23 on attention is one `Attention` node, which some GPU builds of ONNX Runtime leave to the CPU."""
+"""Version of the ONNX operators that exported files use.
+
+It has Gelu as one operator; attention is MatMul and Softmax, which all providers run. From opset 23 on attention is one
+`Attention` node, which some GPU builds of ONNX Runtime leave to the CPU.
+"""
 
 INPUT, OUTPUT = "input", "logits"
 
 ANY_BATCH = OpenAxes()
 
 _NOT_MODELS = ("torch.", "builtins", "abc")
-"""What the names of Python files begin with that hold no code of models' authors."""
+"""Beginnings of the names of Python modules that contain no model code."""
 
 
 def export_onnx(
@@ -83,12 +86,12 @@ def export_onnx(
 
 
 def onnx_files(path: Path) -> tuple[Path, ...]:
-    """The ONNX file and the files beside it that hold its weights, if any."""
+    """Paths of the ONNX file and of the files beside it with its weights, if any."""
     return _files(path, onnx.load(path, load_external_data=False))
 
 
 def file_bytes(path: Path) -> int:
-    """Bytes of an ONNX file and the weights beside it."""
+    """Size in bytes of an ONNX file and the weights beside it."""
     return sum(file.stat().st_size for file in onnx_files(path))
 
 
@@ -98,7 +101,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def artifact_of(path: Path) -> Artifact:
-    """The `Artifact` that describes an exported file; size and hash cover the weights beside it."""
+    """Describe an exported file as an `Artifact`; size and hash include the weights beside it."""
     proto = onnx.load(path, load_external_data=False)
     files = _files(path, proto)
     digest = hashlib.sha256()
@@ -127,7 +130,7 @@ def _files(path: Path, proto: onnx.ModelProto) -> tuple[Path, ...]:
 
 @contextmanager
 def on_cpu(model: nn.Module) -> Iterator[None]:
-    """`model` on the CPU in eval mode without gradients; put back on exit."""
+    """A context in which `model` is on the CPU, in eval mode and without gradients; it is put back at the end."""
     device = device_of(model)
     with evaluating(model), torch.no_grad():
         try:
@@ -140,9 +143,9 @@ def on_cpu(model: nn.Module) -> Iterator[None]:
 
 
 class _FlatOutputs(nn.Module):
-    """A model that takes its `inputs` one by one, and whose outputs are a tuple: that is what the exporter can name.
+    """Wraps a model so that it takes `inputs` one by one and returns a tuple, whose parts the exporter can name.
 
-    One that was read from an ONNX file gives what the file gives.
+    A model that was read from an ONNX file returns the outputs of that file.
     """
 
     def __init__(self, model: nn.Module, inputs: Sequence[str | int], names: Sequence[str], only: str) -> None:
@@ -165,9 +168,10 @@ class _FlatOutputs(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """A module as exporters take it, and an example of every input by its name in the file.
+    """A module in the form that exporters take, with an example of every input by its name in the file.
 
-    `is_open`: the inputs have one length, which is open. `nesting`: how many tuples the module has its inputs in.
+    `is_open` says that the inputs share one length, which may vary. `nesting` is how many tuples the module's inputs
+    are wrapped in.
     """
 
     model: nn.Module
@@ -177,7 +181,7 @@ class Exported:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Tensor, outputs: Sequence[str], only: str) -> Exported:
-        """`model` itself where it takes and returns one tensor as it is."""
+        """Prepare `model` for export; it is taken as it is if it takes and returns a single tensor."""
         named = named_inputs(model, inputs)
         signature = model.signature_ if isinstance(model, Adapter) else Signature()
         if not isinstance(model, Adapter | OnnxModule) and list(outputs) == [only]:
@@ -186,7 +190,10 @@ class Exported:
         return cls(_FlatOutputs(model, places, outputs, only), named, 2, signature.is_open)
 
     def dynamic_shapes(self, axes: OpenAxes) -> tuple[Any, ...] | None:
-        """Open axes of all inputs as the exporter takes them; None where all sizes are those of the examples."""
+        """The axes of all inputs that stay open, in the exporter's form.
+
+        None if all sizes are fixed to the examples'.
+        """
         sizes = {} if axes.batch else {0: torch.export.Dim("batch")}
         if self.is_open and not axes.batch:
             sizes[1] = torch.export.Dim("length", min=1)
@@ -197,7 +204,7 @@ class Exported:
 
 
 def named_inputs(model: nn.Module, packed: Tensor) -> dict[str, Tensor]:
-    """What is `packed` in one tensor for a model, (n, ...) each, by the names that it has in the model's file."""
+    """Unpack inputs that are packed in one tensor: input name in the model's file -> tensor (n, ...)."""
     signature = model.signature_ if isinstance(model, Adapter) else Signature()
     if signature.inputs:
         return {argument_name(model, name): value for name, value in signature.unpack(packed).items()}
@@ -205,13 +212,13 @@ def named_inputs(model: nn.Module, packed: Tensor) -> dict[str, Tensor]:
 
 
 def describe_packing(model: nn.Module) -> dict[str, str]:
-    """How several inputs are packed in one tensor, for sessions that are given such; nothing for other models."""
+    """Metadata on how several inputs are packed in one tensor, for sessions; empty for models with one input."""
     signature = model.signature_ if isinstance(model, Adapter) else Signature()
     return {PACKING: signature.to_json()} if signature.inputs else {}
 
 
 def argument_name(model: nn.Module, name: str | int) -> str:
-    """The name of an input in the file: that of the model's argument."""
+    """The name of an input in the file, which is that of the model's argument."""
     if isinstance(name, str):
         return name
     kind = model.original_class_ if isinstance(model, Adapter) else type(model)
@@ -220,7 +227,7 @@ def argument_name(model: nn.Module, name: str | int) -> str:
 
 
 def check_outputs(model: nn.Module, inputs: Tensor, only: str) -> Mapping[str, Tensor]:
-    """The outputs by name. Raises `ModelError` where there are none with a batch."""
+    """Run the model; returns its outputs by name. Raises `ModelError` if it fails or none has a batch axis."""
     try:
         outputs = named_outputs(model, inputs, only)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
@@ -235,7 +242,9 @@ def check_outputs(model: nn.Module, inputs: Tensor, only: str) -> Mapping[str, T
 
 @contextmanager
 def _flat_attention() -> Iterator[None]:
-    """`F.scaled_dot_product_attention` with all leading axes as one: the exporter has it for (n, heads, ...) only."""
+    """A context in which attention of any number of leading axes runs as (n, heads, ...), all that the exporter
+    supports.
+    """
     attention = F.scaled_dot_product_attention
 
     def flat(
@@ -258,7 +267,7 @@ def _flat_attention() -> Iterator[None]:
 
 @contextmanager
 def _open_lengths(model: nn.Module) -> Iterator[None]:
-    """Inside the block `len(tensor)` in the code of a model's modules is the tensor's size, which may be open.
+    """A context in which `len(tensor)` in the code of a model's modules gives a size that may stay open.
 
     Python makes a plain number of it, so that a model that asks for its batch in that way would get a file for a batch
     of the example's size alone. The name is put into the files that define the modules, PyTorch's own left out.
@@ -297,13 +306,13 @@ def _export(exported: Exported, names: Sequence[str], axes: OpenAxes) -> Any:
 
 
 def _takes_tuple(model: nn.Module) -> bool:
-    """Whether the exporter has the inputs in a tuple, as those of a forward(*args)."""
+    """Whether the exporter sees the inputs as one tuple, as for a forward(*args)."""
     parameter = next(iter(inspect.signature(model.forward).parameters.values()))
     return parameter.kind is parameter.VAR_POSITIONAL
 
 
 def _check_size_is_open(artifact: Artifact, axes: OpenAxes, *, channels_last: bool = False) -> Artifact:
-    """`artifact`. Raises `ModelError` where its images have one size and are to have any."""
+    """Return `artifact`. Raises `ModelError` if images of any size are asked for but the file has one fixed size."""
     sides = artifact.input_shape[1:3] if channels_last else artifact.input_shape[2:]
     if axes.size and any(side is not None for side in sides):
         raise ModelError(
@@ -323,7 +332,7 @@ def _check_batch_is_dynamic(model: onnx_ir.Model) -> None:
 
 
 def _free_names(model: onnx_ir.Model) -> None:
-    """Rename, in place, values inside the graph that have the name of an input or output: the exporter may do that."""
+    """Rename values inside the graph that have the name of an input or output, in place; the exporter may make such."""
     ports = [*model.graph.inputs, *model.graph.outputs]
     names = {port.name for port in ports}
     for node in model.graph:

@@ -1,4 +1,4 @@
-"""Random inputs of any ONNX file: its own shapes and types, and what was asked where it leaves sizes open."""
+"""Random inputs for any ONNX file, of its own shapes and types; the user gives the sizes that the file leaves open."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from pxcompress.errors import InputError
 from pxcompress.models.signature import read_signature
 
 _NUMBERS = 128
-"""Random bytes of an image are below this."""
+"""Upper bound for random bytes of an image."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes for dynamic axes of files: (channels, height, width) of images, and one sample's shape by input name."""
+    """Sizes for open axes of files: (channels, height, width) for images, and the shape of one sample by input name."""
 
     image: tuple[int, int, int] | None = None
     inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, image: tuple[int, int, int] | None, text: str) -> Sizes:
-        """Sizes with those of inputs read from a text like "ids:128,image:3x224x224"; `InputError` for other text."""
+        """Sizes from options: `image`, and a text like "ids:128,image:3x224x224".
+
+        Raises `InputError` for other text.
+        """
         inputs: dict[str, tuple[int, ...]] = {}
         for part in filter(None, (each.strip() for each in text.split(","))):
             name, _, sizes = part.rpartition(":")
@@ -39,7 +42,7 @@ class Sizes:
         return cls(image, inputs)
 
     def check_used(self, sessions: list[Session]) -> None:
-        """Raise `InputError` for the name of an input that no file has."""
+        """Raise `InputError` for an input name that none of the files has."""
         names = {port.name for session in sessions for port in session.inputs}
         for name in self.inputs:
             if name not in names:
@@ -48,7 +51,7 @@ class Sizes:
 
 
 def get_image_shape(session: Session, image: tuple[int, int, int] | None) -> tuple[int, ...]:
-    """Shape of one sample of a file with one input, channels first: what the file says, else what was asked.
+    """Shape of one sample, channels first, of a file with one input: from the file, else from `image`.
 
     Raises `InputError`.
     """
@@ -57,10 +60,10 @@ def get_image_shape(session: Session, image: tuple[int, int, int] | None) -> tup
 
 
 def get_sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, ...]:
-    """Shape of one sample, such as (channels, height, width): the file's, else the asked one.
+    """Shape of one sample of an input, such as (channels, height, width): from the file, else from `sizes`.
 
-    An image whose last axis alone is as short as channels are takes height, width, channels. Raises `InputError` where
-    a size stays open, and for one that the file does not take.
+    An image whose last axis alone is as short as a number of channels is taken as height, width, channels. Raises
+    `InputError` if a size stays open, or does not fit the file.
     """
     if None not in port.shape[1:]:
         return tuple(int(size or 0) for size in port.shape[1:])
@@ -92,7 +95,10 @@ def get_sample_shape(session: Session, port: Port, sizes: Sizes) -> tuple[int, .
 
 
 def _find_recorded_shape(session: Session, port: Port) -> tuple[int, ...]:
-    """Shape of one sample of an input, of several for which pxcompress wrote a file; empty where it does not say so."""
+    """Shape of one sample of an input from the metadata that pxcompress writes for several inputs.
+
+    Empty if there is none.
+    """
     inputs = read_signature(session.metadata).inputs
     shape = next((each.shape for each in inputs if each.name == port.name), ())
     sample = tuple(size for size in shape if size)
@@ -100,7 +106,7 @@ def _find_recorded_shape(session: Session, port: Port) -> tuple[int, ...]:
 
 
 def make_feed(session: Session, shapes: Mapping[str, tuple[int, ...]], batch_size: int) -> dict[str, Array]:
-    """Random numbers for every input, of which `shapes` has that of one sample."""
+    """Random arrays for every input; `shapes` has the shape of one sample by input name."""
     rng = np.random.default_rng(0)
     feed = {}
     for port in session.inputs:
@@ -110,8 +116,10 @@ def make_feed(session: Session, shapes: Mapping[str, tuple[int, ...]], batch_siz
 
 
 def _draw(port: Port, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """Floats around 0; whole numbers as bytes of an image are, or 0 and 1, which any table of embeddings has; masks of
-    1, as nothing is padded.
+    """Random numbers for one input.
+
+    Floats are around 0; whole numbers are bytes as in an image, or 0 and 1, which any table of embeddings has; masks
+    are 1, since nothing is padded.
     """
     if np.issubdtype(port.dtype, np.floating):
         return np.asarray(rng.standard_normal(shape, dtype=np.float32), dtype=port.dtype)

@@ -1,4 +1,6 @@
-"""Nodes whose values no integer scale can hold: what hides positions from attention, and what is made of results."""
+"""Nodes of an ONNX graph that must stay in float32: attention masks with huge constants, and the arithmetic on
+outputs.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,17 @@ import onnx
 from onnx import numpy_helper
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators that cost what int8 saves."""
+"""Operators with weights, which take most of the time that int8 saves."""
 
 HUGE = 1e30
-"""Size from which on a constant hides what it is added to: minus infinity, or the smallest number of its type."""
+"""Constants of at least this size hide what they are added to, such as minus infinity in an attention mask."""
 
 _FINITE = 100.0
-"""Size that huge constants (see `HUGE`) are given while the ranges of activations are measured."""
+"""Size that replaces huge constants (see `HUGE`) while the ranges of activations are measured."""
 
 
 def find_masking(graph: onnx.GraphProto) -> list[str]:
-    """Names of the nodes whose values a huge constant reaches, the softmax behind it included."""
+    """Names of the nodes that a huge constant reaches, up to and including the softmax behind it."""
     reached = {name for name, _ in _list_huge(graph)}
     names = []
     for node in graph.node:  # in the order of their calls
@@ -32,7 +34,7 @@ def find_masking(graph: onnx.GraphProto) -> list[str]:
 
 
 def find_tail(graph: onnx.GraphProto) -> list[str]:
-    """Names of the nodes behind the last layers with weights, which nothing with weights reads.
+    """Names of the nodes behind the last layers with weights, whose results no layer with weights reads.
 
     They cost little, and may put numbers of different sizes into one tensor: a detector's corners in pixels beside
     probabilities, of which one scale for both would leave nothing.
@@ -49,7 +51,10 @@ def find_tail(graph: onnx.GraphProto) -> list[str]:
 
 
 def write_finite(source: Path, path: Path) -> Path:
-    """A copy of `source` in which huge constants are of a usual size; `source` itself where there are none."""
+    """Write a copy of `source` to `path` with huge constants replaced by usual ones.
+
+    Returns `source` if it has none.
+    """
     model = onnx.load(source)
     huge = [tensor for _, tensor in _list_huge(model.graph)]
     for tensor in huge:
@@ -64,7 +69,7 @@ def write_finite(source: Path, path: Path) -> Path:
 
 
 def _list_huge(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    """Names and tensors of the constants with a huge number in them."""
+    """Names and tensors of the constants that contain a huge number."""
     constants = [(each.name, each) for each in graph.initializer]
     for node in graph.node:
         if node.op_type in ("Constant", "ConstantOfShape"):

@@ -1,4 +1,4 @@
-"""The processor, and the GPU by its driver: neither PyTorch nor ONNX Runtime need be built for its version."""
+"""Facts about the processor and the GPU; the GPU's come from its driver, whatever PyTorch was built for."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 TF32_SWITCH = "NVIDIA_TF32_OVERRIDE"
-"""Environment variable that turns TF32 off with "0", in all libraries of CUDA."""
+"""Environment variable that turns TF32 off in all CUDA libraries if it is "0"."""
 
 
 def get_cpu_name() -> str:
-    """The processor's model name, as Linux gives it; elsewhere what Python knows."""
+    """Model name of the processor, from Linux if possible, else from Python."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -26,7 +26,7 @@ def get_cpu_name() -> str:
 
 
 def describe_affinity() -> str:
-    """The cores that this process may run on; ONNX Runtime pins no thread to a core where their number is set."""
+    """A text on which cores this process may run; ONNX Runtime pins no threads if their number is set."""
     cores = os.cpu_count() or 1
     usable_cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(cores)
     if len(usable_cores) == cores:
@@ -35,12 +35,12 @@ def describe_affinity() -> str:
 
 
 def load_driver() -> ctypes.CDLL:
-    """The driver; `OSError` where there is none."""
+    """Load the library of the NVIDIA driver. Raises `OSError` where there is none."""
     return ctypes.CDLL(LIBRARY)
 
 
 def explain_missing_gpu() -> str:
-    """Why there is no GPU to use; "" where there is one."""
+    """Why there is no usable GPU; "" if there is one."""
     try:
         driver = load_driver()
     except OSError:
@@ -52,22 +52,22 @@ def explain_missing_gpu() -> str:
 
 
 def load_tensorrt() -> None:
-    """Load TensorRT from its Python package, where there is one: it lies where the system does not look for it."""
+    """Load TensorRT from its Python package, if installed, since ONNX Runtime does not look for it there."""
     with contextlib.suppress(ImportError, OSError):
         importlib.import_module("tensorrt")
 
 
 def get_newest_cuda() -> str:
-    """The newest CUDA version that the driver runs, such as "13.1"; `OSError` where there is none."""
+    """Newest CUDA version that the driver supports, such as "13.1". Raises `OSError` where there is no driver."""
     version = ctypes.c_int(0)
     load_driver().cuDriverGetVersion(ctypes.byref(version))
     return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def explain_old_driver(needed: str) -> str:
-    """Why the driver does not run programs for CUDA `needed`, such as "13.0"; "" where it does.
+    """Why the driver is too old for programs that need CUDA `needed`, such as "13.0"; "" if it is not.
 
-    A driver runs all versions of the newest major one that it knows.
+    A driver runs all versions of the newest major one that it supports.
     """
     newest = get_newest_cuda()
     if needed and int(newest.partition(".")[0]) < int(needed.partition(".")[0]):
@@ -79,9 +79,9 @@ def explain_old_driver(needed: str) -> str:
 
 
 def measure_memory() -> int:
-    """Bytes of the first GPU's memory that are taken, by whomever; 0 where there is no GPU, or it does not tell.
+    """Bytes in use on the first GPU, by any program; 0 if there is no GPU or it cannot be asked.
 
-    ONNX Runtime does not give memory back before its session ends, so that growth while one runs is its peak.
+    ONNX Runtime gives memory back only when its session ends, so growth while one runs is its peak.
     """
     context = None if explain_missing_gpu() else _retain_context()
     if context is None or load_driver().cuCtxPushCurrent_v2(context) != 0:
@@ -94,7 +94,10 @@ def measure_memory() -> int:
 
 @cache
 def _retain_context() -> ctypes.c_void_p | None:
-    """The context that CUDA libraries share, if any. It is kept, since what it takes itself is nobody's peak."""
+    """The CUDA context that all libraries of this process share, or None.
+
+    It is never released, so its own bytes cancel out.
+    """
     driver, device, context = load_driver(), ctypes.c_int(0), ctypes.c_void_p()
     has_device = driver.cuDeviceGet(ctypes.byref(device), 0) == 0
     return context if has_device and driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0 else None

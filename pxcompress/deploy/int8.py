@@ -1,4 +1,4 @@
-"""An int8 file that keeps its accuracy: the best of several ranges, corrected biases, float32 where int8 loses most.
+"""Quantises a model to int8 with little loss: it tries several ranges, corrects biases, leaves costly parts in float32.
 
 All of it is judged on files, by samples that ranges and biases are not fitted to.
 """
@@ -32,26 +32,26 @@ from pxcompress.tasks.task import Outputs, Task
 from pxcompress.types import Batch, Batches
 
 MAX_DROP = 0.005
-"""Default of what int8 may lose of the metric: a share of the samples, or of the metric's own value."""
+"""Default of how much of the metric int8 may lose: a share of the samples, or of the metric's own value."""
 
 MOST_PARTS = 24
-"""Largest number of parts, each of consecutive nodes, that a graph is cut into; each is tried alone in int8."""
+"""Most parts of consecutive nodes that a graph is cut into, to try each one alone in int8."""
 
 MOST_JUDGE_SAMPLES = 500
-"""Largest number of samples on which a file is judged."""
+"""Most samples on which an int8 file is judged."""
 
 RANKING_SAMPLES = 64
-"""Number of samples on which the parts are ranked by what they lose in int8."""
+"""Number of samples used to rank the parts of a graph by their loss in int8."""
 
 BIAS_CORRECTIONS = 2
-"""How often all biases are corrected: each correction changes the inputs of the layers behind it."""
+"""How often all biases are corrected, since each correction changes the inputs of later layers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """How an int8 file is judged: on `provider` it may lose `max_drop` of the task's metric on the batches `check`.
+    """How an int8 file is judged: on `provider` it may lose `max_drop` of the task's metric, on the batches `check`.
 
-    Without samples to check nothing is tried: ranges are the extremes.
+    Without `check` batches no alternatives are tried, and ranges are the extremes.
     """
 
     check: Batches = ()
@@ -61,13 +61,15 @@ class Judge:
 
     @property
     def style(self) -> Style:
-        """The integer types that the provider's device multiplies."""
+        """The integer types that suit the provider's device."""
         return Style(gpu=runtime.get_device(self.provider) == "cuda")
 
 
 @dataclass(frozen=True)
 class Rating:
-    """How far a file is from the float32 one: the task's divergence of its outputs, and what its metric lost."""
+    """How far an int8 file is from the float32 one: divergence of outputs (`error`), and loss of the metric
+    (`drop`).
+    """
 
     error: float
     drop: float
@@ -75,7 +77,7 @@ class Rating:
 
 @dataclass(frozen=True)
 class Quantised:
-    """A file, what it loses, and how it came to be; `in_float` are nodes left in float32, of `nodes`."""
+    """An int8 file, its loss, and how it was made; the nodes `in_float`, of `nodes` in all, stayed in float32."""
 
     path: Path
     rating: Rating
@@ -86,7 +88,7 @@ class Quantised:
 
     @property
     def recipe(self) -> str:
-        """How the file was made, as text for the report."""
+        """A text for the report on how the file was made."""
         parts = [f"ranges by {self.method}"]
         if self.biases:
             parts.append(f"{self.biases} biases corrected")
@@ -96,7 +98,7 @@ class Quantised:
 
 
 class _Trials:
-    """Files of one model, all quantised in a temporary folder, and what each loses against the float32 one."""
+    """Makes int8 files of one model in a temporary folder, and rates each against the float32 file."""
 
     def __init__(self, source: Path, folder: Path, batches: Batches, judge: Judge) -> None:
         self.source, self.folder, self.batches, self.judge = folder / "source.onnx", folder, batches, judge
@@ -109,12 +111,12 @@ class _Trials:
         self.count = 0
 
     def make(self, method: str) -> Quantised:
-        """Quantise and rate the model with the ranges of activations that `method` measures."""
+        """Quantise the model with the ranges of activations that `method` measures, and rate it."""
         self._ranges[method] = measure_ranges(self.source, self.batches, method)
         return self.write(Quantised(self.source, Rating(0.0, 0.0), method, len(self.nodes)), self.source)
 
     def write(self, made: Quantised, source: Path, *, few: bool = False) -> Quantised:
-        """The file that `made` describes, from `source`, rated on all samples or on few."""
+        """Write the file that `made` describes, from `source`, and rate it on all samples, or with `few` on a few."""
         self.count += 1
         path = self.folder / f"trial-{self.count}.onnx"
         write_quantised(source, path, self._ranges[made.method], self.judge.style, made.in_float)
@@ -123,11 +125,11 @@ class _Trials:
 
 
 def quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
-    """Write the float32 file `source` in int8 to `path`; `batches` are calibrated on, `judge` says what may be lost.
+    """Quantise the float32 file `source` to int8 at `path`; `batches` calibrate, `judge` says what may be lost.
 
-    Weights have a scale for each channel. Ranges are those, of `METHODS`, with the smallest error of the outputs;
-    corrected biases are kept where they lower it. Where that loses too much, operators go back to float32, those first
-    whose part of the graph costs most, as few as the budget needs, and biases are corrected once more.
+    Weights have a scale for each channel. Of the `METHODS` for ranges the one with the smallest error of outputs is
+    taken; corrected biases are kept if they lower it. If that loses too much, operators go back to float32, as few as
+    needed, those first whose part of the graph costs most, and biases are corrected once more.
     """
     with tempfile.TemporaryDirectory() as folder:
         trials = _Trials(source, Path(folder), batches, judge)
@@ -144,7 +146,7 @@ def quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quanti
 
 
 def _with_biases(trials: _Trials, plain: Quantised) -> Quantised:
-    """`plain` with corrected biases, if these help."""
+    """`plain` with corrected biases if that lowers its error, else `plain`."""
     best, latest, source = plain, plain, trials.source
     allowed = max(plain.rating.drop, trials.judge.max_drop)
     if len(onnx_files(source)) > 1:  # such a model is large enough
@@ -159,7 +161,10 @@ def _with_biases(trials: _Trials, plain: Quantised) -> Quantised:
 
 
 def _with_float(trials: _Trials, plain: Quantised) -> Quantised:
-    """`plain` with as few operators in float32 as the budget needs, by halving; those that cost most come first."""
+    """`plain` with just enough operators in float32 to meet the limit, by bisection.
+
+    The most costly parts come first.
+    """
     order = _order_parts(trials, plain)
     fails, holds, chosen = 0, len(order), None
     while holds - fails > 1:
@@ -173,7 +178,9 @@ def _with_float(trials: _Trials, plain: Quantised) -> Quantised:
 
 
 def _order_parts(trials: _Trials, plain: Quantised) -> list[Sequence[str]]:
-    """Parts of the graph, by the error while each alone is in int8, the largest first."""
+    """Parts of the graph (names of nodes), sorted by the error of a file with that part alone in int8, largest
+    first.
+    """
     size = math.ceil(len(trials.nodes) / MOST_PARTS)
     parts = [trials.nodes[start : start + size] for start in range(0, len(trials.nodes), size)]
     errors = []
@@ -188,18 +195,18 @@ def _first(parts: Sequence[Sequence[str]], count: int) -> tuple[str, ...]:
 
 
 def take_evenly(batches: Batches, count: int) -> list[Batch]:
-    """About `count` samples, evenly from all batches; all samples where there are fewer."""
+    """About `count` samples, taken evenly from all batches; all samples if there are fewer."""
     return spread_samples(batches, count) if batches else []
 
 
 def outputs_of(path: Path, batches: Batches) -> list[Outputs]:
-    """What a float32 file makes of every batch, on the CPU."""
+    """Outputs of a float32 file for every batch, computed on the CPU."""
     session = runtime.open_session(path, "cpu")
     return [session.outputs_of(inputs) for inputs, _ in batches]
 
 
 def rate_file(path: Path, batches: Batches, reference: Sequence[Outputs], judge: Judge) -> Rating:
-    """Compare a file's outputs with `reference`, those of the float32 file; the difference is infinite for NaN."""
+    """Rate a file by comparing its outputs with `reference`, those of the float32 file; NaN gives an infinite error."""
     session, task = runtime.open_session(path, judge.provider), judge.task
     distances, rows, before = [], [], []
     for (inputs, targets), expected in zip(batches, reference, strict=True):

@@ -1,4 +1,4 @@
-"""How far a measured figure can be trusted: 95 % intervals of accuracies, of their difference, and of a speed-up."""
+"""Confidence intervals, 95 %, of measured figures: accuracies, their difference, and speed-ups."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ Seconds = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 _RESAMPLES = 2000
-"""Draws for the interval of a speed-up."""
+"""Number of bootstrap draws for the interval of a speed-up."""
 
 _SET_RESAMPLES = 400
-"""Draws for the interval of a metric over a set of samples, which may take milliseconds to compute."""
+"""Number of bootstrap draws for the interval of a metric, which may take milliseconds to compute."""
 
 NOISE_LIMIT = 0.15
-"""Noise above which a comparison of latencies is worth little."""
+"""Noise of timings above which a comparison of latencies is reported as unreliable."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Both ends of a 95 % interval."""
+    """Low and high end of a 95 % confidence interval."""
 
     low: float
     high: float
 
 
 def wilson_interval(share: float, samples: int) -> Interval:
-    """95 % score interval of a share of `samples` (Wilson 1927); without samples anything is possible."""
+    """95 % score interval of a share of `samples` (Wilson 1927); without samples it is 0 to 1."""
     if not samples:
         return Interval(0.0, 1.0)
     interval = binomtest(round(share * samples), samples).proportion_ci(0.95, method="wilson")
@@ -43,7 +43,10 @@ def wilson_interval(share: float, samples: int) -> Interval:
 
 
 def bootstrap_interval(statistic: Callable[[Rows], float], samples: int, *, seed: int = 0) -> Interval:
-    """95 % percentile interval of a statistic of rows drawn anew, (n,), the same draws in every call."""
+    """95 % bootstrap percentile interval; `statistic` maps resampled row numbers (n,) to a number.
+
+    The draws are the same in every call.
+    """
     if not samples:
         return Interval(0.0, 1.0)
     rng = np.random.default_rng(seed)
@@ -73,7 +76,7 @@ def newcombe_interval(first_right: int, second_right: int, both_right: int, samp
 
 
 def _phi(first_right: int, second_right: int, both_right: int, samples: int) -> float:
-    """Correlation of being right, of two counts of right answers to the same samples; a positive one is cut short."""
+    """Correlation of two models being right on the same samples, with a correction that lowers positive values."""
     both_wrong = samples - first_right - second_right + both_right
     product = float(both_right * both_wrong - (first_right - both_right) * (second_right - both_right))
     if product > 0:
@@ -83,7 +86,7 @@ def _phi(first_right: int, second_right: int, both_right: int, samples: int) -> 
 
 
 def is_chance_level(top1: float, samples: int, classes: int) -> bool:
-    """Whether a model cannot be told from one that draws one of `classes` at random."""
+    """Whether the accuracy `top1` could be that of a model that guesses among `classes` at random."""
     return wilson_interval(top1, samples).low <= 1 / classes
 
 
@@ -112,17 +115,17 @@ def estimate_speedup(dense: Seconds, pruned: Seconds, *, seed: int = 0) -> Speed
 
 
 def mean_speedup(first: Latency, second: Latency) -> float:
-    """Mean latency of the first model over that of the second: how many times faster the second is on average."""
+    """Mean latency of the first model divided by that of the second: how many times faster the second is on average."""
     return first.mean / second.mean
 
 
 def disagrees_with_mean(change: Speedup, first: Latency, second: Latency) -> bool:
-    """Whether p50, by its whole interval, says the opposite of the mean: a few calls took so long that they decide."""
+    """Whether the interval by p50 contradicts the mean, because a few calls took very long."""
     mean = mean_speedup(first, second)
     return change.low > 1 > mean or change.high < 1 < mean
 
 
 def measure_noise(seconds: Seconds) -> float:
-    """How far the middle half of the runs goes from their median, as a share of it."""
+    """Spread of the runs: distance from the median to the farther quartile, as a share of the median."""
     low, middle, high = np.percentile(seconds, [25, 50, 75])
     return float(max(high - middle, middle - low) / middle)

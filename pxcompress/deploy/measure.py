@@ -1,4 +1,4 @@
-"""The latency of files that take turns, and what they make of samples."""
+"""Measures files side by side: latency, in turns, and predictions on samples."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pxcompress.types import Batches
 
 @dataclass(frozen=True, eq=False)
 class FileTiming:
-    """One file, measured beside others: seconds of every call with `batch_size` samples, and its predictions.
+    """The results of one file, measured beside others: seconds of each call with `batch_size` samples, and predictions.
 
-    `inputs` are those samples, as a session takes them.
+    `inputs` are the samples of a call, as a session takes them.
     """
 
     session: Session
@@ -34,7 +34,7 @@ class FileTiming:
 
 
 def latency(seconds: Seconds) -> Latency:
-    """Mean and percentiles of seconds per call, in milliseconds."""
+    """Mean and percentiles in milliseconds, from the seconds of each call."""
     p50, p90, p99 = (float(value) for value in np.percentile(seconds, [50, 90, 99]) * 1e3)
     spread = tuple(np.round(np.percentile(seconds, range(0, 101, 5)) * 1e3, 6).tolist())
     return Latency(float(seconds.mean() * 1e3), p50, p90, p99, len(seconds), spread)
@@ -49,11 +49,9 @@ def try_files(
     provider: str = "auto",
     threads: int = 0,
 ) -> tuple[FileTiming, ...]:
-    """Predictions of every file of `paths` on `batches`, beside the first, and the latency of all files.
+    """Measure predictions of every file on `batches`, against those of the first file, and the latency of all in turns.
 
-    Agreement is that with the second file.
-
-    They take turns. Raises `ResultError` when one of them runs on another provider than the others.
+    Agreement is with the second file. Raises `ResultError` if the files run on different providers.
     """
     check_batch_size(batch_size)
     sessions = _open_all({path.name: path for path in paths}, provider, threads)
@@ -77,7 +75,8 @@ def try_apart(
     provider: str = "auto",
     threads: int = 0,
 ) -> dict[str, FileTiming]:
-    """Try files by name as `try_files` does, each with inputs of its own, made of the same samples in the same order.
+    """Measure files by name as `try_files` does, but each with its own batches, made of the same samples in the same
+    order.
 
     The task's metric must not depend on a dense model; agreement is that of each with itself.
     """
@@ -97,7 +96,7 @@ def try_apart(
 
 
 def _open_all(paths: Mapping[str, Path], provider: str, threads: int) -> dict[str, Session]:
-    """A session for every file; `ResultError` where one runs on another provider than the others."""
+    """Open a session for every file. Raises `ResultError` if they run on different providers."""
     sessions = {name: runtime.open_session(path, provider, threads=threads) for name, path in paths.items()}
     provider_by_name = {name: session.placement.got for name, session in sessions.items()}
     if len(set(provider_by_name.values())) > 1:
@@ -112,6 +111,6 @@ def throughput(timing: FileTiming) -> float:
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Raise `InputError` for a batch of no samples."""
+    """Raise `InputError` for a batch size below 1."""
     if batch_size < 1:
         raise InputError(f"batch size is {batch_size}; expected 1 or more")

@@ -15,11 +15,11 @@ from pxcompress.guard import name_failures
 from pxcompress.types import Batches
 
 SAMPLES = 300
-"""Samples that NNCF calibrates on, as it does by itself; they are fed one by one."""
+"""Number of samples that NNCF calibrates on (its own default); they are fed one by one."""
 
 
 def quantise_by_nncf(source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
-    """Write `source` with QDQ nodes to `path`; where that loses more than the judge allows, by NNCF's accuracy control.
+    """Quantise `source` to a QDQ file at `path`; if that loses too much for `judge`, by NNCF's accuracy control.
 
     Raises `ModelError` where the package is missing, or does not take the model.
     """
@@ -61,5 +61,5 @@ def _quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quant
 
 
 def _count(path: Path) -> int:
-    """Nodes that take a dequantised input."""
+    """Number of nodes that turn quantised values back into floats."""
     return Counter(node.op_type for node in onnx.load(path).graph.node)["DequantizeLinear"]

@@ -1,4 +1,4 @@
-"""The module held against ONNX Runtime on the user's file; where they differ, the first node at which they part."""
+"""Checks a module that was read from an ONNX file against ONNX Runtime, and names the first node where they differ."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ TOLERANCE = 1e-4
 SEEDS = (11, 12)
 
 LEAST_SCALE = 1e-6
-"""Scale of outputs that are all but zero."""
+"""Smallest scale of an output, for outputs that are almost zero."""
 
 SATURATING = ("Sigmoid", "HardSigmoid", "Softmax", "Tanh")
-"""Operators whose outputs go up to 1. Far below that they multiply what rounding does to large logits: where a logit of
-50 is off by a millionth of it, a small probability differs by a twenty-thousandth of it."""
+"""Operators whose outputs are at most 1, so that their errors count relative to 1.
+
+Where outputs are small, they multiply what rounding does to large logits: where a logit of 50 is off by a millionth of
+it, a small probability differs by a twenty-thousandth of it.
+"""
 
 RESHAPING = ("Transpose", "Regroup", "Reshape", "Squeeze", "Unsqueeze", "Slice")
-"""Operators behind them that compute nothing."""
+"""Operators that compute nothing and may stand between one of `SATURATING` and the output."""
 
 
 def read_onnx(path: Path | str, sizes: Mapping[str, Sequence[int]] | None = None) -> OnnxModule:
@@ -46,7 +49,7 @@ def read_onnx(path: Path | str, sizes: Mapping[str, Sequence[int]] | None = None
 
 
 def check_agrees(module: nn.Module) -> None:
-    """Raise `ModelError` where a module that was read from a file computes something else than ONNX Runtime does.
+    """Raise `ModelError` where a module that was read from a file and ONNX Runtime compute different outputs.
 
     Other modules pass. Two seeds, and two batches where the file takes any.
     """
@@ -69,13 +72,13 @@ def check_agrees(module: nn.Module) -> None:
 
 
 def _worst(outputs: Sequence[Tensor], module: OnnxModule, file: Path | bytes, inputs: Mapping[str, Tensor]) -> float:
-    """Largest difference of any output to what ONNX Runtime computes."""
+    """Largest relative difference between any output and that of ONNX Runtime."""
     expected, scales = run_graph(file, _arrays(inputs)), least_scales(module)
     return max(relative_difference(*values) for values in zip(outputs, expected, scales, strict=True))
 
 
 def least_scales(module: OnnxModule) -> list[float]:
-    """The least that counts as the scale of every output: 1 where what makes it goes up to 1, else next to nothing."""
+    """The smallest scale for each output: 1 if it comes from one of `SATURATING`, else next to nothing."""
     makers = {name: step for step in module.steps for name in step.outputs}
     scales = []
     for place, name in enumerate(module.made):
@@ -87,7 +90,7 @@ def least_scales(module: OnnxModule) -> list[float]:
 
 
 def draw_like(module: OnnxModule, seed: int, extra_samples: int = 0) -> dict[str, Tensor]:
-    """Random inputs like the module's example, with `extra_samples` samples where the file leaves their number open."""
+    """Random inputs shaped like the module's example; `extra_samples` more where the file leaves their number open."""
     source = module.source
     shapes = {name: list(value.shape) for name, value in source.example.items()}
     for value in source.model.graph.inputs:
@@ -99,7 +102,7 @@ def draw_like(module: OnnxModule, seed: int, extra_samples: int = 0) -> dict[str
 
 
 def relative_difference(value: Tensor, expected: np.ndarray, least_scale: float = LEAST_SCALE) -> float:
-    """Largest difference as a share of the expected scale; infinite for other shapes, 0 where NaN meets NaN.
+    """Largest difference as a share of the expected scale; infinite if shapes differ; NaN equals NaN.
 
     The scale is the largest number that is expected, and at least `least_scale`.
     """
@@ -116,7 +119,7 @@ def relative_difference(value: Tensor, expected: np.ndarray, least_scale: float 
 
 
 def _describe_parting(module: OnnxModule) -> str:
-    """The first node at which the module's values differ from those of the graph that it was made from, in words."""
+    """A sentence on the first node where the module's values differ from those of the graph that it was made from."""
     source = module.source
     traces = [trace for trace in trace_run(module, keep_values=True) if trace.step.operator != "Attention"]
     model = ir.from_proto(ir.to_proto(source.model))

@@ -1,4 +1,4 @@
-"""The proof that an ONNX file computes what its PyTorch model computes."""
+"""Verifies that an ONNX file computes what its PyTorch model computes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pxcompress.tasks.task import Task
 from pxcompress.types import Batches
 
 _BATCH = 16
-"""Samples in a batch of the comparison, at most."""
+"""Most samples in a batch of the comparison."""
 
 
 def verify_parity(
@@ -35,7 +35,7 @@ def verify_parity(
     tolerance: float = 1e-3,
     samples: int = 64,
 ) -> Parity:
-    """How far the ONNX file is from `model`: both on the CPU in float32, in batches of 1, 2 and up to 16.
+    """Compare an ONNX file with `model`: both on the CPU in float32, in batches of 1, 2 and up to 16.
 
     All outputs are compared; agreement is what the `task` says of them, by default the place of the largest logit.
 
@@ -65,9 +65,9 @@ def verify_parity(
 
 
 def resize_doubled(images: Tensor) -> tuple[Tensor, Tensor]:
-    """The first of `images` (n, channels, height, width) at twice its height, and at twice its width.
+    """The first of `images` (n, channels, height, width), resized to twice its height, and to twice its width.
 
-    Whatever divides the sides goes on to do so.
+    A divisor of the sides stays a divisor.
     """
     height, width = images.shape[2:]
     first = images[:1].detach().cpu()
@@ -77,7 +77,7 @@ def resize_doubled(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def verify_other_sizes(model: nn.Module, artifact_path: Path, images: Tensor, task: Task) -> Parity:
-    """The worse of two `verify_parity`, at sizes that `model` was not exported with.
+    """Run `verify_parity` at two image sizes that `model` was not exported with; returns the worse result.
 
     Raises `InputError` where the file does not run on such images.
     """
@@ -86,14 +86,16 @@ def verify_other_sizes(model: nn.Module, artifact_path: Path, images: Tensor, ta
 
 
 def file_outputs(model: nn.Module, batch: Tensor, only: str) -> dict[str, Tensor]:
-    """What the file of `model` is to give: for one that was read from a file with the softmax that it leaves out."""
+    """Outputs that the file of `model` must give: for a model from an ONNX file, with the softmax that it leaves
+    out.
+    """
     if isinstance(model, OnnxModule):
         return by_name(outputs_in_file(model, batch), only)
     return named_outputs(model, batch, only)
 
 
 def _take(inputs: Iterable[Tensor] | Batches, samples: int) -> Tensor:
-    """The first `samples` inputs as one tensor on the CPU."""
+    """The first `samples` inputs, joined to one tensor on the CPU."""
     parts: list[Tensor] = []
     missing = samples
     for item in inputs:

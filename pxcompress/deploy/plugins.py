@@ -1,4 +1,4 @@
-"""Execution providers of ONNX Runtime from packages of their own, onnxruntime-ep-*: found where they are installed.
+"""Finds execution providers of ONNX Runtime that come in packages of their own, onnxruntime-ep-*.
 
 Such a package, imported as onnxruntime_ep_*, says where its library is and what its providers are called. A provider
 runs where it has a device; one that is built into ONNX Runtime stays what it is beside it.
@@ -31,12 +31,12 @@ _ERRORS: tuple[type[Exception], ...] = (
     ort_errors.NoSuchFile,
     ort_errors.NotImplemented,
 )
-"""What a package that does not fit this machine raises, and what ONNX Runtime does where it cannot load its library."""
+"""Exceptions of a package that does not fit this machine, and of ONNX Runtime where it cannot load its library."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plugin:
-    """A package with a provider: its devices here as ONNX Runtime has them, or why it cannot be used."""
+    """A package with an execution provider: the devices it offers here, or why it cannot be used."""
 
     package: str
     version: str
@@ -46,24 +46,24 @@ class Plugin:
 
     @property
     def device_names(self) -> tuple[str, ...]:
-        """The kinds of its devices, such as "CPU" or "GPU"."""
+        """Kinds of its devices, such as "CPU" or "GPU", each once."""
         return tuple(dict.fromkeys(each.device.type.name for each in self.devices))
 
 
 @cache
 def find_plugins() -> tuple[Plugin, ...]:
-    """All packages of this environment that bring a provider, in the order of their names; each is loaded once."""
+    """All installed packages with a provider, sorted by name; each is loaded only once."""
     names = sorted(module.name for module in pkgutil.iter_modules() if module.name.startswith(PREFIX))
     return tuple(_load(name) for name in names)
 
 
 def choose_plugin() -> Plugin | None:
-    """The first package whose provider has a device on this machine."""
+    """The first package whose provider has a device on this machine; None if there is none."""
     return next((plugin for plugin in find_plugins() if plugin.devices), None)
 
 
 def explain_no_plugin() -> str:
-    """Why no provider from a package can be used; "" where one can."""
+    """Why no plug-in provider can be used; "" if one can."""
     if choose_plugin() is not None:
         return ""
     reasons = [f"{plugin.package}: {plugin.failure}" for plugin in find_plugins()]
@@ -71,7 +71,7 @@ def explain_no_plugin() -> str:
 
 
 def _load(name: str) -> Plugin:
-    """Register the library of a package with ONNX Runtime."""
+    """Import a package and register its library with ONNX Runtime; returns the `Plugin`, also if that fails."""
     package, version = _describe_package(name)
     try:
         with capture_output():

@@ -1,4 +1,4 @@
-"""One ONNX file in another precision: fp16, or int8 (QDQ, per channel)."""
+"""Converts an ONNX file to another precision: fp16, or int8 (QDQ, per channel)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from pxcompress.proof import Artifact
 from pxcompress.types import Batches
 
 FP16_LIMIT = 65504 / 4
-"""Largest activation of a node that computes in float16; the factor is for images that were not seen."""
+"""Largest activation for which a node is run in float16.
+
+A quarter of float16's maximum, as a margin for other images.
+"""
 
 _CLEANING = (
     passes.TopologicalSortPass,  # the float16 converter appends its casts at the end
@@ -34,14 +37,14 @@ _CLEANING = (
 )
 
 EMBEDDED_BYTES = 1536 << 20
-"""Weights above it go beside the file, as in `export`."""
+"""Size from which on weights are stored in a file beside the ONNX file, as in `export`."""
 
 _CONVERTER_ERRORS = (*ORT_ERRORS, AttributeError, KeyError, TypeError, AssertionError, onnx.checker.ValidationError)
-"""What the converters raise for a graph that they cannot handle; they have no base class of their own."""
+"""Exceptions that the converters raise for a graph that they cannot handle; they have no common base class."""
 
 
 def to_fp16(source: Path, path: Path, batches: Batches, judge: Judge) -> Artifact:
-    """`source` with weights and activations in float16; input and output stay float32.
+    """Convert weights and activations of `source` to float16; inputs and outputs stay float32.
 
     Operators that float16 cannot do, and nodes that take or give more than `FP16_LIMIT` on `batches`, stay in float32.
     """
@@ -62,7 +65,7 @@ def to_fp16(source: Path, path: Path, batches: Batches, judge: Judge) -> Artifac
 
 
 def to_int8(source: Path, path: Path, batches: Batches, judge: Judge) -> Artifact:
-    """`source` with int8 weights, a scale for each channel, and 8 bits activations; as the judge's backend makes it."""
+    """Convert `source` to int8 weights with a scale for each channel and 8-bit activations, by the judge's backend."""
     with tempfile.TemporaryDirectory() as folder:
         backend = runtime.find_backend(judge.provider)
         made = backend.quantise(source, Path(folder) / path.name, batches, judge)
@@ -74,10 +77,10 @@ PRECISIONS: Mapping[str, Callable[[Path, Path, Batches, Judge], Artifact]] = {"f
 
 
 def convert(source: Path, path: Path, precision: str, batches: Batches, judge: Judge | None = None) -> Artifact:
-    """Write the float32 file `source` in `precision` to `path`; `batches` are inputs to calibrate on, without labels.
+    """Convert the float32 file `source` to `precision` at `path`; `batches` of inputs are for calibration.
 
-    What int8 may lose is said by a `judge`; without one it is not looked at. The result has the metadata of `source`,
-    "precision", and for int8 "quantisation". Raises `ModelError` where the graph cannot be converted; then nothing is
+    A `judge` says what int8 may lose; without one its loss is not measured. The result has the metadata of `source`,
+    "precision", and for int8 "quantisation". Raises `ModelError` if the graph cannot be converted; then nothing is
     written.
     """
     try:
@@ -89,7 +92,7 @@ def convert(source: Path, path: Path, precision: str, batches: Batches, judge: J
 
 
 def measure_ranges(source: Path, batches: Batches) -> dict[str, float]:
-    """Largest absolute value on `batches` of every float tensor that a node of `source` takes or gives."""
+    """Largest absolute value on `batches`, by name, of every float tensor that a node of `source` reads or writes."""
     with tempfile.TemporaryDirectory() as folder:
         calibrator = create_calibrator(str(source), augmented_model_path=str(Path(folder) / "augmented.onnx"))
         calibrator.collect_data(Reader(source, batches))
@@ -98,8 +101,10 @@ def measure_ranges(source: Path, batches: Batches) -> dict[str, float]:
 
 
 def _drop_repeated_casts_(graph: onnx.GraphProto) -> None:
-    """Keep one of the casts of one name: the converter adds one for every node that reads a tensor that stays float32,
-    such as the scales of two Resize nodes.
+    """Remove duplicates among casts that write the same tensor, in place.
+
+    The converter adds one for every node that reads a tensor that stays float32, such as the scales of two Resize
+    nodes.
     """
     declared: set[str] = set()
     nodes = []
@@ -112,7 +117,7 @@ def _drop_repeated_casts_(graph: onnx.GraphProto) -> None:
 
 
 def _join(graph: onnx_ir.Graph) -> None:
-    """Let float32 nodes that follow each other hand on float32: the converter puts a float16 between them."""
+    """Remove pairs of casts to float16 and back between two float32 nodes, in place; the converter adds them."""
     for node in graph:
         producer = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
         back = producer is not None and producer.op_type == "Cast" and _casts_to(producer) == onnx_ir.DataType.FLOAT16
@@ -126,7 +131,7 @@ def _casts_to(cast: onnx_ir.Node) -> int:
 
 
 def _save(model: onnx_ir.Model, source: Path, path: Path, facts: Mapping[str, str]) -> Artifact:
-    """Write `model` without what it does not use, with the metadata of `source` and `facts`."""
+    """Remove unused parts of `model` and write it, with the metadata of `source` and `facts`."""
     for clean_up in _CLEANING:
         clean_up()(model)
     entries = onnx.load(source, load_external_data=False).metadata_props

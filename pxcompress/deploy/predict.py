@@ -20,7 +20,7 @@ ScoredBox = tuple[int, float, np.ndarray, np.ndarray]  # class, score, corners, 
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """`image` as RGB or RGBA of 8 bits a channel: 16 bits lose the lower 8, floats have to be from 0 to 1."""
+    """`image` as RGB or RGBA with 8 bits a channel: 16 bits lose the lower 8; floats must be from 0 to 1."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -35,7 +35,10 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def place_image(width: int, height: int, facts: dict[str, str]) -> tuple[tuple[int, int], int, int]:
-    """Width and height that an image is resized to, and where the model's input begins in it; negative for a border."""
+    """Size (width, height) to resize an image to, and the left and top offset of the input in it.
+
+    Negative for padding.
+    """
     _, tall, wide = json.loads(facts["input_size"])
     crop, mode = json.loads(facts["crop"]), facts.get("crop_mode", "center")
     full_tall, full_wide = math.floor(tall / crop), math.floor(wide / crop)
@@ -69,7 +72,7 @@ def prepare(path: str, facts: dict[str, str]) -> np.ndarray:
 
 
 def as_taken(images: np.ndarray, port: ort.NodeArg, facts: dict[str, str]) -> np.ndarray:
-    """Images as the file takes them: its type, and channels last where it has them there."""
+    """Images in the type and layout of the model's input, with channels last if the file has them so."""
     last_by_shape = len(port.shape) == 4 and port.shape[3] in (1, 3, 4) and port.shape[1] not in (1, 3, 4)
     if last_by_shape or facts.get("input_layout") == "nhwc":
         images = images.transpose(0, 2, 3, 1)
@@ -83,7 +86,7 @@ def sigmoid(values: np.ndarray) -> np.ndarray:
 
 
 def candidates(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Corners (k, 4) in pixels of the input, a score for every class (k, classes), whether boxes overlap: raw boxes."""
+    """Raw boxes: corners (k, 4) in pixels of the input, scores (k, classes), and whether boxes still overlap."""
     _, height, width = json.loads(facts["input_size"])
     logits = outputs.get("logits")
     if logits is not None and "boxes" in outputs:
@@ -103,7 +106,7 @@ def candidates(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> tuple[n
 
 
 def find_boxes(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> list[ScoredBox]:
-    """Class, score, corners and joints (k, 2) in pixels of the input of all boxes that are sure, the surest first."""
+    """Boxes with a high enough score, best first: class, score, corners, and joints (k, 2), in pixels of the input."""
     options = dict(part.split("=", 1) for part in facts["task"].partition(":")[2].split(",") if part)
     least, most_overlap = float(options.get("score", 0.25)), float(options.get("overlap", 0.6))
     most = 20 if facts["task"].startswith("keypoints") else 100
@@ -121,13 +124,13 @@ def find_boxes(outputs: dict[str, np.ndarray], facts: dict[str, str]) -> list[Sc
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
-    """Shared area over joint area of two boxes (4,)."""
+    """Intersection over union of two boxes (4,)."""
     shared = np.prod(np.maximum(np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2]), 0))
     return float(shared / max(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]) - shared, 1e-12))
 
 
 def show_boxes(path: str, outputs: dict[str, np.ndarray], facts: dict[str, str]) -> str:
-    """Draw boxes into a copy of the image; what to print: class, score, corners and joints in pixels of the image."""
+    """Draw boxes into a copy of the image; returns text: class, score, corners and joints in pixels of the image."""
     image, classes, lines = eight_bits(Image.open(path)).convert("RGB"), json.loads(facts["classes"]), []
     size, left, top = place_image(*image.size, facts)
     scale = np.tile([image.width / size[0], image.height / size[1]], 2)
@@ -149,7 +152,7 @@ def show_boxes(path: str, outputs: dict[str, np.ndarray], facts: dict[str, str])
 
 
 def show(path: str, outputs: dict[str, np.ndarray], facts: dict[str, str]) -> str:
-    """What to print for one image, by the task of the model; `outputs` are those of one image, by name."""
+    """The text to print for one image, depending on the model's task; `outputs` are those of this image, by name."""
     task, classes = facts.get("task", "classification").partition(":")[0], json.loads(facts["classes"])
     name, values = Path(path).name, next(iter(outputs.values()))
     if task in ("detection", "box-agreement", "keypoints"):

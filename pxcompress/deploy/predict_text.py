@@ -15,7 +15,7 @@ import tokenizers
 
 
 def prepare(text: str, tokenizer: tokenizers.Tokenizer, facts: dict[str, str]) -> dict[str, np.ndarray]:
-    """One text, or two with a tab between them, as the model takes it: (1, length) for every input."""
+    """One text, or two with a tab between them, as the model's inputs: (1, length) each."""
     first, _, second = text.partition("\t")
     encoding = tokenizer.encode(first, second or None)
     columns = {
@@ -30,7 +30,7 @@ def prepare(text: str, tokenizer: tokenizers.Tokenizer, facts: dict[str, str]) -
 
 
 def show(values: np.ndarray, facts: dict[str, str]) -> str:
-    """What to print for the first output of one text, by the task of the model."""
+    """The text to print for the first output of one text, depending on the model's task."""
     task, classes = facts["task"].partition(":")[0], json.loads(facts["classes"])
     if task == "classification":
         shares = values if facts.get("output") == "probabilities" else np.exp(values - values.max())
@@ -45,7 +45,7 @@ def show(values: np.ndarray, facts: dict[str, str]) -> str:
 
 
 def read(options: argparse.Namespace) -> list[str]:
-    """The texts that were given. Raises `SystemExit` where there are none, or an empty one."""
+    """The texts on the command line and in files. Raises `SystemExit` if there are none, or an empty one."""
     texts = list(options.texts)
     for path in options.file:
         try:

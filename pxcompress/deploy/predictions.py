@@ -1,4 +1,4 @@
-"""What files and models make of samples, and how good that is by the task's metric."""
+"""Predictions of files and models on samples, and their quality by the task's metric."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from pxcompress.types import Batches
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """A model's results on n samples: completed `statistics` (n, t) of the task, in the order of the samples.
+    """A model's results on n samples: the task's completed `statistics` (n, t), in the order of the samples.
 
-    `agreement` (n,) is that with a reference, `max_abs` the largest difference of an output to it; `broken` counts
+    `agreement` (n,) is with the outputs of a reference, `max_abs` the largest difference from them; `broken` counts
     samples with outputs that are not finite. `class_outputs` (n, classes) are logits or probabilities, None for tasks
     without.
     """
@@ -46,7 +46,7 @@ class Predictions:
 
     @property
     def quality(self) -> Estimate:
-        """The metric with its 95 % interval: Wilson's of a share of right samples, else by bootstrap."""
+        """The metric with its 95 % interval: Wilson's for a share of right samples, else by bootstrap."""
         value = self.task.quality(self.statistics) if self.broken else judge(self.task, self.statistics)
         if self.task.metric.binary:
             interval = wilson_interval(value, self.samples)
@@ -55,7 +55,7 @@ class Predictions:
         return Estimate(value, min(interval.low, value), max(interval.high, value))
 
     def change(self, dense: Predictions) -> Estimate:
-        """Quality less that of `dense` on the same samples, with its paired 95 % interval."""
+        """Quality minus that of `dense` on the same samples, with its paired 95 % interval."""
         task = self.task
         value = task.quality(self.statistics) - task.quality(dense.statistics)
         if task.metric.binary:
@@ -103,7 +103,7 @@ def predictions(
 
 
 def _finite(value: Tensor) -> Tensor:
-    """Which samples of an output (n, ...) have no NaN or infinity, (n,)."""
+    """Mask (n,) of the samples whose output (n, ...) has no NaN or infinity."""
     return value.reshape(len(value), -1).isfinite().all(1)
 
 
@@ -121,7 +121,7 @@ def _join(batches: Sequence[Predictions]) -> Predictions:
 
 
 def class_changes(dense: Predictions, pruned: Predictions, names: Sequence[str]) -> tuple[ClassChange, ...]:
-    """What became of every class that the samples have, in the order of the `names` of all; for classification only."""
+    """The change of each class that occurs in the samples, in the order of `names`; empty unless a classification."""
     if not isinstance(dense.task, Classification):
         return ()
     labels = dense.statistics[:, 2]
@@ -136,10 +136,10 @@ def class_changes(dense: Predictions, pruned: Predictions, names: Sequence[str])
 
 
 def torch_quality(model: nn.Module, batches: Batches, task: Task, dense: nn.Module | None = None) -> float:
-    """The metric of a PyTorch model in eval mode on its device; `model` is left as it was.
+    """Metric of a PyTorch model in eval mode on its device, over the samples of all processes.
 
-    `dense` is the model beside which it is judged, by default itself. In several processes each has its own batches;
-    the quality is that of all samples. Raises `ModelError` for outputs that are NaN or infinite.
+    `dense` is the model that it is compared with, by default itself. `model` is left as it was. Raises `ModelError` for
+    outputs that are NaN or infinite.
     """
     rows = []
     for inputs, targets in batches:
@@ -154,7 +154,7 @@ def torch_quality(model: nn.Module, batches: Batches, task: Task, dense: nn.Modu
 
 
 def make_statistics(task: Task, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
-    """The task's statistics of a batch, (n, s). Raises `InputError` where its method returns something else."""
+    """The task's statistics of a batch, (n, s). Raises `InputError` if the task returns another shape."""
     statistics: object = task.statistics(outputs, targets, dense)
     if not isinstance(statistics, Tensor) or statistics.dim() != 2 or len(statistics) != len(targets):
         shape = tuple(statistics.shape) if isinstance(statistics, Tensor) else f"a {type(statistics).__name__}"
@@ -165,7 +165,7 @@ def make_statistics(task: Task, outputs: Outputs, targets: Tensor, dense: Output
 
 
 def judge(task: Task, statistics: Tensor) -> float:
-    """The task's metric. Raises `InputError` where it is no finite number."""
+    """The task's metric. Raises `InputError` if it is no finite number."""
     value = float(task.quality(statistics))
     if not math.isfinite(value):
         raise InputError(
@@ -176,7 +176,7 @@ def judge(task: Task, statistics: Tensor) -> float:
 
 
 def _outputs(model: nn.Module, inputs: Tensor, task: Task) -> Outputs:
-    """Outputs by name, on the CPU. Raises `ModelError` where one is not finite."""
+    """Outputs by name, on the CPU. Raises `ModelError` if one is not finite."""
     with evaluating(model), torch.no_grad():
         outputs = named_outputs(model, inputs.to(device_of(model)), task.output_name)
     for value in outputs.values():

@@ -1,4 +1,4 @@
-"""Which kinds of operators of a graph take the time, as ONNX Runtime's own profile says."""
+"""The share of time that each type of operator takes, from ONNX Runtime's profile."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ RUNS = 20
 
 
 def operator_shares(session: Session, inputs: Mapping[str, Array]) -> Mapping[str, float]:
-    """Share of the time of all operators by their type, largest first, over some calls with `inputs`, (n, ...) by name.
+    """Type of operator -> its share of the run time, largest first, over some calls with `inputs`, (n, ...) by name.
 
-    Profiling slows every operator down, so only shares are told, of each operator's median. Empty where the profile
-    names no operator or cannot be kept, on other runtimes, and on a GPU, of which the profile has the time to launch an
-    operator, not to run it.
+    Shares use each operator's median, since profiling slows every one down. The result is empty if the profile cannot
+    be written or names no operator, on other runtimes, and on a GPU, whose profile has the time to launch an operator,
+    not to run it.
     """
     if not isinstance(session, OrtSession) or not runs_on_cpu(session.placement):
         return {}

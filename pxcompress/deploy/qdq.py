@@ -1,4 +1,4 @@
-"""ONNX Runtime's static quantisation, step by step: ranges of activations, files that quantise, biases that correct."""
+"""The steps of ONNX Runtime's static quantisation: measure ranges, write quantised files, correct biases."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ METHODS: Mapping[str, tuple[CalibrationMethod, Mapping[str, float]]] = {
     "percentiles 0.01 and 99.99": (CalibrationMethod.Percentile, {"percentile": 99.99}),
     "percentiles 0.1 and 99.9": (CalibrationMethod.Percentile, {"percentile": 99.9}),
 }
-"""Ways of ONNX Runtime to take the range of an activation from samples: its extremes, or without its tails.
+"""Ways to take the range of an activation from samples: its extremes, or a percentile without the tails.
 
 Its entropy method is left out: it takes seconds for every tensor whose range grows from batch to batch.
 """
 
 _AT_ONCE = 16
-"""Samples whose activations are held at a time."""
+"""Number of samples whose activations are in memory at a time."""
 
 _NARROW = 16
-"""Widths below which a GPU computes a product of matrices no faster in int8."""
+"""Matrix products with an axis below this width are no faster in int8 on a GPU."""
 
 Means = dict[str, Array]
 
 
 @dataclass(frozen=True)
 class Style:
-    """Integer types that a device multiplies: uint8 activations by int8 weights on CPUs, on a GPU signed int8 by int8.
+    """Integer types that suit a device: uint8 activations with int8 weights on CPUs, int8 for both on a GPU.
 
     ONNX Runtime takes twice as long for signed activations on x86; TensorRT takes no others, and no int32 biases.
     """
@@ -54,17 +54,17 @@ class Style:
 
     @property
     def activations(self) -> QuantType:
-        """Type of the quantised activations."""
+        """Integer type of quantised activations."""
         return QuantType.QInt8 if self.gpu else QuantType.QUInt8
 
     @property
     def options(self) -> dict[str, Any]:
-        """The style's other settings, by the names of ONNX Runtime's quantisation options."""
+        """Further options of ONNX Runtime's quantisation for this style."""
         return {"ActivationSymmetric": True, "QuantizeBias": False} if self.gpu else {}
 
 
 class Reader(CalibrationDataReader):
-    """Gives batches to ONNX Runtime's calibrator, in the batch size that the file takes."""
+    """Feeds batches to ONNX Runtime's calibrator, in the batch size of the file."""
 
     def __init__(self, source: Path, batches: Batches) -> None:
         self._feeds = read_feeds(source, batches)
@@ -74,7 +74,7 @@ class Reader(CalibrationDataReader):
 
 
 def read_feeds(source: Path, batches: Batches) -> Iterator[dict[str, Array]]:
-    """What the inputs of a file take, by name, in batches of the size that it takes."""
+    """Inputs of a file by name, batch by batch, in the batch size that the file takes."""
     proto = onnx.load(source, load_external_data=False)
     weights = {each.name for each in proto.graph.initializer}  # old files list them among the inputs
     ports = [port for port in proto.graph.input if port.name not in weights]
@@ -89,7 +89,7 @@ def read_feeds(source: Path, batches: Batches) -> Iterator[dict[str, Array]]:
 
 
 def measure_ranges(source: Path, batches: Batches, method: str) -> TensorsData:
-    """Ranges of all activations of `source` on `batches`, by one of `METHODS`."""
+    """Ranges of all activations of `source` on `batches`, measured by one of `METHODS`."""
     kind, options = METHODS[method]
     with tempfile.TemporaryDirectory() as folder:
         file = write_finite(source, Path(folder) / "finite.onnx")
@@ -106,9 +106,9 @@ def measure_ranges(source: Path, batches: Batches, method: str) -> TensorsData:
 
 
 def write_quantised(source: Path, path: Path, ranges: TensorsData, style: Style, in_float: Sequence[str] = ()) -> None:
-    """Write `source` with QDQ nodes, a scale for each channel of a weight, and the nodes `in_float` as they are.
+    """Write `source` as a QDQ file with a scale for each channel of a weight; nodes in `in_float` stay float32.
 
-    So stay those that hide positions from attention, and those behind the last layers with weights.
+    Attention masks with huge constants, and nodes behind the last layers with weights, also stay float32.
     """
     model = load_model_with_shape_infer(source)
     narrow = _find_narrow(model.graph) if style.gpu else []
@@ -129,13 +129,13 @@ def write_quantised(source: Path, path: Path, ranges: TensorsData, style: Style,
 
 
 def quantisable_nodes(source: Path) -> list[str]:
-    """Names of the nodes that quantisation takes, in the order of the graph."""
+    """Names of the nodes that can be quantised, in the order of the graph."""
     graph = onnx.load(source, load_external_data=False).graph
     return [node.name for node in graph.node if node.op_type in QDQRegistry and node.name]
 
 
 def name_nodes(source: Path, path: Path) -> None:
-    """Write `source` to `path` with a name for every node, by which quantisation tells them apart."""
+    """Write `source` to `path` with a name for every node, because quantisation refers to nodes by name."""
     model = onnx.load(source)
     names = {node.name for node in model.graph.node}
     for place, node in enumerate(model.graph.node):
@@ -146,7 +146,7 @@ def name_nodes(source: Path, path: Path) -> None:
 
 
 def correct_biases(source: Path, latest: Path, quantised: Path, path: Path, batches: Batches) -> int:
-    """Write `latest` to `path` with biases that make up for what quantisation moves; returns how many.
+    """Write `latest` to `path` with biases that cancel the mean error of quantisation; returns how many were changed.
 
     A bias b of a layer y = w x + b is moved by the mean of y - y', which is the least-squares solution for the bias
     alone: y is the layer's output in the float32 file `source`, y' that in the file `quantised`, made of `latest`
@@ -168,7 +168,7 @@ def correct_biases(source: Path, latest: Path, quantised: Path, path: Path, batc
 
 
 def _find_biases(graph: onnx.GraphProto) -> dict[str, tuple[str, int]]:
-    """Node -> its bias, which no other node reads, and the axis of its channels.
+    """Node name -> its bias, if no other node reads that, and the axis of the output's channels.
 
     The node is a convolution, a Gemm, or the Add behind a MatMul.
     """
@@ -188,7 +188,7 @@ def _find_biases(graph: onnx.GraphProto) -> dict[str, tuple[str, int]]:
 
 
 def _measure_means(file: Path, axes: Mapping[str, tuple[str, int]], batches: Batches) -> Means:
-    """Mean of every channel of the outputs of the nodes `axes`, over samples and positions."""
+    """Mean of every output channel, over samples and positions, of the nodes named in `axes`."""
     model = onnx.load(file)
     outputs = {node.name: node.output[0] for node in model.graph.node if node.name in axes}
     own = {value.name for value in model.graph.output}
@@ -210,7 +210,7 @@ def _measure_means(file: Path, axes: Mapping[str, tuple[str, int]], batches: Bat
 
 
 def _find_narrow(graph: onnx.GraphProto) -> list[str]:
-    """Names of the products of matrices with an axis of a weight below `_NARROW`."""
+    """Names of the matrix products that have a weight with an axis below `_NARROW`."""
     sizes = {tensor.name: tensor.dims for tensor in graph.initializer}
     return [
         node.name

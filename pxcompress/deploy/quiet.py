@@ -1,4 +1,4 @@
-"""What libraries in C++ print, kept from the terminal and read instead."""
+"""Captures what C++ libraries print, so that it can be read instead of reaching the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def capture_output() -> Iterator[Callable[[], str]]:
-    """No prints, log lines and warnings, nor C++'s on file descriptor 2; yields a reader of the latter."""
+    """A context in which nothing is printed, logged or warned.
+
+    It yields a function that, after the block, returns what was written to stderr by C++ code (file descriptor 2).
+    """
     sys.stderr.flush()
     terminal, level = os.dup(2), logging.root.manager.disable
     text, nowhere = "", io.StringIO()
@@ -39,7 +42,7 @@ def capture_output() -> Iterator[Callable[[], str]]:
 
 
 def shorten_message(message: str) -> str:
-    """What matters of a runtime's message: the library that could not be loaded, else the text behind the codes."""
+    """The useful part of a runtime's error message: the library that could not be loaded, else the text after codes."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
     if cause := re.search(r"with error: (.+)", message):
         return cause[1].strip()

@@ -1,4 +1,4 @@
-"""Models opened on the backend that has the asked provider, and timed; nothing here knows one runtime from another."""
+"""Opens models on the backend of the requested provider, and times them; it knows no runtime in particular."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from pxcompress.deploy.stopwatch import WARMUP, time_interleaved
 from pxcompress.errors import InputError, ResultError
 
 AUTO = "auto"
-"""Name of the provider that is CUDA where it works, else the CPU."""
+"""Name of the provider that means CUDA if it works, else the CPU."""
 
 MOST_THREADS = 1024
-"""Largest number of CPU threads that can be asked for."""
+"""Largest number of CPU threads that is accepted."""
 
 
 def open_session(path: Path | str, provider: str = AUTO, *, threads: int = 0, strict: bool = False) -> Session:
-    """Load an ONNX file.
+    """Open an ONNX file for inference.
 
     `provider`: one of `list_providers`; "auto" takes CUDA where it works, else the CPU, and says why in
     `placement.fallback_reason`. `threads`: CPU threads; 0 takes PyTorch's number (the physical cores on x86, or
@@ -51,22 +51,22 @@ def open_session(path: Path | str, provider: str = AUTO, *, threads: int = 0, st
 
 
 def list_providers() -> tuple[str, ...]:
-    """Names that `--provider` takes: "auto", and those of all backends."""
+    """Names that `--provider` accepts: "auto", and those of all backends."""
     return (AUTO, *BACKENDS)
 
 
 def find_backend(provider: str) -> Backend:
-    """The backend that has a provider; for "auto" the one that is chosen on this machine."""
+    """The backend of a provider; for "auto" that of the provider chosen on this machine."""
     return BACKENDS.get(_choose(provider)[0])()
 
 
 def get_device(provider: str) -> str:
-    """Device that a provider computes on, "cpu" or "cuda"; for "auto" that of the one chosen on this machine."""
+    """Device of a provider, "cpu" or "cuda"; for "auto" that of the provider chosen on this machine."""
     return find_backend(provider).get_device(_choose(provider)[0])
 
 
 def check_provider(name: str) -> None:
-    """Raise `InputError` if a provider of this name is unknown or cannot be used here; "auto" and "cpu" always can."""
+    """Raise `InputError` if the provider `name` is unknown or does not work here; "auto" and "cpu" always do."""
     if name not in list_providers():
         raise InputError(f"unknown provider {name!r}; expected one of: {', '.join(list_providers())}")
     reason = "" if name == AUTO else explain_failure(name)
@@ -76,12 +76,12 @@ def check_provider(name: str) -> None:
 
 @cache
 def explain_failure(provider: str) -> str:
-    """Why a provider does not work on this machine, found by trying it; "" when it does."""
+    """Why a provider does not work on this machine, found by trying it; "" if it works."""
     return BACKENDS.get(provider)().explain_failure(provider)
 
 
 def check_threads(threads: int) -> None:
-    """Raise `InputError` for a number of CPU threads that no machine has."""
+    """Raise `InputError` for a number of CPU threads outside of 0 to `MOST_THREADS`."""
     if not 0 <= threads <= MOST_THREADS:
         raise InputError(f"threads is {threads}; expected 0 (all cores), or 1 to {MOST_THREADS}")
 
@@ -95,7 +95,7 @@ def time_runs(
     runs: int = 200,
     max_seconds: float = 10.0,
 ) -> dict[str, Array]:
-    """Seconds of every inference call of every session, on the first sample of `example` repeated `batch_size` times.
+    """Seconds of every inference call of every session, on a batch of `batch_size` copies of the first sample.
 
     See `time_interleaved`; GPU times are device times, without copies from and to the host.
     """
@@ -107,7 +107,7 @@ def time_runs(
 def time_graph(graph: bytes, shape: tuple[int, ...], provider: str, threads: int) -> float:
     """Seconds of an undisturbed call of a small ONNX model on random inputs of `shape`. Raises `ResultError`.
 
-    The lower tenth of all calls: what else the machine does only ever adds to them.
+    It is the tenth percentile of all calls: other programs on the machine only ever add time.
     """
     check_threads(threads)
     place, _ = _choose(provider)
@@ -119,9 +119,9 @@ def time_graph(graph: bytes, shape: tuple[int, ...], provider: str, threads: int
 
 
 def describe_device(provider: str, threads: int) -> str:
-    """What a latency was measured on: the GPU, or the processor and how many threads of it, and the runtime's version.
+    """Text on what a latency was measured on: the GPU, or processor and threads, and the runtime's version.
 
-    Times that are kept for later are kept under this name.
+    Stored times have it as their key.
     """
     backend = find_backend(provider)
     if get_device(provider) == "cpu":
@@ -130,7 +130,7 @@ def describe_device(provider: str, threads: int) -> str:
 
 
 def _load(source: Path | bytes, provider: str, threads: int) -> tuple[Session | None, str]:
-    """The session of a provider's backend, or None and why it does not take the model."""
+    """A session of the provider's backend and "", or None and the reason why it does not accept the model."""
     try:
         return find_backend(provider).open(source, provider, threads), ""
     except CannotOpen as error:
@@ -138,7 +138,7 @@ def _load(source: Path | bytes, provider: str, threads: int) -> tuple[Session | 
 
 
 def _choose(provider: str) -> tuple[str, str]:
-    """What to run on, and why it is not what "auto" would rather have taken. Raises as `check_provider` does."""
+    """The provider to run on, and, for "auto" without CUDA, the reason. Raises as `check_provider` does."""
     check_provider(provider)
     if provider != AUTO:
         return provider, ""

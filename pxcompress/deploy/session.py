@@ -1,4 +1,4 @@
-"""A model, opened and ready to run, on whatever runtime: what it takes and gives, a prediction, and a call to time."""
+"""An opened model, on any runtime: its inputs and outputs, predictions, and calls to time."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from pxcompress.proof import Placement
 Array = npt.NDArray[Any]
 
 Inputs = Array | Tensor | Mapping[str, Array]
-"""A batch (n, ...) for a file with one input, several inputs packed in one, or what every input takes, by name."""
+"""A batch: an array (n, ...) for the only input, several inputs packed in one array, or arrays by input name."""
 
 _NO_MEMORY = re.compile(r"(failed to|cannot|can't) allocate|out of memory|bad alloc|ALLOC_FAILED", re.IGNORECASE)
-"""What runtimes say where memory does not suffice; none of them has an exception for it."""
+"""Phrases in runtimes' error messages when memory is too small; none of them has an exception for it."""
 
 _WEIGHTS: Mapping[int, str] = {
     onnx.TensorProto.FLOAT16: "fp16",
@@ -41,12 +41,12 @@ _WEIGHTS: Mapping[int, str] = {
     onnx.TensorProto.INT8: "int8",
     onnx.TensorProto.UINT8: "int8",
 }
-"""Names of precisions by ONNX's type of weights; float32 is the default and has none."""
+"""ONNX's type of weights -> name of the precision; float32 is the default and has no name."""
 
 
 @dataclass(frozen=True)
 class Port:
-    """Name, shape (None where dynamic) and type of an input or the output."""
+    """Name, shape (None for sizes that may vary) and type of one input or output."""
 
     name: str
     shape: tuple[int | None, ...]
@@ -56,14 +56,14 @@ class Port:
         return f"({', '.join('any' if size is None else str(size) for size in self.shape)})"
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether an array of `shape` can be given, whatever its first axis."""
+        """Whether an array of `shape` can be given; the first axis may have any size."""
         pairs = zip(self.shape[1:], shape[1:], strict=False)
         return len(self.shape) == len(shape) and all(port_size in (None, size) for port_size, size in pairs)
 
 
 @dataclass(frozen=True, eq=False)
 class Session(ABC):
-    """A model, ready to run; `placement` says on what.
+    """A model that is ready to run; `placement` says on which device and provider.
 
     `threads` are CPU threads, not pinned to cores. `metadata` is what the file says about itself. A backend adds how
     its runtime computes one batch (`run`) and how it prepares a call that is timed (`bind_feed`); both get arrays of
@@ -80,11 +80,14 @@ class Session(ABC):
 
     @abstractmethod
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
-        """The outputs for one batch in the order of `outputs`, from and to host memory."""
+        """The outputs for one batch in the order of `outputs`; arrays are in host memory."""
 
     @abstractmethod
     def bind_feed(self, feed: Mapping[str, Array]) -> Callable[[], None]:
-        """A call on `feed`, warmed up once, that copies nothing from the host and returns when the result is there."""
+        """A function for one call on `feed`, warmed up, without copies from the host.
+
+        It returns when results are ready.
+        """
 
     @property
     def input(self) -> Port:
@@ -116,13 +119,13 @@ class Session(ABC):
         return "tf32" if tf32 else "fp32"
 
     def predict(self, inputs: Inputs) -> Array:
-        """First output for a batch of inputs; as `outputs_of`."""
+        """The first output for a batch of inputs; see `outputs_of`."""
         return self._predict(inputs)[0]
 
     def outputs_of(self, inputs: Inputs) -> dict[str, Tensor]:
-        """All outputs for a batch of inputs by name, from and to host memory; `InputError` where it cannot run.
+        """All outputs for a batch of inputs, by name, on the CPU. Raises `InputError` if the model cannot run on it.
 
-        A file with a fixed batch is called as often as it takes, at the end with repeated inputs.
+        A file with a fixed batch size is called as often as needed; the last call repeats inputs to fill the batch.
         """
         arrays = self._predict(inputs)
         return {port.name: torch.from_numpy(array) for port, array in zip(self.outputs, arrays, strict=True)}
@@ -139,10 +142,10 @@ class Session(ABC):
         return [np.concatenate(arrays)[:samples] for arrays in zip(*parts, strict=True)]
 
     def bind(self, inputs: Inputs) -> Callable[[], None]:
-        """One inference call on buffers bound once, on the device; returns when the result is there.
+        """A function for one inference call on buffers that are bound once; it returns when results are ready.
 
-        It was called once. On a GPU this is device time: copies from and to the host are not part of it. `InputError`
-        where it cannot run, and for another batch than the file is fixed to.
+        It has been called once already. On a GPU it measures device time, without copies from and to the host. Raises
+        `InputError` where it cannot run, and for another batch size than the file's fixed one.
         """
         feed = self.feed(inputs)
         for port in self.inputs:
@@ -155,7 +158,7 @@ class Session(ABC):
             raise self._make_error(feed, error) from error
 
     def _run_in_halves(self, feed: Mapping[str, Array], samples: int) -> list[Array]:
-        """Run as `_run` does; where memory does not suffice, in smaller and smaller batches, down to one sample."""
+        """Run as `_run` does; when memory is too small, in batches halved again and again, down to one sample."""
         try:
             return self._run(feed)
         except OutOfMemoryError:
@@ -173,7 +176,7 @@ class Session(ABC):
             raise self._make_error(feed, error) from error
 
     def _make_error(self, feed: Mapping[str, Array], error: Exception) -> PxError:
-        """The error for inputs that the model does not run on, or for which memory does not suffice."""
+        """The error for inputs on which the model does not run, or for which memory is too small."""
         shapes = " and ".join(str(array.shape) for array in feed.values())
         if _NO_MEMORY.search(str(error)):
             where = f"inputs of shape {shapes} do not fit into the memory of {self.placement.asked}"
@@ -182,7 +185,7 @@ class Session(ABC):
         return InputError(f"{problem}: {shorten_message(str(error))}")
 
     def _unpack(self, inputs: Array | Tensor) -> Mapping[str, Array | Tensor]:
-        """What every input takes; several are packed as `models.signature` says, which stands in our files."""
+        """Arrays by input name; several inputs packed in one array are unpacked as the file's metadata says."""
         signature = read_signature(self.metadata)
         if not signature.inputs:
             return {self.input.name: inputs}
@@ -190,20 +193,20 @@ class Session(ABC):
         return dict(zip((port.name for port in self.inputs), values, strict=True))
 
     def takes_channels_last(self, port: Port) -> bool:
-        """Whether an input is images with their channels last, by what the file says or by its shape."""
-        told = self.metadata.get(LAYOUT) == LAST and len(port.shape) == 4
-        return told or are_channels_last(port.shape)
+        """Whether an input is an image with channels last, by the file's metadata or by its shape."""
+        is_declared = self.metadata.get(LAYOUT) == LAST and len(port.shape) == 4
+        return is_declared or are_channels_last(port.shape)
 
     def _is_to_be_turned(self, port: Port, shape: tuple[int, ...]) -> bool:
-        """Whether images of this shape have their channels first where the file has them last."""
+        """Whether an image of this shape has channels first while the file takes channels last."""
         if self.metadata.get(LAYOUT) == LAST and len(port.shape) == 4:
             return list(shape[1:]) == json.loads(self.metadata["input_size"]) or not port.fits(shape)
         return not port.fits(shape) and are_channels_last(port.shape)
 
     def feed(self, inputs: Inputs) -> dict[str, Array]:
-        """What every input takes, by name and in its type. Raises `InputError` for other shapes.
+        """Arrays by input name in the file's types, from a batch of inputs. Raises `InputError` for other shapes.
 
-        Images come with their channels first, or as the file has them.
+        Images may have their channels first, or where the file has them.
         """
         arrays = inputs if isinstance(inputs, Mapping) else self._unpack(inputs)
         feed = {}
@@ -219,7 +222,7 @@ class Session(ABC):
 
 
 def _convert(array: Array, dtype: np.dtype[Any]) -> Array:
-    """`array` in a type; numbers that are to be whole are rounded, and end where the type ends."""
+    """`array` converted to a type; floats for a whole-number type are rounded and clipped to its range."""
     if np.issubdtype(dtype, np.integer) and np.issubdtype(array.dtype, np.floating):
         bounds = np.iinfo(dtype)
         array = np.rint(array).clip(bounds.min, bounds.max)
@@ -227,18 +230,18 @@ def _convert(array: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def runs_on_cpu(placement: Placement) -> bool:
-    """Whether a model runs on the processor: runtimes say "CPU" in the name of that place, in no other one."""
+    """Whether a model runs on the CPU, judged by the name of its provider, which contains "CPU"."""
     return "CPU" in placement.got
 
 
 def whole_batches(array: Array, size: int) -> list[Array]:
-    """`array` in parts of `size` rows; the last one is filled up with its last row."""
+    """`array` split into parts of exactly `size` rows; the last part repeats its last row."""
     rows = np.pad(array, [(0, -len(array) % size), *[(0, 0)] * (array.ndim - 1)], mode="edge")
     return np.split(rows, len(rows) // size)
 
 
 def read_weight_type(path: Path) -> str:
-    """The type of most weights of a file, by our names; "" for float32, and for what we have no name for."""
+    """Precision of most weights of a file; "" for float32 and for types without a name here."""
     counts: Counter[int] = Counter()
     for tensor in onnx.load(path, load_external_data=False).graph.initializer:
         counts[tensor.data_type] += prod(tensor.dims)

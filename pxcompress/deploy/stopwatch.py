@@ -1,4 +1,4 @@
-"""Timing calls against each other on a machine that does other things as well."""
+"""Times functions against each other fairly, on a machine that does other things as well."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 import numpy.typing as npt
 
 BLOCK = 10
-"""Runs of one runner in a row before the next has its turn."""
+"""Most calls of one function in a row before the next one has its turn."""
 
 SECONDS = 5.0
-"""Seconds for which one runner is timed beside others, about."""
+"""Seconds, approximately, for which one function is timed when several are compared."""
 
 LEAST = 6
-"""Turns of every runner: with fewer, the extremes of all of them would not make a 95 % interval."""
+"""Fewest turns of each function: with fewer, their extremes would not make a 95 % interval."""
 
 SETTLED = 0.02
-"""Share by which calls may still get faster when a warm-up ends."""
+"""A warm-up ends when calls get faster by less than this share from block to block."""
 
 USUAL = 50
-"""Calls of a warm-up on a machine that is steady."""
+"""Fewest calls of a warm-up if there is time, as a steady machine needs them."""
 
 WARMUP = 1000
-"""Most calls of a warm-up; clocks of a GPU take a while to rise."""
+"""Most calls of a warm-up; the clock rate of a GPU takes a while to rise."""
 
 Array = npt.NDArray[Any]
 
@@ -33,7 +33,7 @@ Array = npt.NDArray[Any]
 def time_interleaved(
     runners: Mapping[str, Callable[[], None]], *, warmup: int = WARMUP, runs: int = 200, max_seconds: float = 10.0
 ) -> dict[str, Array]:
-    """Seconds per call, the runners taking turns so that drift of the machine meets all of them alike.
+    """Seconds of each call, by name of the function; all take turns, so that drift of the machine affects all alike.
 
     A turn is up to `BLOCK` timed calls after one that is not timed and brings the runner's memory back into the
     caches. Run i of one result stands beside run i of the others. Stops after `max_seconds` (warm-up: a quarter of
@@ -54,10 +54,10 @@ def time_interleaved(
 
 
 def _warm_up(call: Callable[[], None], runs: int, max_seconds: float) -> float:
-    """Seconds of the fastest call of a warm-up that ends when calls no longer get faster.
+    """Call a function until calls no longer get faster; returns the seconds of its fastest call.
 
-    That is when, after `USUAL` calls, the median of `BLOCK` of them is not `SETTLED` below that of the block before;
-    `runs` or `max_seconds` end it as well, after at least two calls.
+    The warm-up ends when, after `USUAL` calls, the median of `BLOCK` of them is not `SETTLED` below that of the block
+    before; `runs` or `max_seconds` end it as well, after at least two calls.
     """
     start, seconds = time.perf_counter(), [_time_call(call), _time_call(call)]
     while len(seconds) < runs and time.perf_counter() - start < max_seconds:

@@ -1,4 +1,4 @@
-"""ONNX files in several precisions, made on the fly to be timed beside each other."""
+"""Converts ONNX files to several precisions on the fly, to time them side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FP32 = "fp32"
 
 
 def check_precisions(names: Sequence[str], *, data: bool) -> None:
-    """Raise `InputError` for a precision that there is none of, and for int8 without `data` to calibrate on."""
+    """Raise `InputError` for an unknown precision, and for int8 without `data` to calibrate on."""
     precisions = (FP32, *PRECISIONS)
     for name in names:
         if name not in precisions:
@@ -29,10 +29,10 @@ def check_precisions(names: Sequence[str], *, data: bool) -> None:
 def convert_files(
     files: Sequence[Path], names: Sequence[str], images: Callable[[Session], Batches], folder: Path
 ) -> dict[Path, str]:
-    """Every float32 file of `files` in each of the precisions `names`: where it is -> the file it stands for.
+    """Convert every float32 file to each of the precisions `names`; returns path to time -> the source file's path.
 
-    What is made goes into `folder`; `images` gives what a file is calibrated on. Raises `InputError` for a file that is
-    not float32, and where one cannot be made.
+    Results are written to `folder`; for "fp32" the source file itself is listed. `images` gives calibration batches for
+    a session. Raises `InputError` for a file that is not float32, and if a conversion fails.
     """
     sources: dict[Path, str] = {}
     for place, file in enumerate(dict.fromkeys(files)):

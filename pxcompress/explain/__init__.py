@@ -1,1 +1,1 @@
-"""What the dense and the pruned model look at, side by side."""
+"""Explains decisions of the dense and the pruned model side by side, by heatmaps of relevance."""

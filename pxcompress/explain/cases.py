@@ -1,4 +1,4 @@
-"""Cases chosen for the reader: inputs, what both models make of them, and the units that carried it."""
+"""Chooses cases for the reader: inputs, both models' answers for them, and the units that carried the decision."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from pxcompress.tasks.task import Task
 from pxcompress.types import Batch, Preprocessing, Pruned
 
 MOST_CASES = 24
-"""Largest number of the user's images that are shown as cases."""
+"""Most of the user's images that are shown as cases."""
 
 _SHOWN = 2  # cases of each kind
 _UNITS = 6  # carrying units of a case
 
 
 def choose_cases(views: Views) -> list[tuple[int, str]]:
-    """Choose the cases: typical ones that agree, the clearest of those that changed, and the largest changes."""
+    """Choose which inputs to show, as (index, kind): typical ones, clear changes, and the largest changes."""
     similarity = views.similarity["cosine"]
     typical, least_clear = (
         (similarity - similarity.median()).abs(),
@@ -51,7 +51,7 @@ def choose_cases(views: Views) -> list[tuple[int, str]]:
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What cases are read by: the task, names of classes or numbers, how pictures became inputs, and the LRP rules."""
+    """What is needed to describe a case: task, names of classes or numbers, preprocessing of inputs, and LRP rules."""
 
     task: Task
     classes: Sequence[str]
@@ -60,7 +60,7 @@ class Context:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Height and width of inputs that are images."""
+        """Height and width of the inputs; None if they are no images."""
         return (self.preprocessing.input_size[-2], self.preprocessing.input_size[-1]) if self.is_image else None
 
     @property
@@ -70,7 +70,7 @@ class Context:
 
     @property
     def subject_of_all(self) -> str:
-        """What is explained of all inputs; "" where that is the class of each."""
+        """What the heatmaps of all inputs explain, in words; "" if it is the class of each input."""
         if isinstance(self.task, Classification):
             return ""
         return (
@@ -78,12 +78,14 @@ class Context:
         )
 
     def subject(self, logits: Tensor, column: int) -> str:
-        """What is explained by relevance that starts at one of the logits (k,): a class or number, or all together."""
+        """What a heatmap explains that starts at one of the logits (k,): a class or number by name, or the task's
+        subject.
+        """
         return self.classes[column] if len(logits) == len(self.classes) > 1 else self.task.subject
 
 
 def make_case(pruned: Pruned, inputs: Inputs, views: Views, case: tuple[int, str], context: Context) -> Case:
-    """One input with everything about it; `case` is its index and kind."""
+    """Describe one input in full; `case` is its index and kind."""
     index, kind = case
     value = inputs.values[index : index + 1]
     columns = [each[index] for each in views.columns]
@@ -107,7 +109,7 @@ def make_case(pruned: Pruned, inputs: Inputs, views: Views, case: tuple[int, str
 
 
 def _mark(*answers: Answer) -> tuple[Marks, ...]:
-    """What answers draw on the image; nothing where they draw nothing."""
+    """Boxes and regions of answers as `Marks`, to draw on the image; answers without any are left out."""
     return tuple(
         Marks(
             boxes=() if answer.boxes is None else tuple(map(tuple, answer.boxes.tolist())),
@@ -121,7 +123,7 @@ def _mark(*answers: Answer) -> tuple[Marks, ...]:
 
 
 def _list_units(pruned: Pruned, batch: Batch, logit: float, composite: str) -> tuple[CarryingUnit, ...]:
-    """The units of the dense model with the most relevance for one input, whatever their layer."""
+    """The units of the dense model with the most relevance for one input, from all layers."""
     relevance = attribute_units(pruned, [batch], composite, "signed")
     removed_units = pruned.plan.removed
     rows = [
@@ -135,7 +137,7 @@ def _list_units(pruned: Pruned, batch: Batch, logit: float, composite: str) -> t
 
 
 def _draw_pictures(inputs: Inputs, views: Views, index: int, preprocessing: Preprocessing) -> Pictures:
-    """The input and its maps; what is no image is shown as a line of positions."""
+    """Pictures of the input and its heatmaps; an input that is no image is drawn as a line of positions."""
     value, decision_differs = inputs.values[index], bool(views.columns[0][index] != views.columns[1][index])
     maps = [each[index].numpy() for each in (*views.maps, views.own)]
     if preprocessing.is_image:
@@ -150,7 +152,7 @@ def _draw_pictures(inputs: Inputs, views: Views, index: int, preprocessing: Prep
 
 
 def _list_words(value: Tensor, preprocessing: Preprocessing, letters: str) -> tuple[str, ...]:
-    """What stands at every position: a token of a text, a letter of a one-hot sequence; nothing for other numbers."""
+    """The text at every position: tokens, or letters of a one-hot sequence; empty for other inputs."""
     if preprocessing.tokenizer is None:
         return tuple(letters[channel] for channel in value.argmax(0)) if letters else ()
     names = [each.name for each in preprocessing.inputs]
@@ -159,14 +161,16 @@ def _list_words(value: Tensor, preprocessing: Preprocessing, letters: str) -> tu
 
 
 def _restore_image(value: Tensor, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """A model's input as the image that it was made of, (height, width, 3)."""
+    """Turn a normalised input back into an image, (height, width, 3) uint8."""
     mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (preprocessing.mean, preprocessing.std))
     pixels = (value * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8).expand(3, -1, -1)
     return pixels.permute(1, 2, 0).numpy()
 
 
 def _color_line(value: Tensor, mask: NDArray[np.bool_] | None, text: Sequence[str]) -> NDArray[np.uint8]:
-    """Colours of the positions of a line, (n, 3): grey by value, white under letters, `TARGET_COLOUR` in the mask."""
+    """Colours (n, 3) for the positions of a sequence: grey by value, white under letters, `TARGET_COLOUR` where
+    masked.
+    """
     sizes = (value if value.ndim == 1 else value.mean(0)).flatten()
     grey = 255 * (sizes - sizes.min()) / (sizes.max() - sizes.min()).clamp(min=1e-12)
     shades = np.full(len(sizes), 255) if text else grey.round().numpy()
@@ -177,7 +181,7 @@ def _color_line(value: Tensor, mask: NDArray[np.bool_] | None, text: Sequence[st
 
 
 def attribute_units(pruned: Pruned, batches: Sequence[Batch], composite: str, aggregate: str) -> Mapping[str, Tensor]:
-    """Relevance of the dense model's units for the classes that stand as labels: group name -> (units,)."""
+    """Relevance of the dense model's units for the classes given as labels: group name -> (units,)."""
     with attributed(pruned.dense, parse_composite(composite), batches[0][0][:1]) as twin:
         start = make_start("logit", "label")
         return unit_relevance(twin.model, pruned.groups, batches, start, aggregate=aggregate)

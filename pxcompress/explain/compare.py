@@ -1,4 +1,4 @@
-"""Why it still works: what the dense and the pruned model of a run folder look at, side by side.
+"""Explains a run folder: compares heatmaps of the dense and the pruned model.
 
 The dense model is built again from the recipe and must compute what dense.onnx does. Relevance starts at the logit of
 the class that the dense model predicts, in both models: another class would have another explanation in any model.
@@ -39,12 +39,15 @@ SAMPLES = 128
 """Default number of inputs that are compared."""
 
 TUNING_SAMPLES = 64
-"""Number of inputs on which the share of pruned LRP is chosen, and of those whose pixels are flipped."""
+"""Number of inputs used to choose the share of pruned LRP, and for pixel flipping."""
 
 
 @dataclass(frozen=True)
 class ExplanationRequest:
-    """How to explain: one of `heatmaps.METHODS`; rules "" are the scorer's own; `share` None is chosen."""
+    """Settings of an explanation: one of `heatmaps.METHODS`; "" for `composite` means the scorer's.
+
+    `share` None is chosen.
+    """
 
     method: str = "lrp"
     composite: str = ""
@@ -68,7 +71,7 @@ def explain(
 ) -> Explanation:
     """Explain both models of a run folder on `images`, or on the test split of `data` (default: that of the run).
 
-    Raises `InputError` for what is no run folder, images that cannot be read, and where the dense model is gone.
+    Raises `InputError` for a folder that is no run folder, images that cannot be read, and a dense model that is gone.
     """
     request = request or ExplanationRequest()
     if images is not None and not images:
@@ -116,7 +119,7 @@ def _choose_method(dense: nn.Module, values: Tensor, request: ExplanationRequest
 
 
 def _summarise_similarity(views: Views) -> tuple[KindSimilarity, ...]:
-    """One row for all inputs, then one for the inputs of each kind that occurs."""
+    """Similarity of both models' heatmaps: a row for all inputs, then one for each kind of input."""
     dense, _ = flat = [each.flatten(1) for each in views.maps]
     others = [cosine(dense, views.own.flatten(1)), *map(gini, flat)]
     rows = []
@@ -129,7 +132,7 @@ def _summarise_similarity(views: Views) -> tuple[KindSimilarity, ...]:
 
 
 def _measure_flipping(models: tuple[nn.Module, nn.Module], values: Tensor, views: Views, task: Task) -> Flipping:
-    """Areas under pixel-flipping curves: of each model by its own maps, and of the dense one by random maps."""
+    """Areas under pixel-flipping curves: of each model by its own heatmaps, and of the dense one by random maps."""
     values = values[:TUNING_SAMPLES]
     maps = [each[: len(values)].flatten(1) for each in views.maps]
     chance = torch.rand(maps[0].shape, generator=torch.Generator().manual_seed(0))
@@ -144,8 +147,10 @@ def _measure_flipping(models: tuple[nn.Module, nn.Module], values: Tensor, views
 
 
 def _judge(model: nn.Module, whole: Outputs, classes: Tensor, task: Task) -> Callable[[Tensor], Tensor]:
-    """What is left of an answer on altered inputs, (n,): the probability of its class, or how far it agrees with that
-    on the `whole` ones. A text without a word has no answer: 0.
+    """A function that says how much of an answer survives on altered inputs, (n,), from 0 to 1.
+
+    It is the probability of the class, or the agreement with the outputs on `whole` inputs. A text without words scores
+    0.
     """
 
     def judge(values: Tensor) -> Tensor:
@@ -158,7 +163,7 @@ def _judge(model: nn.Module, whole: Outputs, classes: Tensor, task: Task) -> Cal
 
 
 def _measure_target_relevance(views: Views, masks: Tensor | None) -> TargetRelevance | None:
-    """How much of the relevance lies in the masks; a map without positive relevance has none of it there."""
+    """Share of the relevance that lies in the masks, for both models; None without masks."""
     if masks is None:
         return None
     maps = [each.flatten(1) for each in views.maps]
@@ -170,7 +175,7 @@ def _measure_target_relevance(views: Views, masks: Tensor | None) -> TargetRelev
 
 
 def _measure_layers(pruned: Pruned, values: Tensor, targets: Tensor, composite: str) -> tuple[LayerRelevance, ...]:
-    """Every layer of the plan, in the order of the model."""
+    """Relevance and removed units of every group, in the order of the model."""
     batches = list(zip(values.split(CHUNK), targets.split(CHUNK), strict=True))
     sizes = attribute_units(pruned, batches, composite, "abs")
     rows = []

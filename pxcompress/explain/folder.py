@@ -1,4 +1,4 @@
-"""What `pxcompress explain` leaves in a folder."""
+"""Writes the results of `pxcompress explain` into a folder."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pxcompress.report.html import to_html
 from pxcompress.run_folder.sums import update_sums
 
 PAGE, RECORD, FIGURES = "explain.html", "explain.json", "explain"
-"""What `write` puts into a folder of its own; the last is a folder of figures."""
+"""Names of the page, the record and the folder of figures in a folder of their own."""
 
 REPORT = "report.html"
 """The page of a run folder."""
 
 
 def write(explanation: Explanation, run: Path, out: Path | None = None) -> Path:
-    """Write record and figures of all cases, in place of an earlier call's; returns the page that shows them.
+    """Write record and figures of all cases, replacing those of an earlier call; returns the path of the page.
 
     That is the report.html of the folder `run`, or, with another folder `out`, an explain.html there.
     """

@@ -1,4 +1,4 @@
-"""Relevance at a model's input: what an explanation shows, plain or pruned."""
+"""Heatmaps: relevance at a model's input, by plain or pruned LRP."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pxcompress.explain.metrics import cosine, gini
 from pxcompress.state import device_of, gradients
 
 METHODS: Mapping[str, str] = {"lrp": "", "plrp-lambda": "lambda", "plrp-m": "m"}
-"""Name of a method -> its variant of pruned LRP, "" for plain LRP."""
+"""Name of a method -> its variant of pruned LRP; "" for plain LRP."""
 
 SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
-"""Candidate shares of pruned relevance, from which `choose_share` chooses."""
+"""Shares of relevance to prune that `choose_share` tries."""
 
 CHUNK = 32
-"""Inputs that are propagated together."""
+"""Number of inputs that are propagated together."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """How relevance is found: one of `METHODS`, the composite's rules, and the share that pruned LRP drops."""
+    """How heatmaps are made: one of `METHODS`, the LRP composite, and the share that pruned LRP drops."""
 
     name: str = "lrp"
     composite: str = "epsilon"
@@ -40,14 +40,14 @@ class Method:
 
     @property
     def pruning(self) -> RelevancePruning | None:
-        """The pruning of relevance for the LRP engine; None for plain LRP."""
+        """The setting of the LRP engine for this method's pruning; None for plain LRP."""
         return RelevancePruning(self.share, METHODS[self.name]) if METHODS[self.name] else None
 
 
 def explained_columns(logits: Tensor) -> Tensor:
-    """The columns of logits (n, k) that are explained, (n,): the largest of each sample.
+    """Index of the logit that is explained, (n,), for logits (n, k): the largest of each sample.
 
-    Of a single number, beside which its opposite stands (`Adapter`), it is always the number itself.
+    A single number comes with its opposite as second logit (see `Adapter`); then it is always the number, index 0.
     """
     if logits.shape[1] == 2 and bool((logits[:, 0] == -logits[:, 1]).all()):
         return torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
@@ -55,7 +55,7 @@ def explained_columns(logits: Tensor) -> Tensor:
 
 
 def heatmaps(model: nn.Module, inputs: Tensor, targets: Tensor, method: Method) -> Tensor:
-    """Relevance of the classes `targets` (n,) at `inputs` (n, channels, ...), channels added up: (n, ...).
+    """Relevance at `inputs` (n, channels, ...) for the classes `targets` (n,), summed over channels: (n, ...).
 
     It starts as the logit of the class. Inputs (n, features) have no channels: every feature has its relevance.
     """
@@ -72,7 +72,7 @@ def heatmaps(model: nn.Module, inputs: Tensor, targets: Tensor, method: Method) 
 
 
 def choose_share(model: nn.Module, inputs: Tensor, targets: Tensor, name: str, composite: str) -> float:
-    """The share whose sparsity gain is worth most: argmax over `SHARES` of (G_p - G_0) / (1 - G_0) - (1 - cos_p).
+    """The share of pruned relevance with the best trade: argmax over `SHARES` of (G_p - G_0) / (1 - G_0) - (1 - cos_p).
 
     G_p is the mean Gini index of the maps with share p, so that the first term is the part of the sparsity that was
     missing; cos_p is the mean cosine similarity to plain LRP, so that the second is what it costs. 0 where no share
@@ -90,6 +90,6 @@ def choose_share(model: nn.Module, inputs: Tensor, targets: Tensor, name: str, c
 
 
 def trade_off(maps: Tensor, lrp_maps: Tensor) -> float:
-    """Sparsity gained less similarity lost, as `choose_share` says; both (n, positions)."""
+    """Gain of sparsity minus loss of similarity, as in `choose_share`; both maps are (n, positions)."""
     lrp_sparsity = float(gini(lrp_maps).mean())
     return (float(gini(maps).mean()) - lrp_sparsity) / (1 - lrp_sparsity) - (1 - float(cosine(maps, lrp_maps).mean()))

@@ -1,4 +1,4 @@
-"""What is explained: samples of data or image files, and the dense model of a run folder, built again."""
+"""Loads what to explain: samples of data or image files, and the dense model of a run folder."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from pxcompress.types import Preprocessing
 from pxcompress.workload import Workload, load_workload, with_baseline
 
 TOLERANCE = 1e-2
-"""Largest difference between the dense model and dense.onnx, as a share of the logits' scale."""
+"""Largest accepted difference between the rebuilt dense model and dense.onnx, as a share of the logits' scale."""
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What is explained: inputs (n, ...), their names, and targets (n, ...) if there are any; `description` names them.
+    """Inputs to explain (n, ...), their names, and targets (n, ...) if there are any; `description` is a text for them.
 
     `masks` (n, positions) are true where the data know that the class is made; `letters` are what the channels of a
     one-hot input stand for.
@@ -48,7 +48,7 @@ class Inputs:
 
 
 def load_dense_workload(folder: Path, data: str, note: Note) -> Workload:
-    """Model and data of the run; `InputError` where the model is no longer the one in dense.onnx."""
+    """Load the model and data of a run. Raises `InputError` if the model differs from the one in dense.onnx."""
     session, recipe = runtime.open_session(folder / DENSE, "cpu"), read_run(folder)
     if data and recipe.data.partition(":")[0] not in EMBEDDED:  # else the weights were trained on the run's own data
         preprocessing = preprocessing_of(session.metadata, folder)
@@ -71,7 +71,7 @@ def load_dense_workload(folder: Path, data: str, note: Note) -> Workload:
 
 
 def read_samples(workload: Workload, data: str, count: int, recipe: Recipe) -> Inputs:
-    """The first `count` of the test split, those of `data` where given."""
+    """The first `count` samples of the test split, of `data` if given, else of the run's own data."""
     source, splits = workload.source, workload.splits
     if data and data != source.name:
         layout = layout_of(workload.task, data)
@@ -89,7 +89,7 @@ def read_samples(workload: Workload, data: str, count: int, recipe: Recipe) -> I
 
 
 def _find_masks(source: Source, names: Sequence[str], values: Tensor) -> Tensor | None:
-    """What makes the classes of samples, where the data know it at the size that the model takes."""
+    """Masks (n, positions) of where the class is made; None if the data do not know it at the input's size."""
     if source.mask is None:
         return None
     evidence = [source.mask(name) for name in names]
@@ -100,7 +100,7 @@ def _find_masks(source: Source, names: Sequence[str], values: Tensor) -> Tensor 
 
 
 def read_image_files(paths: Sequence[Path], preprocessing: Preprocessing) -> Inputs:
-    """Image files, resized, cropped and converted as the run's images were."""
+    """Image files as inputs, resized, cropped and normalised as the run's images were."""
     names = tuple(map(str, paths))
     if not preprocessing.is_image:
         shape = "x".join(map(str, preprocessing.input_size))

@@ -1,4 +1,4 @@
-"""How alike the explanations of the dense and the pruned model are: what a run says of them, cheaply."""
+"""Compares the explanations of the dense and the pruned model cheaply, for the report of every run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pxcompress.state import device_of
 from pxcompress.types import Batch, Batches, Pruned
 
 SAMPLES = 32
-"""Samples of the select split whose heatmaps a run compares."""
+"""Number of samples of the select split whose heatmaps a run compares."""
 
 
 def get_composite(scoring: Scoring) -> str:
@@ -29,7 +29,7 @@ def get_composite(scoring: Scoring) -> str:
 def compare_explanations(
     pruned: Pruned, batches: Batches, scoring: Scoring, clock: Clock
 ) -> tuple[ExplanationSimilarity | None, tuple[Warning, ...]]:
-    """How alike the heatmaps of both models are on the first `SAMPLES` of `batches`, and notes for the user.
+    """Similarity of both models' heatmaps on the first `SAMPLES` of `batches`, and warnings for the user.
 
     A note says why they could not be compared, or that the slim model looks elsewhere. Never raises for what a model
     does: explanations are no reason to lose a run.
@@ -53,7 +53,7 @@ def compare_explanations(
 
 
 def take_first(batches: Batches, count: int) -> Batch:
-    """The first `count` samples, or as many as there are."""
+    """The first `count` samples as one batch, or all if there are fewer."""
     needed_batches: list[Batch] = []
     for batch in batches:
         needed_batches.append(batch)
@@ -64,7 +64,7 @@ def take_first(batches: Batches, count: int) -> Batch:
 
 
 def explanation_similarity(pruned: Pruned, method: Method, batches: Batches) -> ExplanationSimilarity:
-    """Mean over all samples of every measure in `SIMILARITIES`, between both models' maps for the dense one's class.
+    """Mean over all samples of each measure in `SIMILARITIES`, of both models' heatmaps for the dense one's class.
 
     Raises `ResultError` where a map is not finite.
     """

@@ -1,4 +1,4 @@
-"""What both models say of the same inputs: their outputs, and the maps that explain them."""
+"""Both models' outputs and heatmaps on the same inputs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pxcompress.tasks.task import Outputs, Task
 from pxcompress.types import Pruned
 
 NOTICEABLE = 0.05
-"""Change of a task's loss of a sample from which on the answer counts as worse or better."""
+"""Change of a sample's loss from which on its answer counts as worse or better."""
 
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """Both models' results on n inputs: outputs by name, numbers (n, k) at which relevance starts, and heatmaps.
+    """Both models' results on n inputs: outputs by name, logits (n, k) at which relevance starts, and heatmaps.
 
-    `maps` (n, ...) explain in both models the number that `columns` of the dense one names, `own` in the pruned model
-    its own. `agreement` (n,) is the task's.
+    `maps` (n, ...) explain, in both models, the logit that `columns` of the dense one chooses; `own` explains in the
+    pruned model its own choice. `agreement` (n,) is the task's.
     """
 
     outputs: tuple[Outputs, Outputs]
@@ -40,7 +40,7 @@ class Views:
 
 
 def make_views(pruned: Pruned, inputs: Inputs, method: Method, task: Task) -> Views:
-    """Both models' outputs and maps, how alike those are, and of which kind every input is."""
+    """Compute both models' outputs and heatmaps on `inputs`, how similar these are, and the kind of every input."""
     models = (pruned.dense, pruned.model)
     outputs = tuple(compute_outputs(model, inputs.values, task) for model in models)
     logits = tuple(_compute_logits(model, inputs.values) for model in models)
@@ -64,7 +64,7 @@ def make_views(pruned: Pruned, inputs: Inputs, method: Method, task: Task) -> Vi
 
 
 def compute_outputs(model: nn.Module, values: Tensor, task: Task) -> Outputs:
-    """All outputs of a model by name, on the CPU."""
+    """All outputs of a model for `values`, by name, on the CPU."""
     with evaluating(model), torch.no_grad():
         parts = [named_outputs(model, part.to(device_of(model)), task.output_name) for part in values.split(CHUNK)]
     return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
@@ -76,17 +76,17 @@ def _compute_logits(model: nn.Module, values: Tensor) -> Tensor:
 
 
 KINDS = {(True, True): "agreeing", (True, False): "newly wrong", (False, True): "newly right"}
-"""Whether dense and pruned are right -> kind of an input."""
+"""Kind of an input by whether the dense and the pruned model are right."""
 
 TYPICAL = ("agreeing", "as good")
-"""Kinds of which the typical ones are shown, and not those that changed most."""
+"""Kinds of inputs whose answer did not get worse or better; for these, typical inputs are shown as cases."""
 
 CHANGED = ("newly wrong", "newly right", "worse", "better")
-"""Kinds of inputs that became another answer."""
+"""Kinds of inputs whose answer changed."""
 
 
 def _name_kinds(outputs: tuple[Outputs, Outputs], targets: Tensor | None, agreement: Tensor, task: Task) -> list[str]:
-    """The kind of every input: by whether answers are right, by the task's losses, or by agreement alone."""
+    """The kind of every input, such as "newly wrong": by right and wrong, by the task's loss, or by agreement alone."""
     if targets is None:
         return ["same decision" if is_same else "another decision" for is_same in (agreement > 1 - NOTICEABLE).tolist()]
     results = [task.complete(task.statistics(each, targets, outputs[0])) for each in outputs]

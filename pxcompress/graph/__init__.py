@@ -1,4 +1,4 @@
-"""The only door to torch_pruning: which units a model has, and their physical removal."""
+"""Finds the removable units of a model and removes them; the only code that uses torch_pruning."""
 
 from pxcompress.graph.attention_layouts import AttentionLayout, register_attention
 from pxcompress.graph.dependencies import is_depthwise

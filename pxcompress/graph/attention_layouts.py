@@ -1,4 +1,4 @@
-"""How attention modules are built: one record for each family, by which their heads are found and removed.
+"""Descriptions of attention modules: one record for each family, used to find and remove their heads.
 
 A family of your own is one record in one file that is imported before the model is pruned, such as the one that defines
 the model:
@@ -24,7 +24,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """How the attention modules of one family hold their heads.
+    """How the attention modules of one family store their heads.
 
     All names are those of attributes of the attention module, or of a part of it ("self.num_attention_heads").
     """
@@ -32,35 +32,35 @@ class AttentionLayout:
     name: str
 
     projections: tuple[str, ...]
-    """Children whose linear layers make queries, keys and values; those that a module has are taken."""
+    """Names of child modules whose linear layers make queries, keys and values; those that exist are used."""
 
     outputs: tuple[str, ...]
-    """Children that may hold the linear layer which reads the heads; a module has exactly one of them."""
+    """Names of child modules that may hold the linear layer behind the heads; a module has exactly one."""
 
     counts: tuple[str, ...] = ("num_heads",)
-    """Attributes that may hold the number of heads, the likeliest first."""
+    """Attributes that may hold the number of heads, the most likely first."""
 
     sizes: tuple[str, ...] = ()
-    """Attributes that may hold the features of one head, of modules that do not hold their number."""
+    """Attributes that may hold the width of one head, for modules that do not store the number of heads."""
 
     rows: Literal["blocks", "heads"] = "blocks"
     """Order of a projection's rows. "blocks": the queries of all heads, then the keys of all, then the values.
     "heads": queries, keys and values of the first head, then those of the second."""
 
     widths: tuple[str, ...] = ()
-    """Further attributes that grow with the number of heads; the scale and the size of one head do not."""
+    """Further attributes that grow with the number of heads, unlike the scale or the width of one head."""
 
     tables: tuple[str, ...] = ("table",)
-    """Parts of the names of parameters whose last axis has one entry a head; in others it is the first axis."""
+    """Parts of names of parameters with one entry a head on their last axis; in others it is the first axis."""
 
     caches: tuple[str, ...] = ()
-    """Attributes with a dictionary of what was computed from all heads: emptied when heads are removed."""
+    """Attributes with a dictionary of values computed from all heads, which is emptied when heads are removed."""
 
     marks: tuple[str, ...] = ()
-    """Attributes of which a module must have one that is true, where the family is not told by its children alone."""
+    """Attributes of which one must be true, for families that the names of children alone do not identify."""
 
     def heads(self, module: nn.Module) -> int:
-        """Number of heads of a module of this family; 0 for any other module."""
+        """Number of heads of `module` if it belongs to this family; 0 for any other module."""
         if self.marks and not any(getattr(module, mark, False) for mark in self.marks):
             return 0
         outputs = layers_below(module, self.outputs)
@@ -73,20 +73,20 @@ class AttentionLayout:
 
 
 def _read_first(module: nn.Module, paths: Sequence[str]) -> int:
-    """The first whole number among attributes; 0 where there is none."""
+    """The first whole number among the attributes `paths` of a module; 0 if there is none."""
     values = (read_attribute(module, path) for path in paths)
     return next((value for value in values if isinstance(value, int)), 0)
 
 
 def read_attribute(module: nn.Module, path: str) -> Any:
-    """The value of an attribute of `module` or of a part of it, such as "self.num_attention_heads"; None without it."""
+    """The value of an attribute of `module` or its parts, such as "self.num_attention_heads"; None if it is missing."""
     for name in path.split("."):
         module = getattr(module, name, None)  # type: ignore[assignment]
     return module
 
 
 def layers_below(module: nn.Module, children: Sequence[str], kind: type[nn.Module] = nn.Linear) -> list[str]:
-    """Names of the layers of `kind` in the `children` of `module`, as far as it has them."""
+    """Names of all layers of `kind` inside those `children` that `module` has."""
     parts = [(name, child) for name in children if isinstance(child := getattr(module, name, None), nn.Module)]
     return [
         f"{part}.{name}".rstrip(".")
@@ -97,18 +97,18 @@ def layers_below(module: nn.Module, children: Sequence[str], kind: type[nn.Modul
 
 
 ATTENTION_LAYOUTS: dict[str, AttentionLayout] = {}
-"""The registered families by name. A module belongs to the one among its families that was registered last."""
+"""The registered families by name. A module that fits several belongs to the one registered last."""
 
 
 def register_attention(layout: AttentionLayout) -> None:
-    """Add a family. It comes before those registered earlier; raises `ValueError` for a name that is taken."""
+    """Register a family, which takes precedence over earlier ones. Raises `ValueError` for a name that is taken."""
     if layout.name in ATTENTION_LAYOUTS:
         raise ValueError(f"attention layout {layout.name!r} is registered twice; give it another name")
     ATTENTION_LAYOUTS[layout.name] = layout
 
 
 def layout_of(module: nn.Module) -> AttentionLayout | None:
-    """The family of an attention module; None for any other module."""
+    """The family (`AttentionLayout`) of an attention module; None for any other module."""
     return next((layout for layout in reversed(ATTENTION_LAYOUTS.values()) if layout.heads(module)), None)
 
 

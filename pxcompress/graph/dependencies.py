@@ -1,4 +1,4 @@
-"""torch-pruning's dependency graph, mended: index mappings by the sizes in the autograd graph, groups that end.
+"""torch-pruning's dependency graph with corrections: right index mappings for reshapes and splits, and groups that end.
 
 The rest of the package reads it through `tracing`.
 """
@@ -22,19 +22,25 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 PRODUCERS = (*CONVOLUTIONS, nn.Linear)
 
 MOST_VISITS = 64
-"""How often units may come along the same edge of the graph: with partial residuals torch-pruning never stops. Nor does
-it where it takes a reshape for a flatten: there are more rows then than any layer has."""
+"""Most visits to one edge of the dependency graph before tracing is given up.
+
+With partial residuals torch-pruning would never stop. Nor would it where it takes a reshape for a flatten; there it is
+given up because more rows come along than any layer has.
+"""
 
 
 def is_depthwise(module: nn.Module) -> bool:
-    """Whether every input channel of a convolution has output channels of its own, as many as all others have."""
+    """Whether a convolution is depthwise: each input channel has output channels of its own, the same number for
+    all.
+    """
     return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels > 1
 
 
 class Graph(tp.DependencyGraph):
-    """Lets indices map through reshapes and splits as the sizes say, which torch-pruning does not find by their names.
+    """torch-pruning's dependency graph, with indices mapped through reshapes and splits by the sizes that autograd
+    saved.
 
-    Without them it takes every reshape for a flatten, and a split of the last axis, the channels of tokens, for none.
+    torch-pruning itself takes every reshape for a flatten, and misses a split of the last axis, the channels of tokens.
     """
 
     def _build_dependency(self, module2node: Any) -> None:
@@ -61,11 +67,16 @@ class Graph(tp.DependencyGraph):
         return self
 
     def get_pruner_of_module(self, module: Any) -> Any:
-        """A convolution with one output in each group is not depthwise by that alone."""
+        """The pruner of a module.
+
+        A convolution with one output in each group is not treated as depthwise for that alone.
+        """
         return _make_convolution_pruner(module) or super().get_pruner_of_module(module)
 
     def _link_ends(self, node: Any) -> None:
-        """Tie every input channel of a depthwise convolution to its outputs, of which there are several each."""
+        """Link every input channel of a depthwise convolution to its outputs, for convolutions with several outputs an
+        input.
+        """
         pruner, width = self.get_pruner_of_module(node.module), node.module.out_channels // node.module.in_channels
         ends = pruner.prune_in_channels, pruner.prune_out_channels
         for trigger, handler in (ends, ends[::-1]):
@@ -75,7 +86,7 @@ class Graph(tp.DependencyGraph):
 
 
 def _find_partners(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    """Modules that share a parameter with another one -> that other one."""
+    """Maps each module that shares a parameter to the other module that has it too."""
     owners: dict[nn.Parameter, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in set(module.parameters(recurse=False)):
@@ -85,7 +96,7 @@ def _find_partners(model: nn.Module) -> dict[nn.Module, nn.Module]:
 
 @contextmanager
 def _allow_unknown_parts() -> Iterator[None]:
-    """A concatenation of tokens that no layer made (a class token) is no error: it maps nothing."""
+    """A context in which a concatenation with tokens that no layer made, such as a class token, is no error."""
     mapping = tp.dependency.index_mapping
     update = mapping.update_concat_index_mapping
 
@@ -101,19 +112,20 @@ def _allow_unknown_parts() -> Iterator[None]:
 
 
 def _widen_rows(width: int, rows: Any) -> Any:
-    """Outputs of a depthwise convolution with `width` of them for every input."""
+    """Output rows of a depthwise convolution for input `rows`; each input has `width` outputs."""
     return [row._replace(idx=row.idx * width + place) for row in rows for place in range(width)]
 
 
 def _narrow_rows(width: int, rows: Any) -> Any:
-    """The inputs of those outputs, each once."""
+    """Input rows of a depthwise convolution for output `rows`, each input once."""
     return list(dict.fromkeys(row._replace(idx=row.idx // width) for row in rows))
 
 
 class _LinkedGroup(tp.dependency.Group):
-    """A group that remembers which root rows meet in one row of a layer (a gate, a sum): they only go together.
+    """A group of torch-pruning that records which root rows meet in one row of a layer, and so are removed together.
 
-    A layer that is to lose outputs it does not have is no part of the group: a gate of one channel, which is broadcast.
+    That happens at a gate or a sum. A layer from which outputs would be removed that it does not have is left out: a
+    gate of one channel, which is broadcast.
     """
 
     def __init__(self, widest: int) -> None:
@@ -132,7 +144,7 @@ class _LinkedGroup(tp.dependency.Group):
         super().add_dep(dep, idxs)
 
     def has_pruning_op(self, dep: Any, idxs: Any) -> bool:
-        """As torch-pruning has it, without comparing with every operation of the group."""
+        """Whether the group contains this operation already; faster than torch-pruning, which compares with all."""
         return _make_key(dep, idxs) in self.operations
 
     def add_and_merge(self, dep: Any, idxs: Any) -> None:
@@ -148,18 +160,18 @@ class _LinkedGroup(tp.dependency.Group):
 
 
 def _make_key(dep: Any, idxs: Any) -> tuple[Any, ...]:
-    """What makes two operations of a group the same: the node, what is done there, and the rows."""
+    """A key that is equal for equal operations of a group: the node, what is done to it, and the rows."""
     return dep.target, dep.handler, tuple(idxs)
 
 
 def _make_convolution_pruner(module: Any) -> Any:
-    """torch-pruning's pruner of convolutions, for those that are not depthwise."""
+    """torch-pruning's pruner for ordinary convolutions; None for depthwise ones and other modules."""
     is_ordinary = isinstance(module, CONVOLUTIONS) and not is_depthwise(module)
     return tp.pruner.function.PrunerBox[tp.ops.OPTYPE.CONV] if is_ordinary else None
 
 
 def _lacks(dep: Any, rows: Any) -> bool:
-    """Whether a layer is to lose outputs that it does not have."""
+    """Whether `rows` to remove from a layer's outputs go beyond the outputs that it has."""
     module = dep.target.module
     if not isinstance(module, (*PRODUCERS, _BatchNorm)):
         return False
@@ -170,7 +182,7 @@ def _lacks(dep: Any, rows: Any) -> bool:
 
 @contextmanager
 def settled(model: nn.Module) -> Iterator[None]:
-    """torch-pruning's groups as `_LinkedGroup`, without working out again how indices map."""
+    """A context in which torch-pruning makes `_LinkedGroup`s, and does not compute index mappings again."""
     layers = [layer for layer in model.modules() if isinstance(layer, PRODUCERS)]
     widths = [max(len(layer.weight), layer.weight.shape[1] * getattr(layer, "groups", 1)) for layer in layers]
     mapping, graph = tp.dependency.index_mapping, tp.dependency.graph
@@ -183,15 +195,17 @@ def settled(model: nn.Module) -> Iterator[None]:
 
 
 def _reshape_sizes(grad_fn: Any) -> SimpleNamespace:
-    """Axes in front of a reshape, as four: a flatten is told from other reshapes by their product."""
+    """Sizes in front of a reshape as exactly four numbers, the form in which torch-pruning tells a flatten from
+    others.
+    """
     sizes = (*grad_fn._saved_self_sym_sizes, 1, 1, 1)
     return SimpleNamespace(_saved_self_sizes=(*sizes[:3], prod(sizes[3:])))
 
 
 def _read_concat_sizes(node: Any) -> list[int] | None:
-    """Channels of the parts of a concatenation, on axis 1 of feature maps or the last one of anything.
+    """Channels of each part of a concatenation, on axis 1 of feature maps or on the last axis.
 
-    None where it joins something else, or not every part has a node of its own. torch-pruning guesses them from the
+    None where it joins something else, or where a part has no node of its own. torch-pruning guesses them from the
     layers above, and takes the one channel of a gate for that of what it gates, and a part of a split for the whole.
     """
     edges, dims = node.grad_fn.next_functions, len(node.grad_fn._input_metadata[0].shape)
@@ -204,13 +218,13 @@ def _read_concat_sizes(node: Any) -> list[int] | None:
 
 
 def _read_saved_axis(grad_fn: Any, dims: int) -> int:
-    """The axis that an operation saved, from 0 on: -1 reads as 2^64 - 1."""
+    """The axis that an operation saved, as a number from 0 on, since autograd stores -1 as 2^64 - 1."""
     axis: int = grad_fn._saved_dim
     return axis if axis < dims else axis - 2**64 + dims
 
 
 def _split_sizes(grad_fn: Any) -> SimpleNamespace:
-    """A split's axis, 1 for the last of several, and the sizes of its parts."""
+    """A split's axis (1 for the last of several axes) and the sizes of its parts."""
     sizes = grad_fn._saved_self_sym_sizes
     axis = _read_saved_axis(grad_fn, len(sizes))
     if hasattr(grad_fn, "_saved_split_sizes"):
@@ -227,7 +241,10 @@ def _split_sizes(grad_fn: Any) -> SimpleNamespace:
 
 
 def _map_parts(node: Any) -> None:
-    """Map every reader of a split to the part it reads; torch-pruning counts readers, where a part may have several."""
+    """Map each layer behind a split to the part that it reads.
+
+    Torch-pruning counts readers, but a part may have several.
+    """
     sizes = torch.tensor([0, *node.grad_fn._saved_split_sizes]).cumsum(0).tolist()
     for reader in set(node.outputs):
         edges = getattr(reader.grad_fn, "next_functions", ())
@@ -240,9 +257,9 @@ def _map_parts(node: Any) -> None:
 
 
 def _map_paths(node: Any) -> None:
-    """Map channels to their paths, where a reshape makes two axes of them and a softmax over the first picks a path.
+    """Map channels to paths, where a reshape makes two axes of them and a softmax over the first weighs the paths.
 
-    A channel is in every path then, and goes with all of its rows: those of selective kernels.
+    A channel occurs in every path then, as in selective kernels, and all its rows are removed together.
     """
     picks = [reader.grad_fn for reader in node.outputs if "Softmax" in getattr(reader.grad_fn, "name", str)()]
     shapes = {(*pick._saved_result.shape[:3], _read_saved_axis(pick, pick._saved_result.dim())) for pick in picks}
@@ -259,10 +276,10 @@ def _map_paths(node: Any) -> None:
 
 
 def _merge_paths(channels: int, rows: Any) -> Any:
-    """The channels of rows (paths x channels,), each once: all of its rows lead back to it."""
+    """The channel rows for rows (paths x channels,), each channel once."""
     return list({row.idx % channels: row._replace(idx=row.idx % channels) for row in rows}.values())
 
 
 def _spread_over_paths(paths: int, channels: int, rows: Any) -> Any:
-    """The rows of channels in all paths."""
+    """Rows of the given channels in all paths."""
     return [row._replace(idx=row.idx + path * channels) for row in rows for path in range(paths)]

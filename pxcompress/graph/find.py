@@ -1,4 +1,4 @@
-"""Which units a model has, proved by trial."""
+"""Finds the units of a model that can be removed, each group proved by a trial."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pxcompress.types import Fixed, Group, Structure
 
 
 def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = (), *, prove: bool = True) -> Structure:
-    """Everything that can be removed from `model`, in execution order, and what stays with the reason.
+    """Find all groups that can be removed from `model`, in execution order, and the layers that stay, with the reason.
 
     `example` has shape (1, ...); the outputs of the modules named in `keep` (the classifier) stay whole. Every group is
     proved by a `Trial`: half of its units are removed, and the outputs must be those of zeroing them; a group that
@@ -48,5 +48,5 @@ def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = (), *, 
 
 
 def _is_single(group: Group) -> bool:
-    """Whether a layer has one unit only, without which nothing runs behind it."""
+    """Whether a group has only one unit, without which nothing behind it would run."""
     return group.units == 1 and group.kind != "head"

@@ -1,4 +1,4 @@
-"""Attention heads: what each one owns of layers and parameters, by arithmetic on their shapes.
+"""Attention heads: which rows of layers and parameters each head owns, computed from shapes.
 
 That the heads of a module can go at all is left to the trial that every group has to pass.
 """
@@ -19,7 +19,7 @@ from pxcompress.types import Group, Member
 
 @dataclass(frozen=True)
 class Attention:
-    """An attention module of a model, and the names of its layers.
+    """An attention module of a model, by name, and the names of its layers.
 
     `inputs` make queries, keys and values, and `output` reads the heads. `followers` are layers with one output for
     each head, `norms` those between the projections and the heads.
@@ -35,12 +35,12 @@ class Attention:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Layers whose outputs belong to heads."""
+        """Names of the layers whose outputs belong to heads."""
         return (*self.inputs, *self.followers)
 
 
 def find_attentions(model: nn.Module) -> Iterator[Attention]:
-    """The modules of a model that have one of the registered layouts and whose layers divide into their heads."""
+    """The modules of a model that have a registered attention layout and whose layers divide evenly into heads."""
     for name, module in model.named_modules():
         layout = layout_of(module)
         if layout is None:
@@ -61,7 +61,7 @@ def find_attentions(model: nn.Module) -> Iterator[Attention]:
 
 
 def head_group(model: nn.Module, attention: Attention) -> Group:
-    """The heads of one attention module as units."""
+    """The group whose units are the heads of one attention module."""
     module = model.get_submodule(attention.name)
     inner: int = model.get_submodule(attention.output).in_features  # type: ignore[assignment]
     heads = torch.arange(attention.heads).unsqueeze(1)
@@ -80,7 +80,7 @@ def head_group(model: nn.Module, attention: Attention) -> Group:
 
 
 def set_heads_(model: nn.Module, group: Group, kept_heads: int) -> None:
-    """Tell an attention module how many of its heads are left."""
+    """Set the number of heads of an attention module after removal, and the widths that follow from it, in place."""
     module = model.get_submodule(group.name)
     inner = group.members[0].index.numel()
     layout = layout_of(module)
@@ -96,7 +96,7 @@ def set_heads_(model: nn.Module, group: Group, kept_heads: int) -> None:
 
 
 def set_stream_(model: nn.Module, group: Group, left: int) -> None:
-    """Tell the attention modules that read the directions of `group` how wide their input is, `left`."""
+    """Set the input width of the attention modules that read the stream `group` to `left`, in place."""
     heads = {reader: attention for attention in find_attentions(model) for reader in attention.inputs}
     for member in group.consumers:
         module = model.get_submodule(member.module.rpartition(".")[0])
@@ -108,7 +108,10 @@ def set_stream_(model: nn.Module, group: Group, left: int) -> None:
 
 
 def _find_head_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """An attention module's parameters and buffers of floating point, and the tables of what it is made of."""
+    """Names and values of tensors that may have an axis of heads, within an attention module.
+
+    They are its own parameters and buffers of floating point, and the tables (of two or more axes) of its parts.
+    """
     for path, part in module.named_modules():
         for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
             is_head_tensor = part is module or (tensor.dim() > 1 and not isinstance(part, PRODUCERS))
@@ -117,14 +120,14 @@ def _find_head_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _find_head_axes(name: str, tensor: Tensor, attention: Attention) -> list[int]:
-    """Axes of a parameter that may be its heads, the likeliest first: the last one of a table, else the first."""
+    """Axes of a parameter that may be the heads, the most likely first: the last one of a table, else the first."""
     is_table = any(part in name for part in attention.layout.tables)
     ends = (tensor.dim() - 1, 0) if is_table else (0, tensor.dim() - 1)
     return [axis for axis in ends if tensor.shape[axis] == attention.heads]
 
 
 def _list_head_rows(rows: int, inner: int, attention: Attention) -> Tensor:
-    """Rows of every head (heads, k) of a projection with `rows` outputs, in the order that the layout says."""
+    """Rows of every head (heads, k) in a projection with `rows` outputs, ordered as the layout says."""
     heads = attention.heads
     if attention.layout.rows == "heads" or rows % inner:
         return torch.arange(rows).reshape(heads, -1)

@@ -1,4 +1,4 @@
-"""Layers with weights that the example does not reach: auxiliary heads, early exits, branches for other sizes, experts.
+"""Layers with weights that do not run on the example: auxiliary heads, early exits, branches for other sizes, experts.
 
 Nothing that runs shows what they read, so whatever they could read or write stays whole: tensors as wide as they are,
 among those that the code which calls them can see. Where they run in training mode, a trial in that mode decides.
@@ -24,12 +24,12 @@ NOT_REACHED = "the example does not reach it"
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 Shapes = Mapping[tuple[str, int], torch.Size]
-"""Module name and place among the tensors that it takes and returns -> shape."""
+"""(module name, position among the tensors that it takes and returns) -> shape."""
 
 
 @dataclass(frozen=True, eq=False)
 class Idle:
-    """Layers that do not run, and what they could read: `shapes` by layer, and the outputs in training mode."""
+    """Layers that do not run, the tensor `shapes` that each could read, and the model's outputs in training mode."""
 
     layers: Mapping[str, nn.Module] = field(default_factory=dict)
     shapes: Mapping[str, Shapes] = field(default_factory=dict)
@@ -37,14 +37,14 @@ class Idle:
 
     @property
     def fixed(self) -> Iterator[Fixed]:
-        """The layers that have outputs, as layers that stay."""
+        """The idle layers as `Fixed` records, which say that their outputs stay."""
         for name, layer in self.layers.items():
             if isinstance(weight := getattr(layer, "weight", None), Tensor):
                 rows = weight.shape[1] * layer.groups if isinstance(layer, TRANSPOSED) else len(weight)
                 yield Fixed(name, int(rows), f"{NOT_REACHED}; it stays, as does what it could read")
 
     def fault(self, slim: nn.Module, inputs: Tensor) -> str:
-        """What a slim model changes that an idle layer could read; empty where there is nothing."""
+        """How a slim model changes a tensor that an idle layer could read, in words; "" if it does not."""
         if not self.layers:
             return ""
         shapes_by_place = _record_shapes(slim, inputs) if self.shapes else {}
@@ -67,7 +67,7 @@ class Idle:
 
 
 def idle_layers(model: nn.Module, inputs: Tensor) -> Idle:
-    """The layers with weights that `model` does not run on `inputs` in eval mode, and what they could read."""
+    """The layers with weights that do not run on `inputs` in eval mode, and the tensors that they could read."""
     reached_layers, called_layers = _find_reached(model, lambda twin: all_outputs(twin, inputs))
     layers = {
         name: module
@@ -87,7 +87,7 @@ def idle_layers(model: nn.Module, inputs: Tensor) -> Idle:
 
 
 def _find_reached(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[set[str], set[str]]:
-    """Modules that run or have a parameter that the outputs depend on, and those that run alone."""
+    """Names of modules that run or whose parameters affect the outputs, and names of those that run."""
     twin = copy_sharing(model)
     twin.eval()
     called_layers: set[str] = set()
@@ -104,7 +104,7 @@ def _find_reached(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[se
 
 
 def _find_parameters(outputs: Sequence[Tensor]) -> set[int]:
-    """Ids of the leaves that the outputs depend on by gradients."""
+    """Ids of the parameters that the outputs depend on, found by following autograd's graph."""
     stack = [value.grad_fn for value in outputs if value.grad_fn is not None]
     visited_nodes, parameter_ids = set(stack), set()
     while stack:
@@ -118,7 +118,7 @@ def _find_parameters(outputs: Sequence[Tensor]) -> set[int]:
 
 
 def _find_trained(model: nn.Module, inputs: Tensor) -> tuple[set[str], Sequence[tuple[torch.Size, torch.dtype]] | None]:
-    """Layers that run in training mode, and the kinds of what comes out then; none where that mode fails."""
+    """Names of layers that run in training mode, and shapes and types of its outputs; None if that mode fails."""
     outputs: list[Tensor] = []
 
     def run(twin: nn.Module) -> list[Tensor]:
@@ -132,14 +132,14 @@ def _find_trained(model: nn.Module, inputs: Tensor) -> tuple[set[str], Sequence[
 
 
 def _run_in_training(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-    """What comes out of `model` in training mode, which it is left in; its buffers may change."""
+    """Outputs of `model` in training mode, in which it is left; its buffers may change."""
     model.train()
     with seeded(0):
         return all_outputs(model, inputs.to(device_of(model)))
 
 
 def _record_shapes(model: nn.Module, inputs: Tensor) -> Shapes:
-    """Shapes of everything that the modules take and return; of the last call where there are several."""
+    """Shapes of all tensors that modules take and return; for a module called several times, of its last call."""
     shapes: dict[tuple[str, int], torch.Size] = {}
 
     def note(name: str, args: Any, kwargs: Any, output: Any) -> None:
@@ -164,18 +164,18 @@ def _is_visible(name: str, layer: str, called_layers: set[str]) -> bool:
 
 
 def _find_caller(name: str, called_layers: set[str]) -> str:
-    """The module whose forward calls `name`: the nearest that runs; lists of modules do not."""
+    """The module whose forward calls `name`: the nearest enclosing one that runs, which lists of modules do not."""
     return next((above for above in _list_ancestors(name) if above in called_layers), "")
 
 
 def _list_ancestors(name: str) -> list[str]:
-    """Names of the modules around `name`, from the inside to the outside."""
+    """Names of the modules that contain `name`, from the inside to the outside."""
     parts = name.split(".")
     return [".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1)]
 
 
 def _is_narrowed(slim_shape: torch.Size | None, shape: torch.Size, widths: set[int]) -> bool:
-    """Whether a tensor that had one of the `widths` along an axis, or flattened, has another there."""
+    """Whether a tensor has another size where its `shape` was one of `widths`, along an axis or flattened."""
     if slim_shape is None or len(slim_shape) != len(shape):
         return True
     sizes = zip((*shape[1:], shape[1:].numel()), (*slim_shape[1:], slim_shape[1:].numel()), strict=True)
@@ -183,7 +183,7 @@ def _is_narrowed(slim_shape: torch.Size | None, shape: torch.Size, widths: set[i
 
 
 def _list_widths(layer: nn.Module) -> set[int]:
-    """Sizes that a layer may take or return along its channels."""
+    """Sizes that a layer may have as channels of its input or output."""
     for pair in (("in_channels", "out_channels"), ("in_features", "out_features")):
         if all(isinstance(getattr(layer, key, None), int) for key in pair):
             return {getattr(layer, key) for key in pair}

@@ -1,4 +1,4 @@
-"""Whether any code could call a layer: a name that no method of the modules around it mentions is dead weight."""
+"""Whether any code could call a layer: one that no method of the modules around it mentions can never run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-"""Modules whose children are reached by place or key, not by a name in the code."""
+"""Containers whose children are reached by index or key, not by a name in the code."""
 
 BY_ANY_NAME = {"getattr", "get_submodule", "children", "named_children", "modules", "named_modules"}
 BY_ANY_NAME |= {"_modules", "__dict__", "vars"}
@@ -19,7 +19,7 @@ BUILDERS = frozenset({"__init__", "__setstate__", "extra_repr", "__repr__"})
 
 
 def could_run(model: nn.Module, layer: str) -> bool:
-    """Whether the code of the modules around `layer` names it, and all it lies in, or reaches children at large."""
+    """Whether the code of the modules around `layer` mentions its name, or reaches children without naming them."""
     parts = layer.split(".")
     names: set[str] = set()
     for depth, part in enumerate(parts):
@@ -31,7 +31,7 @@ def could_run(model: nn.Module, layer: str) -> bool:
 
 
 def _list_names(module: nn.Module) -> set[str]:
-    """Names in the methods of a module's own classes, in functions it holds, and in those that they call."""
+    """Names in the methods of a module's own classes, in functions that it holds, and in functions that these call."""
     own_classes = [kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.nn.modules")]
     members = [value for kind in own_classes for key, value in vars(kind).items() if key not in BUILDERS]
     pending = [function for value in (*members, *vars(module).values()) for function in _list_functions(value)]
@@ -51,7 +51,7 @@ def _list_names(module: nn.Module) -> set[str]:
 
 
 def _list_functions(value: Any) -> Iterator[FunctionType]:
-    """The Python functions in a member of a class or module."""
+    """The Python functions in a member of a class or module, such as a method or a property."""
     if isinstance(value, property):
         yield from (each for each in (value.fget, value.fset) if isinstance(each, FunctionType))
         return
@@ -63,7 +63,7 @@ def _list_functions(value: Any) -> Iterator[FunctionType]:
 
 
 def _list_codes(code: CodeType) -> Iterator[CodeType]:
-    """A function's code, and that of the functions inside it."""
+    """The code object of a function and of all functions defined inside it."""
     yield code
     for inner in code.co_consts:
         if isinstance(inner, CodeType):

@@ -1,4 +1,4 @@
-"""Attention that goes on when its heads are fewer than its input is wide.
+"""Lets attention modules run with fewer heads than their forward expects, by changing the sizes of reshapes.
 
 Many a forward takes the width of its input for that of all heads: `C = x.shape[-1]`, then `reshape(B, N, heads,
 C // heads)` and `reshape(B, N, C)`, or keeps the number of heads in a shape made long ago. A narrowed module has a
@@ -17,28 +17,34 @@ from torch.overrides import TorchFunctionMode
 
 RESHAPES = frozenset({"reshape", "view"})
 SETTABLE = "attn_dim"
-"""The attribute of timm's own attention that holds the width of all heads."""
+"""The attribute, in timm's own attention, for the width of all heads together; it can simply be set."""
 
 SCALES = ("scale", "head_dim", "logit_scale", "temperature")
-"""Attributes that hold a scale; without them a forward derives it from the width of a head, wrongly after pruning."""
+"""Attributes with a scale.
+
+Without them a forward computes the scale from the width of a head, wrongly after pruning.
+"""
 
 
 @dataclass(frozen=True)
 class Widths:
-    """Heads and width of all of them together, before and after; `stream` is that of a narrowed input, 0 for none."""
+    """Number of heads and their total width, before and after removal.
+
+    `stream` is the width of a narrowed input, or 0.
+    """
 
     heads: int
     inner: int
-    kept: int
+    heads_left: int
     stream: int = 0
 
     @property
     def kept_inner(self) -> int:
-        """Width of the heads that are left."""
-        return self.inner // self.heads * self.kept
+        """Total width of the heads that remain."""
+        return self.inner // self.heads * self.heads_left
 
     def mend(self, x: Tensor, sizes: Sequence[Any]) -> Sequence[Any]:
-        """`sizes` to which `x` is reshaped; where `x` does not have them, with the last as the kept heads have it."""
+        """The sizes to which `x` must be reshaped: `sizes`, or if these do not fit, with the remaining heads' width."""
         head_sizes = self._choose_sizes(x, sizes)
         return head_sizes if head_sizes is sizes or -1 in sizes or prod(sizes) != x.numel() else sizes
 
@@ -46,38 +52,39 @@ class Widths:
         *front, last_size = sizes
         if not isinstance(last_size, int):  # symbolic while exporting: the batch is in it
             return sizes
-        if last_size in (self.inner // self.kept, self.stream // self.kept) and _is(front[-1:], self.kept):
+        head_widths = self.inner // self.heads_left, self.stream // self.heads_left
+        if last_size in head_widths and _is(front[-1:], self.heads_left):
             return (*front, self.inner // self.heads)
         is_inner = _is(x.shape[-1:], self.kept_inner) or _is(x.shape[-2:], self.kept_inner)
         if last_size in (self.inner, self.stream) and is_inner:
             return (*front, self.kept_inner)
-        if last_size == self.heads and _is(x.shape[-1:], self.kept):
-            return (*front, self.kept)
+        if last_size == self.heads and _is(x.shape[-1:], self.heads_left):
+            return (*front, self.heads_left)
         return sizes
 
 
 def _is(sizes: Sequence[Any], product: int) -> bool:
-    """Whether there are sizes, none of them symbolic, and this is their product."""
+    """Whether `sizes` are plain numbers and multiply to `product`."""
     return len(sizes) > 0 and all(isinstance(size, int) for size in sizes) and prod(sizes) == product
 
 
 class NarrowedAttention(nn.Module):
-    """Mix-in before the class of an attention module, whose forward then runs with the remaining heads."""
+    """A mix-in in front of an attention module's class, whose forward then runs with the remaining heads."""
 
     widths_: Widths
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module's own class returns."""
+        """The output of the module's own forward, with reshapes adapted to the remaining heads."""
         with _ReshapeMode(self.widths_):
             return super().forward(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copied and pickled by the name of the module's own class: this one has none."""
+        """Copy and pickle by the name of the module's own class, since this class is made on the fly."""
         return _make_empty, (type(self).__bases__[1],), self.__dict__
 
 
 class _ReshapeMode(TorchFunctionMode):
-    """Reshapes to the sizes that the heads that are left have."""
+    """A mode in which reshapes use the sizes of the remaining heads."""
 
     def __init__(self, widths: Widths) -> None:
         super().__init__()
@@ -96,14 +103,14 @@ class _ReshapeMode(TorchFunctionMode):
 def narrow_heads_(
     module: nn.Module, heads: int, inner: int, kept_heads: int | None = None, stream: int | None = None
 ) -> None:
-    """Tell `module`, which has `heads` with `inner` rows together, to run with `kept_heads`, or on `stream` inputs.
+    """Make `module`, built for `heads` with `inner` rows in all, run with `kept_heads` or on `stream` inputs, in place.
 
-    A module that keeps the width of its heads as an attribute needs no telling; one without a scale is left as it is.
+    A module that stores the total width of its heads needs nothing; one without a stored scale is left as it is.
     """
     if hasattr(module, SETTABLE) or not any(hasattr(module, key) for key in SCALES):
         return
     if isinstance(module, NarrowedAttention):  # in an earlier round: its sizes are those of the first
-        changes = {"kept": kept_heads, "stream": stream}
+        changes = {"heads_left": kept_heads, "stream": stream}
         module.widths_ = replace(module.widths_, **{key: size for key, size in changes.items() if size is not None})
     else:
         module.widths_ = Widths(heads, inner, kept_heads or heads, stream or 0)  # type: ignore[assignment]

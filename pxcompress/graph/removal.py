@@ -1,4 +1,4 @@
-"""Physical removal of planned units, and the oracle for it: the dense model in which no layer reads them any more."""
+"""Physical removal of planned units, and the check for it: the dense model in which no layer reads these units."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ REMOVAL_TOLERANCE = 1e-4
 """Largest difference between removing units and zeroing them, as a share of the outputs' scale."""
 
 Place = tuple[Tensor | slice, ...]
-"""An index of a tensor."""
+"""An index into a tensor."""
 
 ROUNDING = 0.05
-"""What rounding may come to where a model amplifies it; a larger difference is a wrong removal."""
+"""Largest difference that may be rounding, in models that amplify it; above it the removal is wrong."""
 
 
 def prune(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Pruned:
@@ -66,7 +66,7 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Pruned:
 
 
 def mask_units(model: nn.Module, groups: Sequence[Group], plan: Plan) -> nn.Module:
-    """A copy of `model` in which no layer reads the planned units any more: the oracle for `prune`."""
+    """A copy of `model` in which no layer reads the planned units: the reference that `prune` is compared with."""
     twin = copy.deepcopy(model)
     for weights, place in _find_masked_weights(twin, groups, plan):
         weights[place] = 0
@@ -74,12 +74,12 @@ def mask_units(model: nn.Module, groups: Sequence[Group], plan: Plan) -> nn.Modu
 
 
 def removal_error(pruned: Pruned, inputs: Tensor) -> float:
-    """Largest difference between the pruned model's outputs and the masked dense ones, as a share of each one's scale.
+    """Largest difference between outputs of the pruned and the masked dense model, as a share of each output's scale.
 
-    Of whole numbers it is the share of those that differ; infinite where a shape or type changes.
-    Meant before any repair; `inputs` has shape (n, ...). About 1e-6 in float32 where removal is exact; some models
-    amplify its rounding a thousandfold, so a small difference above the tolerance is computed again in float64. The
-    dense model is masked in place while it runs, and has its own weights again afterwards.
+    For outputs of whole numbers it is the share that differs; it is infinite where a shape or type changes. Meant
+    before any repair; `inputs` has shape (n, ...). About 1e-6 in float32 where removal is exact; some models amplify
+    its rounding a thousandfold, so a small difference above the tolerance is computed again in float64. The dense model
+    is masked in place while it runs, and has its own weights again afterwards.
     """
     inputs = inputs.to(device_of(pruned.model))
     error = _compare_with_masked(pruned, inputs, all_outputs)
@@ -90,7 +90,7 @@ def removal_error(pruned: Pruned, inputs: Tensor) -> float:
 
 
 def exact_removal_error(pruned: Pruned, inputs: Tensor) -> float:
-    """`removal_error` computed in float64: about 1e-15 where removal is exact, however little the units matter.
+    """`removal_error` computed in float64: about 1e-15 where removal is exact, even for units that hardly matter.
 
     Raises `RuntimeError` or `TypeError` where a model does not run like that.
     """
@@ -108,13 +108,13 @@ def _compare_with_masked(pruned: Pruned, inputs: Tensor, run: Callable[[nn.Modul
 
 
 def run_in_float64(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-    """What comes out of a float32 model computed in float64; each weight is converted where it is used."""
+    """The outputs of a float32 model computed in float64; each weight is converted where it is used."""
     with _Float64():
         return all_outputs(model, inputs)
 
 
 class _Float64(TorchFunctionMode):
-    """What would compute in float32 computes in float64."""
+    """A mode in which functions compute in float64 instead of float32."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
@@ -133,9 +133,10 @@ def _make_float64(value: Any) -> Any:
 
 
 def _remove_(module: Any, axis: Axis, rows: list[int], *, with_own_outputs: bool) -> None:
-    """Remove rows of a layer; with `with_own_outputs` every input channel of a convolution goes with its own outputs.
+    """Remove `rows` of a layer, in place.
 
-    A grouped convolution may look like that as well once its groups are down to one channel.
+    `with_own_outputs` removes the outputs of each input channel of a convolution too. That is for depthwise ones. A
+    grouped convolution may look like that as well once its groups are down to one channel.
     """
     kind = tp.ops.OPTYPE.CONV if isinstance(module, CONVOLUTIONS) else tp.ops.module2type(module)
     pruner = tp.pruner.function.PrunerBox[kind]
@@ -148,7 +149,7 @@ def _remove_(module: Any, axis: Axis, rows: list[int], *, with_own_outputs: bool
 
 
 def _select_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
-    """Remove `rows` of a parameter or buffer that no layer holds, or of what is split into parts of such sizes."""
+    """Remove `rows` of a parameter or buffer outside of layers, or of a list of split sizes, in place."""
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
     value: Tensor | Sequence[int] = getattr(module, attribute)
@@ -161,7 +162,7 @@ def _select_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
 
 
 def _find_masked_weights(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Iterator[tuple[Tensor, Place]]:
-    """Every weight through which layers read planned units, and where in it they do.
+    """Every weight by which layers read planned units, and the index of these entries.
 
     Directions are masked where they are written: a norm reads them as well.
     """
@@ -179,7 +180,7 @@ def _find_masked_weights(model: nn.Module, groups: Sequence[Group], plan: Plan) 
 
 @contextmanager
 def _zeroed(weights: Tensor, place: Place) -> Iterator[None]:
-    """`weights` are zero at `place` inside the block."""
+    """A context in which `weights` are zero at `place`."""
     original_values = weights[place].clone()
     weights[place] = 0
     try:
@@ -189,7 +190,7 @@ def _zeroed(weights: Tensor, place: Place) -> Iterator[None]:
 
 
 def _find_columns(module: nn.Module, rows: Tensor) -> tuple[Tensor, Place]:
-    """A layer's weight, and the index in it of input channels `rows`."""
+    """A layer's weight, and the index in it for input channels `rows`."""
     weight: Tensor = module.weight.detach()  # type: ignore[operator]
     groups = getattr(module, "groups", 1)
     rows = rows.to(weight.device)

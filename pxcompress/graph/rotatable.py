@@ -1,4 +1,4 @@
-"""A model whose residual streams can lose directions: rewritten stream by stream, each proved by what comes out."""
+"""Rewrites a model so that directions of its residual streams can be removed; each stream is checked by the outputs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from pxcompress.models.outputs import difference
 from pxcompress.state import evaluating
 
 TOLERANCE = 1e-6
-"""Largest difference that rewriting a stream may make in float64, with weights in float32, as a share of the outputs'
-scale."""
+"""Largest difference of the outputs, in float64, by rewriting a stream, as a share of their scale."""
 
 
 def make_rotatable(model: nn.Module, example: Tensor, only: Collection[str] | None = None) -> nn.Module:
-    """A copy of `model` in which streams that LayerNorms read are rotated, so that directions of them can be removed.
+    """A copy of `model` whose LayerNorm streams can be rotated, so that directions of them can be removed.
 
     `example` is one input, shape (1, ...); `only` names the streams by their first writers, None stands for all. The
     copy computes what `model` does, to rounding. What cannot be rewritten stays. Without any stream that can, `model`
@@ -48,7 +47,7 @@ def make_rotatable(model: nn.Module, example: Tensor, only: Collection[str] | No
 
 
 def _rewrite_streams(model: nn.Module, twin: nn.Module, streams: list[Stream], inputs: Tensor) -> nn.Module:
-    """`twin` with those of its streams rewritten that leave its outputs what they are; `model` where there are none."""
+    """`twin` with all streams rewritten for which the outputs stay the same; `model` itself if there are none."""
     result = model
     with torch.no_grad(), evaluating(model):
         expected = run_in_float64(model, inputs)

@@ -1,4 +1,4 @@
-"""A residual stream whose directions can be removed one by one: rotated, then narrowed, then a plain LayerNorm again.
+"""Rotates a residual stream so that its directions can be removed one by one, then restores plain LayerNorms.
 
 LayerNorm ignores the mean of a position, so every writer of the stream may leave it out: what remains needs one
 dimension less. Gain and bias of a norm, and scales behind writers, go into the linear layers beside them. In any
@@ -26,7 +26,7 @@ from pxcompress.types import Group, Member, Pruned
 
 
 class DirectionNorm(nn.LayerNorm):
-    """RMS norm of a rotated stream, y / sqrt(|y|^2 / width + eps); `width` stays the dense one when directions go."""
+    """An RMS norm for a rotated stream, y / sqrt(|y|^2 / width + eps); `width` stays the dense one after removal."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__(norm.normalized_shape[-1], norm.eps, elementwise_affine=False)
@@ -38,7 +38,7 @@ class DirectionNorm(nn.LayerNorm):
 
 
 def make_direction_group(name: str, stream: Stream) -> Group:
-    """The directions of a rotated stream as units; the last coordinate belongs to none of them."""
+    """The group whose units are the directions of a rotated stream, all but the last coordinate."""
     index = torch.arange(stream.width - 1)[:, None]
     readers = {reader for norm in stream.norms for reader in norm.readers}
     writers = [Member(writer, "out", index) for writer in stream.writers]
@@ -54,7 +54,7 @@ def make_direction_group(name: str, stream: Stream) -> Group:
 
 @torch.no_grad()
 def rewrite_stream_(model: nn.Module, stream: Stream) -> None:
-    """Give a stream coordinates in which no norm subtracts a mean, in place; the model computes the same."""
+    """Change a stream's coordinates so that no norm subtracts a mean, in place; the model computes the same."""
     for scale, writer in stream.scales:
         _absorb_scale_(model, scale, _get_layer(model, writer))
     for norm in stream.norms:
@@ -72,14 +72,14 @@ def rewrite_stream_(model: nn.Module, stream: Stream) -> None:
 
 @torch.no_grad()
 def rotate_(model: nn.Module, group: Group, basis: Tensor) -> None:
-    """Express a stream in other coordinates, in place: column u of `basis` (units, units), orthogonal, is unit u."""
+    """Change a stream's coordinates, in place: column u of the orthogonal `basis` (units, units) becomes unit u."""
     whole = torch.block_diag(basis.double(), torch.ones(1, 1, dtype=torch.float64))
     _turn_(model, group, whole.T, whole)
 
 
 @torch.no_grad()
 def settle_streams_(model: nn.Module, groups: Iterable[Group]) -> None:
-    """Make plain LayerNorms of what norms narrowed streams have, in place; the model computes the same."""
+    """Replace the norms of narrowed streams by plain LayerNorms, in place; the model computes the same."""
     for group in groups:
         if group.kind != "direction":
             continue
@@ -96,13 +96,13 @@ def settle_streams_(model: nn.Module, groups: Iterable[Group]) -> None:
 
 
 def settle_streams(pruned: Pruned) -> Pruned:
-    """`pruned` with plain LayerNorms in its model, changed in place, once no repair comes any more."""
+    """`pruned` with plain LayerNorms in its model, changed in place; to be called after the last repair."""
     settle_streams_(pruned.model, pruned.groups)
     return pruned
 
 
 def own_all_norms(model: nn.Module, groups: Iterable[Group]) -> bool:
-    """Whether all norms of rotated streams in `model` belong to `groups`, so that they can be settled."""
+    """Whether all norms of rotated streams in `model` belong to `groups`, so that LayerNorms can replace them."""
     owned = {member.module for group in groups for member in group.members}
     return all(name in owned for name, module in model.named_modules() if isinstance(module, DirectionNorm))
 
@@ -114,7 +114,9 @@ def _is_direction_norm(model: nn.Module, name: str) -> bool:
 
 
 def _turn_(model: nn.Module, group: Group, writes: Tensor, reads: Tensor) -> None:
-    """Multiply what writes a stream by `writes` from the left, and what reads it by `reads` from the right."""
+    """Multiply weights that write a stream by `writes` from the left, and weights that read it by `reads` from the
+    right.
+    """
     for tensor, dim in find_written(model, group):
         turned = torch.tensordot(tensor.double(), writes.to(tensor.device), ([dim], [1]))
         tensor.copy_(turned.movedim(-1, dim))
@@ -124,7 +126,7 @@ def _turn_(model: nn.Module, group: Group, writes: Tensor, reads: Tensor) -> Non
 
 
 def find_written(model: nn.Module, group: Group) -> Iterator[tuple[Tensor, int]]:
-    """Weights, biases and tables that write a stream, and the dimension that holds its coordinates."""
+    """Weights, biases and tables that write a stream, each with the dimension of the stream's coordinates."""
     for member in group.members:
         if member.axis == "in":
             continue
@@ -139,14 +141,14 @@ def find_written(model: nn.Module, group: Group) -> Iterator[tuple[Tensor, int]]
 
 
 def _get_layer(model: nn.Module, name: str) -> nn.Linear | _ConvNd:
-    """The linear layer or convolution `name`."""
+    """The linear layer or convolution called `name`."""
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear | _ConvNd)
     return layer
 
 
 def _make_reflection(width: int) -> Tensor:
-    """The symmetric orthogonal matrix that swaps the last unit vector and the ones vector over its length."""
+    """The reflection (width, width) that swaps the last unit vector and the normalised vector of ones."""
     difference = torch.full((width,), -1 / math.sqrt(width), dtype=torch.float64)
     difference[-1] += 1
     matrix = torch.eye(width, dtype=torch.float64)
@@ -154,7 +156,10 @@ def _make_reflection(width: int) -> Tensor:
 
 
 def _absorb_scale_(model: nn.Module, scale: str, writer: nn.Linear | _ConvNd) -> None:
-    """Put a parameter that multiplies outputs of a layer into the layer; a module that does nothing else goes."""
+    """Multiply a parameter that scales outputs of a layer into the layer, in place.
+
+    A module just for that is removed.
+    """
     path, _, attribute = scale.rpartition(".")
     parameter, owner = model.get_parameter(scale), model.get_submodule(path)
     writer.weight.data.mul_(parameter.view(-1, *([1] * (writer.weight.dim() - 1))))
@@ -167,7 +172,7 @@ def _absorb_scale_(model: nn.Module, scale: str, writer: nn.Linear | _ConvNd) ->
 
 
 def _absorb_norm_(reader: nn.Module, norm: nn.LayerNorm) -> None:
-    """Put gain and bias of a norm into a linear layer that reads it."""
+    """Move gain and bias of a norm into a linear layer that reads it, in place."""
     assert isinstance(reader, nn.Linear)
     if norm.bias is not None:
         shift = reader.weight.data.double() @ norm.bias.double()
@@ -179,7 +184,7 @@ def _absorb_norm_(reader: nn.Module, norm: nn.LayerNorm) -> None:
 
 
 def _replace_(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put another module in the place `name`, in the mode of the one there."""
+    """Put `module` in the place of the module `name`, with the same training mode."""
     path, _, attribute = name.rpartition(".")
     parent = model.get_submodule(path)
     module.train(getattr(parent, attribute).training)
@@ -187,7 +192,7 @@ def _replace_(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def add_linear_behind(model: nn.Module, names: Iterable[str]) -> nn.Module:
-    """A copy of `model` with a linear layer behind the norms `names`, which changes nothing."""
+    """A copy of `model` with an identity, as a linear layer, behind each of the norms `names`."""
     twin = copy.deepcopy(model)
     for name in names:
         norm = twin.get_submodule(name)
@@ -201,7 +206,7 @@ def add_linear_behind(model: nn.Module, names: Iterable[str]) -> nn.Module:
 
 
 def merge_attention_biases_(model: nn.Module) -> None:
-    """Give projections of queries, keys and values in one their biases, which BEiT and EVA hold apart from them."""
+    """Give joint query-key-value projections a bias, in place; BEiT and EVA store its parts apart from the layer."""
     for module in model.modules():
         projection = getattr(module, "qkv", None)
         parts = [getattr(module, name, None) for name in ("q_bias", "k_bias", "v_bias")]

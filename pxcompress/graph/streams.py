@@ -1,4 +1,4 @@
-"""The residual streams of pre-norm transformers: what writes them, which norms read them, and what reads those norms.
+"""Finds the residual streams of pre-norm transformers: layers that write them, norms that read them, and their readers.
 
 Read from the dependency graph. That a stream is what this says is proved where it is rotated (`rotation`).
 """
@@ -16,9 +16,10 @@ from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, is_depthwise
 
 @dataclass(frozen=True)
 class StreamNorm:
-    """A norm over a stream, and the linear layers that read it.
+    """A norm that reads a stream, and the linear layers that read the norm.
 
-    `reads_all` is false where something else reads it as well; `is_within`: other norms do, without a layer between.
+    `reads_all` is false if something else reads the norm as well; `is_within` is true if other norms do, without a
+    layer between.
     """
 
     name: str
@@ -29,10 +30,11 @@ class StreamNorm:
 
 @dataclass(frozen=True)
 class Stream:
-    """A residual stream of `width` channels, all by name.
+    """A residual stream of `width` channels; all its parts are given by name.
 
-    `writers` are layers whose outputs are added to it, `tables` parameters (..., width) that are, such as position
-    embeddings and class tokens; `scales` are parameters (width,) that outputs of a writer are multiplied by.
+    `writers` are layers whose outputs are added to it, `tables` parameters (..., width) that are added, such as
+    position embeddings and class tokens; `scales` are pairs of a parameter (width,) and the writer whose outputs it
+    multiplies.
     """
 
     width: int
@@ -43,7 +45,7 @@ class Stream:
 
 
 def read_stream(raw: Any, names: dict[Any, str]) -> Stream | str:
-    """The stream in torch-pruning's group `raw`, or why its width stays; empty where it has no LayerNorm."""
+    """The stream in torch-pruning's group `raw`, or the reason why its width stays; "" if it has no LayerNorm."""
     nodes = {item.dep.target.module: item.dep.target for item in raw}
     norms = [module for module in nodes if isinstance(module, nn.LayerNorm)]
     if not norms:
@@ -74,7 +76,7 @@ def read_stream(raw: Any, names: dict[Any, str]) -> Stream | str:
 
 
 def _read_norm(names: dict[Any, str], norm: Any) -> StreamNorm:
-    """A norm with the layers that read its output."""
+    """A norm together with the layers that read its output."""
     readers: dict[str, None] = {}
     reads_all, is_within = True, False
     for node in _list_behind(norm):
@@ -88,12 +90,12 @@ def _read_norm(names: dict[Any, str], norm: Any) -> StreamNorm:
 
 
 def _is_wide(module: Any) -> bool:
-    """Whether it is a parameter of more than one number, which `rotation` leaves of a scale."""
+    """Whether `module` is a parameter of more than one number."""
     return isinstance(module, nn.Parameter) and module.numel() > 1
 
 
 def _list_behind(node: Any) -> Iterator[Any]:
-    """The first layers, parameters and ends behind a node, through operations without any."""
+    """The first layers, parameters or outputs that follow a node, across operations without parameters."""
     pending, seen = list(node.outputs), set()
     while pending:
         following = pending.pop()
@@ -107,7 +109,7 @@ def _list_behind(node: Any) -> Iterator[Any]:
 
 
 def _find_scaled_writer(names: dict[Any, str], scale: Any) -> str:
-    """The layer whose outputs a parameter multiplies; empty where it is none."""
+    """Name of the layer whose outputs a parameter multiplies; "" if there is none."""
     products = [node for node in scale.outputs if "Mul" in str(getattr(node, "name", ""))]
     pending: list[Any] = [node for product in products for node in product.inputs if node is not scale]
     while pending:

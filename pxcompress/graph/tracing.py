@@ -1,4 +1,4 @@
-"""torch-pruning's dependency graph, read once: which rows of which layers hang together.
+"""Reads torch-pruning's dependency graph: which rows of which layers must be removed together.
 
 Geometry is written down here: every `Member` says which rows of which axis each unit owns. Scorers, meters and repairs
 read it from there and never ask again how a layer is shaped.
@@ -25,21 +25,21 @@ from pxcompress.state import can_have_gradient, copy_sharing, device_of, time_li
 from pxcompress.types import Axis, Fixed, Group, Kind, Member
 
 WHOLE = (nn.modules.conv._ConvTransposeNd, nn.RNNBase, nn.MultiheadAttention, nn.Bilinear)
-"""Layers that read channels as those do, and of which none is removed."""
+"""Layers of which no channel is removed, and whose inputs therefore stay."""
 
 SPANNING_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 STUMBLES = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError)
-"""What torch-pruning raises where it cannot follow the outputs of a layer."""
+"""Exceptions of torch-pruning where it cannot follow the outputs of a layer."""
 
 TRACING_SECONDS = 90.0
-"""Seconds of tracing after which a model is refused."""
+"""Seconds after which tracing a model is given up."""
 
 
 def trace_groups(
     model: nn.Module, example: Tensor, keep: Collection[str], head_layers: Collection[str]
 ) -> list[Group | Fixed]:
-    """Groups as torch-pruning sees them, and what is known to stay; none that make the layers named in `head_layers`.
+    """Groups of rows to remove together, and layers that must stay; none for the layers in `head_layers`.
 
     The outputs of the modules in `keep` stay whole. Raises `ModelError` where the model cannot be traced.
     """
@@ -49,7 +49,7 @@ def trace_groups(
 
 
 def trace_streams(model: nn.Module, example: Tensor) -> list[Stream]:
-    """The residual streams of a model whose norms could be rotated with them; raises as `trace_groups` does."""
+    """The residual streams of a model whose norms could be rotated too. Raises as `trace_groups` does."""
     graph, names = _trace_dependencies(model, example)
     streams: list[Stream] = []
     with _raise_model_errors("model's streams cannot be found"), settled(graph.model):
@@ -64,7 +64,7 @@ def trace_streams(model: nn.Module, example: Tensor) -> list[Stream]:
 
 
 def _trace_dependencies(model: nn.Module, example: Tensor) -> tuple[Any, dict[Any, str]]:
-    """torch-pruning's graph of a copy of `model`, and the names of the copy's modules and parameters."""
+    """torch-pruning's graph of a copy of `model`, and a map from the copy's modules and parameters to names."""
     with _raise_model_errors("model cannot be traced"):
         twin = copy_sharing(model)
         twin.eval()  # a module's own train() may return nothing
@@ -80,14 +80,14 @@ def _trace_dependencies(model: nn.Module, example: Tensor) -> tuple[Any, dict[An
 
 
 def _trace_outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
-    """What comes out of a model and depends on its parameters."""
+    """The outputs of a model that depend on its parameters."""
     return [value for value in all_outputs(model, example) if value.requires_grad]
 
 
 def _list_candidates(
     graph: Any, names: dict[Any, str], keep: set[str], head_layers: Collection[str]
 ) -> Iterator[Group | Fixed]:
-    """One group, or the reason why there is none, for every convolution and linear layer that is not in one already."""
+    """For every convolution and linear layer: the groups of its outputs, or the reason why they stay."""
     covered_layers: set[Any] = set()
     for module in [module for module in graph.module2node if isinstance(module, PRODUCERS)]:
         if module in covered_layers or names[module] in head_layers:
@@ -118,7 +118,7 @@ def _list_candidates(
 
 
 def _find_neighbours(fixed: Fixed, producers: Collection[Any], names: dict[Any, str]) -> Iterator[Fixed]:
-    """The other layers that write what the layer `fixed` writes: they stay with it."""
+    """The other layers whose outputs are tied to those of the layer `fixed`, and so stay too."""
     for module, name in names.items():
         if isinstance(module, PRODUCERS) and module in producers and name != fixed.name:
             yield Fixed(name, len(module.weight), f"its outputs meet those of {fixed.name}, which stay")
@@ -126,7 +126,7 @@ def _find_neighbours(fixed: Fixed, producers: Collection[Any], names: dict[Any, 
 
 @contextmanager
 def _raise_model_errors(task: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes one `ModelError`, also when it takes too long."""
+    """A context that turns any failure of torch-pruning, or taking too long, into one `ModelError` about `task`."""
     with warnings.catch_warnings(), torch.enable_grad(), without_checkpointing():
         warnings.simplefilter("ignore")
         try:
@@ -137,17 +137,17 @@ def _raise_model_errors(task: str) -> Iterator[None]:
 
 
 def _is_single(layer: nn.Module) -> bool:
-    """Whether a convolution has no channel to lose; torch-pruning takes what it runs along for channels (ECA)."""
+    """Whether a convolution has a single channel, as in ECA, where torch-pruning would prune the axis it runs along."""
     return bool(layer.in_channels == layer.out_channels == 1)
 
 
 def _list_producers(dependencies: Any, raw: Any) -> set[Any]:
-    """Modules whose outputs, or what they carry, belong to the group."""
+    """Modules whose outputs, or parameters, belong to torch-pruning's group `raw`."""
     return {item.dep.target.module for item in raw if _get_axis(dependencies, item) == "out"}
 
 
 def _spread_over(dependencies: Any, raw: Any) -> Any:
-    """The layer over whose outputs the only one of the group's root is broadcast; None where there is none."""
+    """For a layer with one output: the layer with many outputs over which that is broadcast; None if there is none."""
     root = raw[0].dep.target.module
     others = [module for module in _list_producers(dependencies, raw) if isinstance(module, PRODUCERS)]
     for module in others if len(raw[0].idxs) == 1 else ():
@@ -165,7 +165,7 @@ def _get_whole_group(dependencies: Any, module: Any) -> Any:
 
 
 def _start_from_first(dependencies: Any, names: dict[Any, str], raw: Any) -> Any:
-    """`raw` from its first producer on, with all outputs of that one: more than in `raw` where they are split."""
+    """The group of all outputs of the first layer in `raw`, which may be more than `raw` if they are split."""
     producers = [module for module in _list_producers(dependencies, raw) if module in names]
     whole_producers = [module for module in producers if isinstance(module, PRODUCERS) and not is_depthwise(module)]
     order = {module: place for place, module in enumerate(names)}
@@ -179,7 +179,7 @@ def _start_from_first(dependencies: Any, names: dict[Any, str], raw: Any) -> Any
 def _list_producer_groups(
     dependencies: Any, names: dict[Any, str], raw: Any, keep: set[str]
 ) -> Sequence[Group] | Sequence[Fixed]:
-    """The groups of a convolution's or linear layer's outputs, or why they stay."""
+    """The groups for the outputs of a convolution or linear layer, or the reason why they stay."""
     first_producer, units = raw[0].dep.target.module, len(raw[0].idxs)
     name = names[first_producer]
     if any(isinstance(item.dep.target.module, DirectionNorm) for item in raw):
@@ -200,7 +200,7 @@ def _list_producer_groups(
 def _build(
     dependencies: Any, names: dict[Any, str], raw: Any, label: tuple[str, Kind], unit_of_root: Tensor
 ) -> Sequence[Group] | Sequence[Fixed]:
-    """Groups from torch-pruning's items; `unit_of_root` (root rows,) says which unit each root row belongs to.
+    """Groups made from torch-pruning's items; `unit_of_root` (root rows,) maps each root row to its unit.
 
     There are several where the units own different layers, as with a convolution over a part of the channels. The one
     of the fewest layers has the first layer's name, and each other one that of a layer which the former do not have.
@@ -228,7 +228,7 @@ def _build(
 def _list_members(
     dependencies: Any, names: dict[Any, str], raw: Any, unit_of_root: Tensor
 ) -> Iterator[tuple[Member, Tensor]]:
-    """torch-pruning's items as members with an index (rows,), and the unit of each of those rows, ascending."""
+    """torch-pruning's items as members with an index (rows,), and the unit of each of these rows, ascending."""
     for item in raw:
         if _is_input_of_depthwise(dependencies, item):
             continue
@@ -244,15 +244,15 @@ def _list_members(
 
 
 def _find_axis_of_vector(parameter: Tensor) -> int | None:
-    """The only dimension of a parameter with more than one row; None where there are several, or none."""
+    """The only dimension of a parameter with more than one row; None if there are several, or none."""
     dims = [dim for dim, size in enumerate(parameter.shape) if size > 1]
     return dims[0] if len(dims) == 1 else None
 
 
 def _find_held_sizes(names: dict[Any, str], node: Any) -> str:
-    """The attribute with the sizes of a split into unequal parts; empty for any other operation, or where none has.
+    """Name of the attribute with the sizes of a split into unequal parts; "" for other operations, or if none has them.
 
-    It is one of the modules around the layer whose outputs are split, the nearest that has such sizes.
+    It belongs to the nearest of the modules around the layer whose outputs are split.
     """
     sizes = list(node.module.split_sizes or ()) if node.type == tp.ops.OPTYPE.SPLIT else []
     if len(set(sizes)) < 2:
@@ -273,14 +273,16 @@ def _is_around(name: str, layer: str) -> bool:
 
 
 def _is_input_of_depthwise(dependencies: Any, item: Any) -> bool:
-    """Whether an item has the inputs of a depthwise convolution of which each has several outputs: those count."""
+    """Whether an item is about the inputs of a depthwise convolution with several outputs for each, which count
+    instead.
+    """
     module = item.dep.target.module
     several = is_depthwise(module) and module.out_channels > module.in_channels
     return several and bool(item.dep.handler == dependencies.get_pruner_of_module(module).prune_in_channels)
 
 
 def _explain_fixed(names: dict[Any, str], raw: Any, keep: set[str], dependencies: Any) -> str:
-    """Why the outputs of this group must stay; empty when they need not."""
+    """The reason why the outputs of this group must stay; "" if they can be removed."""
     consumers, reaches_output = 0, False
     for item in raw:
         module = item.dep.target.module
@@ -311,17 +313,18 @@ def _explain_fixed(names: dict[Any, str], raw: Any, keep: set[str], dependencies
 
 
 def _get_axis(dependencies: Any, item: Any) -> Axis:
-    """ "in" for rows a convolution or linear layer consumes, else "out"."""
+    """ "in" for rows that a convolution or linear layer reads, else "out"."""
     module = item.dep.target.module
     consumes = isinstance(module, PRODUCERS) and not is_depthwise(module)
     return "in" if consumes and dependencies.is_in_channel_pruning_fn(item.dep.handler) else "out"
 
 
 def _find_units_of_rows(dependencies: Any, raw: Any, rows: int) -> Tensor:
-    """Unit of every root row (rows,): rows that meet in one row, or hold the same place in equal parts, go together.
+    """The unit of every root row (rows,).
 
-    A grouped convolution stays regular only when every one of its groups loses the same places, and a split into
-    equal parts (`chunk`) cuts at the same places only when every part loses as many.
+    Rows belong together if they meet in one row of a layer, or at the same place of equal parts. A grouped convolution
+    stays regular only if every one of its groups loses the same places, and a split into equal parts (`chunk`) cuts at
+    the same places only if every part loses as many.
     """
     label = torch.arange(rows)
     places = [pair for item in raw if (pair := _list_places(dependencies, item)) is not None]
@@ -339,7 +342,7 @@ def _find_units_of_rows(dependencies: Any, raw: Any, rows: int) -> Tensor:
 
 
 def _list_places(dependencies: Any, item: Any) -> tuple[Tensor, Tensor] | None:
-    """Root rows and their place in the parts of a grouped convolution or of an equal split; None elsewhere."""
+    """Root rows, and their place within the parts of a grouped convolution or an equal split; None for other items."""
     module = item.dep.target.module
     if item.dep.target.type == tp.ops.OPTYPE.SPLIT and len(set(module.split_sizes or ())) == 1:
         width = module.split_sizes[0]

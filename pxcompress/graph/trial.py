@@ -1,4 +1,4 @@
-"""The trial that every group has to pass: what comes out of the cut model, and what else could read its units.
+"""The trial that every group must pass: the cut model's outputs, and no other layer that could read the units.
 
 It runs with the example and a perturbed copy of it, which has the example's type and range: a model of spectrograms may
 take the logarithm of its input. Before that the dense model runs twice, since one that draws at random can prove
@@ -23,22 +23,25 @@ from pxcompress.state import device_of, evaluating
 from pxcompress.types import Group, Plan, Pruned
 
 PROOF_TOLERANCE = 1e-6
-"""Largest difference that a removal may make in float64, as a share of the outputs' scale. Outputs that hardly depend
-on the input, as those of a net with random weights may, would hide a wrong removal below the tolerance of float32."""
+"""Largest difference that removal may make in float64, as a share of the outputs' scale.
+
+Outputs that hardly depend on the input, as those of a net with random weights may, would hide a wrong removal below the
+tolerance of float32.
+"""
 
 NOT_EXACT = "removing its units is not the same as zeroing them"
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What a cut model is tried with: two inputs (2, ...), and the layers that they do not reach."""
+    """Tests whether groups can be removed, on two inputs (2, ...); it also knows the layers that these do not reach."""
 
     model: nn.Module
     inputs: Tensor
     idle: Idle
 
     def fault(self, groups: Sequence[Group]) -> str:
-        """Why half of the units of all `groups` cannot be removed together; empty where they can.
+        """The reason why half of the units of all `groups` cannot be removed together; "" if they can.
 
         The units are drawn at random: every other one may happen to be right.
         """
@@ -55,10 +58,10 @@ class Trial:
             return f"its units cannot be removed: {describe(error)}"
 
     def faults(self, groups: Sequence[Group]) -> dict[str, str]:
-        """Why groups must stay, by name; all others can go together. Found by halving the set of suspects.
+        """Group name -> the reason why it must stay; all other groups can be removed together.
 
-        Groups of the same first layer are tried apart as well: a forward that cuts its outputs in two halves runs
-        where both lose as many.
+        Found by halving the set of suspects. Groups with the same first layer are tried apart as well: a forward that
+        cuts its outputs in two halves runs where both lose as many.
         """
         faults: dict[str, str] = {}
         self._accept([], groups, faults)
@@ -67,7 +70,7 @@ class Trial:
         return faults
 
     def _accept(self, accepted_groups: list[Group], suspects: Sequence[Group], faults: dict[str, str]) -> list[Group]:
-        """`accepted_groups` and those of the suspects that pass beside them; the others go to `faults`."""
+        """`accepted_groups` and all suspects that pass together with them; reasons for the others go to `faults`."""
         candidate_groups = [*accepted_groups, *suspects]
         if not suspects or not (fault := self.fault(candidate_groups)):
             return candidate_groups
@@ -80,7 +83,9 @@ class Trial:
 
 
 def _measure_error(pruned: Pruned, inputs: Tensor) -> tuple[float, float]:
-    """How far removal is from zeroing, and how far it may be: in float64 hardly at all."""
+    """Difference between removing and zeroing units, and the largest difference allowed, which is smaller in
+    float64.
+    """
     error = removal_error(pruned, inputs)
     if PROOF_TOLERANCE < error <= REMOVAL_TOLERANCE:
         with suppress(RuntimeError, TypeError):  # where it does not run in float64, float32 counts
@@ -89,7 +94,7 @@ def _measure_error(pruned: Pruned, inputs: Tensor) -> tuple[float, float]:
 
 
 def _separate_shared(groups: Sequence[Group]) -> Iterator[list[Group]]:
-    """The groups whose first layer others begin with as well, in parts without two of the same."""
+    """Sets of groups among those that share their first layer with others; no set has two with the same layer."""
     places: dict[str, list[Group]] = {}
     for group in groups:
         places.setdefault(group.members[0].module, []).append(group)
@@ -99,7 +104,7 @@ def _separate_shared(groups: Sequence[Group]) -> Iterator[list[Group]]:
 
 
 def prepare_trial(model: nn.Module, example: Tensor) -> Trial:
-    """The trial of a model's groups. Raises `ModelError` where the dense model runs in no way that can be compared."""
+    """Make a trial for a model. Raises `ModelError` if the dense model does not run in a comparable way."""
     inputs = make_trial_inputs(model, example)
     try:
         return Trial(model, inputs, idle_layers(model, inputs))
@@ -110,9 +115,9 @@ def prepare_trial(model: nn.Module, example: Tensor) -> Trial:
 
 
 def make_trial_inputs(model: nn.Module, example: Tensor) -> Tensor:
-    """The example (1, ...) and a perturbed copy of it, as (2, ...), on the model's device.
+    """The example (1, ...) and a perturbed copy of it as one batch (2, ...), on the model's device.
 
-    The model is defined at both, and gives the same each time. Raises `ModelError` where there are no such inputs.
+    The model runs on both without NaN and gives the same each time. Raises `ModelError` if there are no such inputs.
     """
     example = example.to(device_of(model))
     outputs = _run_outputs(model, example, "does not run on the example")
@@ -153,5 +158,5 @@ def _is_defined(model: nn.Module, inputs: Tensor) -> bool:
 
 
 def _describe_error(error: float) -> str:
-    """The difference between two outputs, in words."""
+    """A difference between outputs in words."""
     return "a shape or type changes" if error == torch.inf else f"outputs differ by {error:.1e} of their scale"

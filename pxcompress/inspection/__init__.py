@@ -1,1 +1,1 @@
-"""What `pxcompress inspect` shows: groups and their costs, and whether relevance is conserved."""
+"""The results of `pxcompress inspect`: groups and their costs, and whether relevance is conserved."""

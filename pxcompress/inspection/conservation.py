@@ -1,4 +1,4 @@
-"""Is relevance conserved? Layer by layer: what goes in and out, what biases absorb, and what has no rule."""
+"""Shows layer by layer whether relevance is conserved: what enters and leaves, and what biases absorb."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pxcompress.scorers.lrp import LRP
 from pxcompress.state import device_of
 
 SAMPLES = 16
-"""Most inputs that relevance is shown for: all activations of one pass are kept."""
+"""Most inputs for which relevance is shown, since all activations of a pass are in memory."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LayerFlow:
 
 @dataclass(frozen=True)
 class UnruledFlow:
-    """A function without a rule, which relevance passes through by its plain gradient.
+    """Relevance through a function without an LRP rule, by its ordinary gradient.
 
     `share` is the sum of the relevance at its outputs, `size` the sum of its sizes, which does not cancel; both as
     shares of the relevance of the model's output, None where the function is only counted.
@@ -52,7 +52,7 @@ class UnruledFlow:
 
 @dataclass(frozen=True)
 class Conservation:
-    """How much relevance of a model's predictions enters and leaves every layer, in executed order.
+    """How much relevance enters and leaves every layer, in executed order, for a model's predictions.
 
     `relevance` is what starts at the output, a mean over samples, in units of the logit.
     """
@@ -69,14 +69,14 @@ class Conservation:
 
 
 def random_images(shape: tuple[int, ...], samples: int = 8, seed: int = 0) -> Tensor:
-    """Images of independent standard normal pixels, what normalised images have on average: (samples, *shape)."""
+    """Images of independent standard normal pixels, like normalised images on average: (samples, *shape)."""
     return torch.randn(samples, *shape, generator=torch.Generator().manual_seed(seed))
 
 
 def conservation(
     model: nn.Module, inputs: Tensor, composite: str = "", *, data: str = "random images", weights: str = ""
 ) -> Conservation:
-    """The relevance of `model`'s predictions for the first `SAMPLES` of `inputs`, layer by layer.
+    """Follow the relevance of `model`'s predictions for the first `SAMPLES` of `inputs`, layer by layer.
 
     `composite` "" is the default of the scorer `lrp`, whose start and target are used in any case; `data` and `weights`
     are words for the record. Raises `InputError` for a composite that cannot be read, and where the predicted logits
@@ -118,7 +118,7 @@ def _make_layer(flow: Flow) -> LayerFlow:
 
 
 def _list_unruled(twin: Attributed, flows: tuple[Flow, ...]) -> tuple[UnruledFlow, ...]:
-    """What the engine counted, with the relevance that was seen to pass."""
+    """The functions without a rule, with the relevance that passed through each."""
     shares: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
     for flow in flows:
@@ -135,7 +135,7 @@ def _list_unruled(twin: Attributed, flows: tuple[Flow, ...]) -> tuple[UnruledFlo
 
 
 def to_table(result: Conservation) -> str:
-    """The record as text for a terminal."""
+    """The relevance of every layer as text for a terminal."""
     of = f", {result.weights} weights" if result.weights else ""
     lines = [
         f"relevance of the {result.target} ({result.start}: {result.relevance:.4g} on average) with {result.composite} "

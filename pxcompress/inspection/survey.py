@@ -1,4 +1,4 @@
-"""Look before you cut: the groups of a model, what they cost, and what stays and why."""
+"""The survey of `pxcompress inspect`: the groups of a model, what they cost, and what stays and why."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pxcompress.types import Fixed, ImageSize, Kind
 
 @dataclass(frozen=True)
 class GroupCost:
-    """One group; the shares are of the whole model's cost, of everything that would go with all of its units.
+    """The cost of one group, as shares of the whole model's cost: everything that is removed with all of its units.
 
     A layer between two groups counts in both, so the shares of all groups add up to more than one.
     """
@@ -41,7 +41,7 @@ class GroupCost:
 
 @dataclass(frozen=True)
 class Survey:
-    """What `pxcompress inspect` shows; costs are for one sample of `input_shape` (channels, height, width)."""
+    """The result of `pxcompress inspect`; costs are for one sample of `input_shape` (channels, height, width)."""
 
     model: str
     input_shape: tuple[int, ...]
@@ -57,7 +57,7 @@ class Survey:
 def load_for(
     name: str, task: Task, classes: int | None, checkpoint: Path | None, input_size: ImageSize | int | None
 ) -> Loaded:
-    """The model `name`, whose outputs mean what `task` says, without data. Raises `ModelError`."""
+    """Load the model `name` for a task, without data. Raises `ModelError`."""
     is_classifier = isinstance(task, Classification)
     ports = ports_for(name)
     inputs = () if ports is None or ports.takes_one_array else ports.blank()
@@ -76,7 +76,7 @@ def load_for(
 
 
 def survey(name: str, loaded: Loaded, conditions: Conditions | None = None, note: Note = silent) -> Survey:
-    """Groups, units and their shares of parameters and MACs, and under `conditions` of milliseconds; needs no data.
+    """Groups, units, and their shares of parameters, MACs, and, given `conditions`, milliseconds; needs no data.
 
     `note` is told about progress.
     """
@@ -136,7 +136,7 @@ _OVERLAP = (
 
 
 def _list_whole(fixed: Sequence[Fixed]) -> Iterator[str]:
-    """The layers that keep all their outputs, by reason; units in brackets."""
+    """Lines of text on the layers that keep all their outputs, by reason; number of outputs in brackets."""
     yield f"stays whole: {len(fixed)} layer{'s' * (len(fixed) > 1)} (outputs in brackets); all others are in groups"
     for reason, layers in by_reason(fixed).items():
         yield f"  {reason}:"
@@ -151,7 +151,7 @@ def _list_whole(fixed: Sequence[Fixed]) -> Iterator[str]:
 
 
 def by_reason(fixed: Sequence[Fixed]) -> dict[str, list[Fixed]]:
-    """Layers that stay by the reason why, in order."""
+    """Reason -> the layers that stay for it, in order."""
     reasons: dict[str, list[Fixed]] = {}
     for layer in fixed:
         reasons.setdefault(layer.reason, []).append(layer)

@@ -1,1 +1,1 @@
-"""Where units lie: rows of tensors and weights, and the layers that read them."""
+"""Where units lie in tensors and weights, and which layers read them."""

@@ -1,4 +1,4 @@
-"""The layers that read pruned units, dense and slim side by side: what every repair of weights goes through."""
+"""The layers that lost inputs, dense and slim version side by side, for all repairs that change weights."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Consumer:
 
     @property
     def kept(self) -> Tensor:
-        """The features that are still there, ascending."""
+        """The remaining features, ascending."""
         return complement(len(self.layout), self.removed)
 
 
 def find_consumers(pruned: Pruned) -> list[Consumer]:
-    """All layers of `pruned` that lost inputs, by group."""
+    """All layers of `pruned` that lost inputs, in the order of the groups."""
     layouts = input_layouts(pruned.dense, pruned.groups)
     producers = members_by_module(pruned.groups, "out")
     layers = []
@@ -49,13 +49,15 @@ def find_consumers(pruned: Pruned) -> list[Consumer]:
 
 
 def is_padded(module: nn.Module) -> bool:
-    """Whether a convolution reads zeros beyond the border: a constant input is none there."""
+    """Whether a convolution pads with zeros, so that a constant input is not constant at the border."""
     padding = getattr(module, "padding", 0)
     return isinstance(padding, str) or any(padding if isinstance(padding, tuple) else (padding,))
 
 
 def output_of_constants(layer: Consumer, values: Tensor) -> Tensor:
-    """W_P x_P, (kept outputs,): what `layer` made of its removed inputs, were they the constants `values` (rows,)."""
+    """W_P x_P, (kept outputs,): the output of a layer due to its removed inputs, if these are the constants `values`
+    (rows,).
+    """
     weight: Tensor = layer.dense.weight.detach()  # type: ignore[operator]
     constants = torch.zeros(layer.layout.numel(), dtype=torch.float64, device=weight.device)
     rows = layer.layout[layer.removed].flatten()
@@ -69,12 +71,12 @@ def output_of_constants(layer: Consumer, values: Tensor) -> Tensor:
 
 
 def add_bias_(module: nn.Module, shift: Tensor) -> None:
-    """Add `shift` (outputs,) to a layer's bias in place; a layer without one gets it."""
+    """Add `shift` (outputs,) to a layer's bias, in place; a layer without a bias gets one."""
     add_(module, torch.zeros_like(module.weight), shift)  # type: ignore[arg-type]
 
 
 def add_(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
-    """Add to a layer's parameters in place; a layer without bias gets one when there is something to add."""
+    """Add `weight` and `bias` to a layer's parameters, in place; a layer without a bias gets one if needed."""
     with torch.no_grad():
         module.weight += weight  # type: ignore[operator]
         if bias is None:

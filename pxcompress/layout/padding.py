@@ -1,4 +1,4 @@
-"""Which positions of the texts that run are text: the others fill up shorter ones, and count in no statistic."""
+"""Which positions of the running texts are real: padding counts in no statistic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _COUNTED: ContextVar[Tensor | None] = ContextVar("counted", default=None)
 
 @contextmanager
 def counting(counted: Tensor | None) -> Iterator[None]:
-    """Inside the block the positions `counted` (n, length) of a batch are text; None: there is no padding."""
+    """A context in which the positions `counted` (n, length) of a batch are text, others padding.
+
+    None for no padding.
+    """
     token = _COUNTED.set(counted)
     try:
         yield
@@ -22,9 +25,9 @@ def counting(counted: Tensor | None) -> Iterator[None]:
 
 
 def find_counted_positions(value: Tensor) -> Tensor | None:
-    """Which positions of a tensor (n, length, features) of the batch that runs are text, (n, length) bool.
+    """Mask (n, length) of the positions of a tensor (n, length, features) in the running batch that are text.
 
-    None where all of them count: no texts run, none is shorter than another, or the tensor has no such positions.
+    None if all of them count: no texts run, all have the same length, or the tensor has no such positions.
     """
     counted = _COUNTED.get()
     if counted is None or value.dim() != 3 or value.shape[:2] != counted.shape or bool(counted.all()):
@@ -33,9 +36,9 @@ def find_counted_positions(value: Tensor) -> Tensor | None:
 
 
 def select_counted_columns(units: Tensor, counted: Tensor | None) -> Tensor:
-    """(units, columns) of (n, units, positions): every position that counts, of every sample, is a column.
+    """Reorder (n, units, positions) to (units, columns), with a column for every real position of every sample.
 
-    A unit of several rows has the positions of one behind those of another, as `rows.unit_view` gives them.
+    If a unit has several rows, their positions follow each other, as `rows.unit_view` gives them.
     """
     columns = units.transpose(0, 1).flatten(1)
     if counted is None:

@@ -1,4 +1,4 @@
-"""Rows of tensors and weights: which of them are a unit's, as activations (n, units, positions) and as weights."""
+"""Which rows of tensors and weights belong to a unit, as activations (n, units, positions) and as weights."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from pxcompress.types import Axis, Group, Member, Plan
 
 
 def rows_first(value: Tensor, module: nn.Module) -> Tensor:
-    """A layer's input or output as (n, rows, positions): the last axis of a linear layer, axis 1 of a convolution."""
+    """A layer's input or output as (n, rows, positions).
+
+    Rows are the last axis of a linear layer, axis 1 of a convolution.
+    """
     if isinstance(module, nn.Linear):
         value = value.movedim(-1, 1)
     return value.reshape(*value.shape[:2], value.shape[2:].numel())
 
 
 def unit_view(value: Tensor, module: nn.Module, index: Tensor) -> Tensor:
-    """A layer's input as (n, units, positions) for the rows `index` (units, k); a unit's k rows count as positions."""
+    """A layer's input as (n, units, positions) for the rows `index` (units, k).
+
+    The k rows of a unit count as positions.
+    """
     rows = rows_first(value, module)
     units, width = index.shape
     if units * width == rows.shape[1] and torch.equal(index.flatten(), torch.arange(units * width)):
@@ -27,10 +33,10 @@ def unit_view(value: Tensor, module: nn.Module, index: Tensor) -> Tensor:
 
 
 def input_layouts(model: nn.Module, groups: Sequence[Group]) -> dict[str, Tensor]:
-    """Rows of every input feature of the groups' consumers: module name -> (features, k).
+    """Layer name -> input rows of each feature, (features, k), for the layers that read the groups (consumers).
 
-    A feature is one input row, except where a channel was flattened in front of a linear layer: its k positions are
-    one feature then, as the taps of a convolution are.
+    A feature is one input row, except where a channel was flattened in front of a linear layer: its k positions are one
+    feature then, as the taps of a convolution are.
     """
     layouts = {}
     for name, owners in members_by_module(groups, "in").items():
@@ -45,7 +51,7 @@ def input_layouts(model: nn.Module, groups: Sequence[Group]) -> dict[str, Tensor
 
 
 def members_by_module(groups: Sequence[Group], axis: Axis) -> dict[str, list[tuple[Group, Member]]]:
-    """Module name -> the groups that own rows of its `axis`, and how."""
+    """Module name -> the groups with rows on its `axis`, each with its `Member`."""
     owners_by_module: dict[str, list[tuple[Group, Member]]] = {}
     for group in groups:
         for member in group.members:

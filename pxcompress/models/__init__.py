@@ -1,1 +1,1 @@
-"""Models: loaded with their weights, written in plain layers, trained here where there is nothing to load."""
+"""Loads models with their weights, rewrites them in plain layers, and trains them if there are no weights."""

@@ -1,4 +1,4 @@
-"""Your own module as every stage takes one: a tensor in, logits (n, k) out, with the modules and names it has.
+"""Adapts a user's own module to the form of all stages: one tensor in, logits (n, k) out, its modules unchanged.
 
 A view of the module has a subclass of its class, with another `forward`. Several inputs travel in one packed tensor,
 several outputs or positions come out as one logit; what must stay whole is judged by everything that comes out.
@@ -35,16 +35,19 @@ Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 """What a module is called with: model(x), model(*inputs) or model(**inputs); every tensor has shape (n, ...)."""
 
 UNKNOWN = -1
-"""Label of a sample that has none."""
+"""Label of a sample without a known class."""
 
 
 class Adapter(nn.Module):
-    """Comes before the class of a user's module: its forward, packed. Subclasses made here have a `signature_`."""
+    """A mix-in in front of a user's module class, with a forward that takes packed inputs.
+
+    Subclasses have a `signature_`.
+    """
 
     signature_: Signature
 
     def outputs_(self, packed: Tensor) -> Any:
-        """What the user's module returns; tensors looked up by whole numbers follow `packed` in autograd."""
+        """The output of the user's module; embeddings looked up by token ids depend on `packed` for autograd."""
         counted = self.signature_.find_counted(packed)
         with ExitStack() as hooks:
             if packed.requires_grad:
@@ -62,11 +65,11 @@ class Adapter(nn.Module):
         return base
 
     def original_(self, *args: Any, **kwargs: Any) -> Any:
-        """What the user's module returns for its own inputs."""
+        """The output of the user's module for its own inputs, unpacked."""
         return super().forward(*args, **kwargs)
 
     def forward(self, packed: Tensor) -> Tensor:
-        """Logits (n, k), k > 1."""
+        """Logits (n, k), with k > 1, for packed inputs."""
         outputs = self.outputs_(packed)
         if self.signature_.logits is None:
             logits = _guess_decisive_outputs(outputs, packed.shape[0])
@@ -77,7 +80,7 @@ class Adapter(nn.Module):
 
 
 def _follower(packed: Tensor, weights: Tensor | None) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    """A hook by which what is looked up follows `packed`: with `weights` (n, length), its position's entry there.
+    """A forward hook that makes the output of an embedding depend on `packed`, with `weights` (n, length) by position.
 
     Relevance of a text's positions then arrives at its mask.
     """
@@ -91,18 +94,20 @@ def _follower(packed: Tensor, weights: Tensor | None) -> Callable[[nn.Module, An
 
 
 def all_outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-    """All tensors that come out of `model`, adapted or not. Raises `ModelError` where they cannot be looked into."""
+    """All tensors that `model` returns, adapted or not. Raises `ModelError` for objects that cannot be searched."""
     return leaves(model.outputs_(inputs) if isinstance(model, Adapter) else model(inputs))
 
 
 def named_outputs(model: nn.Module, inputs: Tensor, only: str = "output") -> dict[str, Tensor]:
-    """All outputs (n, ...) of `model` by name, adapted or not; a single tensor is called `only`."""
+    """All outputs (n, ...) of `model` by name, adapted or not; a single tensor gets the name `only`."""
     outputs = by_name(model.outputs_(inputs) if isinstance(model, Adapter) else model(inputs), only)
     return {name: value for name, value in outputs.items() if len(value) == len(inputs)}
 
 
 def outputs_in_file(model: nn.Module, inputs: Tensor) -> Any:
-    """What the file of `model` gives for `inputs`: what it returns, behind the softmax that an `OnnxModule` omits."""
+    """The outputs that the file of `model` gives for `inputs`, including a final softmax that an `OnnxModule` leaves
+    out.
+    """
     if not isinstance(model, OnnxModule):
         return model(inputs)
     signature = type(model).signature_ if isinstance(model, Adapter) else Signature()
@@ -110,10 +115,10 @@ def outputs_in_file(model: nn.Module, inputs: Tensor) -> Any:
 
 
 def make_view(model: nn.Module, example: Tensor, logits: Logits, divergence: Divergence | None = None) -> nn.Module:
-    """`model`, sharing all its parts, as one whose forward gives what `logits` makes of its outputs, (n, k).
+    """Another module with all parts of `model`, whose forward returns `logits` applied to its outputs, (n, k).
 
-    `divergence` is what a repair that trains makes small. Raises `ModelError` where the model does not run on `example`
-    (n, ...), or where nothing follows its inputs by gradients.
+    `divergence` is what a repair by training minimises. Raises `ModelError` if the model does not run on `example` (n,
+    ...), or if no output depends on its inputs by gradients.
     """
     signature = Signature(type(model).signature_.inputs if isinstance(model, Adapter) else (), logits, divergence)
     inputs = torch.cat([example, example]).detach().to(device_of(model)).requires_grad_()
@@ -121,21 +126,21 @@ def make_view(model: nn.Module, example: Tensor, logits: Logits, divergence: Div
 
 
 def with_packed_inputs(model: nn.Module, inputs: tuple[Input, ...], shape: Sequence[int]) -> nn.Module:
-    """`model`, sharing all its parts, as one that takes its `inputs` packed in one tensor (n, *shape).
+    """Another module with all parts of `model` that takes its `inputs` packed in one tensor (n, *shape).
 
-    Raises `ModelError` where it does not run on blank ones, or where nothing follows its inputs by gradients.
+    Raises `ModelError` if it does not run on blank inputs, or if no output depends on its inputs by gradients.
     """
     signature = Signature(inputs)
     return _view(model, signature, signature.blank(shape, 2).to(device_of(model)).requires_grad_())
 
 
 def has_whole_numbers(model: nn.Module) -> bool:
-    """Whether a model takes inputs that are no floating-point numbers."""
+    """Whether a model takes any input of whole numbers, such as token ids."""
     return isinstance(model, Adapter) and not all(each.dtype.is_floating_point for each in model.signature_.inputs)
 
 
 def perturb(model: nn.Module, example: Tensor) -> Tensor:
-    """Another input like `example` (n, ...), of its type and range; `model` knows what is packed in it."""
+    """A changed copy of `example` (n, ...) with the same types and ranges; packed inputs are changed one by one."""
     draw, rows = torch.Generator().manual_seed(0), example.detach().cpu()
     signature: Signature = type(model).signature_ if isinstance(model, Adapter) else Signature()
     if not signature.inputs:
@@ -146,7 +151,7 @@ def perturb(model: nn.Module, example: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Adapted:
-    """A module, an example (1, ...) and batches as every stage takes them; `labelled`: the labels are classes.
+    """A module, an example (1, ...) and batches in the form of all stages; `labelled` says that labels are classes.
 
     `signature` says how inputs are packed in them.
     """
@@ -158,16 +163,16 @@ class Adapted:
     signature: Signature
 
     def pack(self, batches: Iterable[Any]) -> Batches:
-        """Other batches of the same kind as every stage takes them."""
+        """Convert other batches of the same kind to the form of all stages."""
         return replace(self.batches, batches=batches)
 
 
 def adapt_module(model: nn.Module, example: Inputs, batches: Iterable[Any], logits: Logits | None = None) -> Adapted:
-    """`model` behind an `Adapter`, sharing all its parts; `model` itself where it takes and returns one tensor already.
+    """`model` behind an `Adapter`, sharing all its parts; `model` itself if it takes and returns one tensor already.
 
-    A batch is (inputs, labels), or inputs alone. `logits` picks what counts. Without it that is an output (n, classes),
-    or else, as one logit: at every position the largest value along axis 1, as a mean, summed over all outputs.
-    Raises `InputError` for batches and `ModelError` for a module that this cannot take.
+    A batch is (inputs, labels), or inputs alone. `logits` picks the outputs that decide. Without it that is an output
+    (n, classes), or else one logit: at every position the largest value along axis 1, as a mean, summed over all
+    outputs. Raises `InputError` for batches and `ModelError` for a module that cannot be adapted.
     """
     inputs, labels = split_batch(_first(batches))
     signature = Signature(_inputs(example, batches), logits)
@@ -183,14 +188,14 @@ def adapt_module(model: nn.Module, example: Inputs, batches: Iterable[Any], logi
 
 
 def release_(model: nn.Module) -> None:
-    """Give a module that was adapted, or a copy of it, its own class again, in place."""
+    """Give an adapted module, or a copy of it, its own class again, in place."""
     if isinstance(model, Adapter):
         model.__class__ = type(model).__bases__[1]
 
 
 @dataclass(frozen=True, eq=False)
 class _Packed:
-    """Batches of packed inputs and labels (n,); `UNKNOWN` where labels are no classes."""
+    """Batches of packed inputs and labels (n,); labels are `UNKNOWN` if they are no classes."""
 
     batches: Iterable[Any]
     signature: Signature
@@ -209,7 +214,10 @@ class _Packed:
 
 
 def _view(model: nn.Module, signature: Signature, inputs: Tensor) -> nn.Module:
-    """Another object with all that `model` has, called as `signature` says. Refused unless it works on `inputs`."""
+    """Another object with the parts of `model`, called as `signature` says.
+
+    Raises `ModelError` if it fails on `inputs`.
+    """
     kind = model.original_class_ if isinstance(model, Adapter) else type(model)
     if isinstance(model, torch.jit.ScriptModule) or hasattr(kind, "__deepcopy__") or "forward" in vars(model):
         raise ModelError(f"a {kind.__name__} has a forward or copies of its own making; give the nn.Module behind it")
@@ -230,7 +238,7 @@ def _view(model: nn.Module, signature: Signature, inputs: Tensor) -> nn.Module:
 
 
 def _call_checked(model: nn.Module, call: Callable[[], Any]) -> Any:
-    """What `call` makes of `model`. Raises `ModelError` where it fails."""
+    """The result of `call`, which runs `model`. Raises `ModelError` where it fails."""
     try:
         with evaluating(model), torch.enable_grad():
             return call()
@@ -241,7 +249,7 @@ def _call_checked(model: nn.Module, call: Callable[[], Any]) -> Any:
 
 
 def _guess_decisive_outputs(outputs: Any, samples: int) -> Tensor:
-    """The numbers that decisions rest on where no `logits` says it, (n, k): the only logits, else largest values."""
+    """The outputs that decide, (n, k), if the user does not say so: the only logits, else largest values."""
     candidates = [value for value in floats(outputs) if value.dim() and value.shape[0] == samples]
     if not candidates:
         raise ModelError(
@@ -255,7 +263,7 @@ def _guess_decisive_outputs(outputs: Any, samples: int) -> Tensor:
 
 
 def _columns(logits: Any, samples: int) -> Tensor:
-    """What the user's function returned, as (n, k)."""
+    """The result of the user's function `logits` as (n, k). Raises `ModelError` for other shapes."""
     if not isinstance(logits, Tensor) or logits.dim() not in (1, 2) or logits.shape[0] != samples:
         description = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ModelError(f"logits returns {description} for {samples} samples; expected a tensor (n, classes) or (n,)")
@@ -263,7 +271,10 @@ def _columns(logits: Any, samples: int) -> Tensor:
 
 
 def _inputs(example: Inputs, batches: Iterable[Any]) -> tuple[Input, ...]:
-    """The inputs to pack, whole numbers with the range they have in all batches; none for a single float tensor."""
+    """Descriptions of the inputs to pack, with the range of whole numbers over all batches.
+
+    Empty for one float tensor.
+    """
     values = name_inputs(example)
     if isinstance(example, Tensor) and example.is_floating_point():
         return ()
@@ -277,7 +288,7 @@ def _inputs(example: Inputs, batches: Iterable[Any]) -> tuple[Input, ...]:
 
 
 def _extremes(value: Tensor) -> list[Tensor]:
-    """The smallest and the largest number, which say as much of the range as all do."""
+    """The smallest and the largest number of a tensor of whole numbers, as tensors; empty for floats."""
     return [] if value.is_floating_point() or not value.numel() else [value.min(), value.max()]
 
 
@@ -290,7 +301,7 @@ def _first(batches: Iterable[Any]) -> Any:
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:
-    """Inputs and labels of a batch, None where it has none."""
+    """Inputs and labels of a batch; labels are None if it has none."""
     if not isinstance(batch, tuple | list):
         return batch, None
     if len(batch) not in (1, 2):

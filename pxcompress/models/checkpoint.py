@@ -1,4 +1,4 @@
-"""Read weights that the user gives, without ever opening a pickle that could run code, and put them into a model.
+"""Reads weights that the user gives, never from a pickle that could run code, and loads them into a model.
 
 A file may hold several sets of weights, each under a prefix of its own. One that covers the model is taken, averaged
 weights (EMA, SWA) before raw ones, and what is left out is named.
@@ -28,20 +28,22 @@ from pxcompress.errors import ModelError, short
 SAVE_HINT = "save a state_dict or safetensors"
 
 _USUAL = ("", "state_dict", "model_state_dict", "model", "net", "module", "_orig_mod", "params", "weights")
-"""Names that training scripts give to a set of weights or to a wrapper's only child, most usual first."""
+"""Names that training scripts give to a set of weights or to a wrapper's only child, the most usual first."""
 _AVERAGED = {"ema", "averaged", "average", "avg", "swa", "shadow"}
 _BESIDE = _AVERAGED | {"criterion", "loss", "losses", "metric", "metrics", "optimizer", "scheduler", "teacher"}
-"""Words in the names of what lies beside a model's own weights without a prefix before these."""
+"""Words in the names of things stored beside a model's own weights, where these have no prefix."""
 _COUNTER = "num_batches_tracked"  # absent from files written before PyTorch 0.4.1, and harmless there
 _PROFILED = ("total_ops", "total_params")
-"""Buffers that the profiler thop leaves in every module."""
+"""Names of buffers that the profiler thop leaves in every module."""
 _CLASS_NAMES = ("class_names", "classes", "class_to_idx", "idx_to_class", "label_names", "id2label", "label2id")
 _DEPTH = 4
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a file holds: sets of weights by their place in it ("" for the file itself), and the classes it names."""
+    """The content of a file: sets of weights by their place in it ("" for the file itself), and class names if it has
+    any.
+    """
 
     name: str
     sets: Mapping[str, Mapping[str, Tensor]]
@@ -50,10 +52,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """One set of weights of a file, under the names that the model has for them.
+    """One set of weights from a file, renamed to the names in the model.
 
-    `prefix` is what stood before every key; `beside` are keys of the set that are not the model's; `own` are the
-    model's tensors.
+    `prefix` is what was removed from every key; `beside` are keys of the set that the model does not have; `own` are
+    the model's tensors.
     """
 
     place: str
@@ -64,17 +66,17 @@ class Fit:
 
     @cached_property
     def missing(self) -> list[str]:
-        """Keys of the model that the file lacks."""
+        """Keys of the model that the set lacks."""
         return [key for key in self.own if key not in self.state and not key.endswith(_COUNTER)]
 
     @cached_property
     def same_shapes(self) -> bool:
-        """Whether what it shares with the model has the model's shapes."""
+        """Whether all tensors that it shares with the model have the model's shapes."""
         return all(value.shape == self.state[key].shape for key, value in self.own.items() if key in self.state)
 
     @property
     def averaged(self) -> bool:
-        """Whether its name says that it is a moving average."""
+        """Whether its name says that these weights are a moving average."""
         return bool(_words(f"{self.place}.{self.prefix}") & _AVERAGED)
 
     @property
@@ -84,7 +86,7 @@ class Fit:
 
     @cached_property
     def rank(self) -> tuple[float, ...]:
-        """Larger is better; the first entry is 1 where the model is covered and nothing is left over."""
+        """How well the set fits, larger is better; the first entry is 1 if it has exactly the model's keys."""
         shared_keys = sum(key in self.state for key in self.own)
         names = [*self.place.split("."), *self.prefix.rstrip(".").split(".")]
         unusual_names = sum(name not in _USUAL for name in names)
@@ -130,7 +132,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def best_fit(checkpoint: Checkpoint, model: nn.Module) -> tuple[Fit, str]:
-    """The weights of `checkpoint` for `model`, and what to know about the choice, "" where there was none.
+    """The best set of weights of `checkpoint` for `model`, and a note about the choice, "" if there was none.
 
     Raises `ModelError` where two sets fit equally well and differ.
     """
@@ -183,7 +185,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], heads: tuple[str, 
 
 
 def _safe(path: Path) -> dict[str, Any]:
-    """Tensors, and under "" what the file says about itself."""
+    """Tensors of a .safetensors file by name, and its metadata under the key ""."""
     with safetensors.safe_open(path, "pt") as file:
         facts = {key: _parse_names(value) for key, value in (file.metadata() or {}).items()}
     return {**safetensors.torch.load_file(path), "": facts}
@@ -197,7 +199,7 @@ def _parse_names(text: str) -> Any:
 
 
 def _check_numbers(model_state: Mapping[str, Tensor], state: Mapping[str, Tensor], label: str) -> None:
-    """Refuse tensors without values, and whole numbers (int8) where the model has others."""
+    """Raise `ModelError` for tensors without values, and for whole numbers (int8) where the model has floats."""
     for key in [key for key in model_state if key in state]:
         if state[key].is_meta or (model_state[key].is_floating_point() and not state[key].is_floating_point()):
             content = "no values (it is on the meta device)" if state[key].is_meta else f"type {state[key].dtype}"
@@ -212,7 +214,7 @@ def _unpickle(path: Path) -> Any:
 
 
 def _sets(content: Any, place: tuple[str, ...]) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """Mappings that hold tensors, at any depth, by their place."""
+    """Mappings that contain tensors, at any depth, with the place of each."""
     if not isinstance(content, Mapping) or len(place) > _DEPTH:
         return
     # torch.optim.swa_utils.AveragedModel counts its updates in a tensor of its own.
@@ -224,7 +226,7 @@ def _sets(content: Any, place: tuple[str, ...]) -> Iterator[tuple[str, Mapping[s
 
 
 def _named_classes(content: Any, depth: int) -> Iterator[tuple[str, ...]]:
-    """Class names in the order of the outputs, wherever a file keeps them."""
+    """Class names in the order of the outputs, wherever in a file they are stored."""
     content = vars(content) if isinstance(content, argparse.Namespace) else content
     if not isinstance(content, Mapping) or depth > _DEPTH:
         return
@@ -235,7 +237,7 @@ def _named_classes(content: Any, depth: int) -> Iterator[tuple[str, ...]]:
 
 
 def _in_order(value: Any) -> tuple[str, ...]:
-    """Names from a list, from name -> number or from number -> name; empty for anything else."""
+    """Names from a list, a map name -> number or a map number -> name; empty for anything else."""
     if isinstance(value, Mapping):
         try:
             pairs = [(int(key), each) if isinstance(each, str) else (int(each), key) for key, each in value.items()]
@@ -248,7 +250,7 @@ def _in_order(value: Any) -> tuple[str, ...]:
 
 
 def _fits(checkpoint: Checkpoint, model_state: Mapping[str, Tensor]) -> Iterator[Fit]:
-    """Every set under every prefix that leaves keys of the model."""
+    """Every set of weights, under each prefix whose removal leaves keys of the model."""
     for place, tensors in checkpoint.sets.items():
         prefixes: Counter[str] = Counter()
         for key in tensors:
@@ -266,7 +268,7 @@ def _fits(checkpoint: Checkpoint, model_state: Mapping[str, Tensor]) -> Iterator
 
 
 def _describe_choice(checkpoint: Checkpoint, best: Fit, other_fits: Sequence[Fit]) -> str:
-    """Which weights were taken and what was left out, in one line; "" where there was nothing to choose."""
+    """One line on which weights were taken and which were left out; "" if there was no choice."""
     complete_fits = [other_fit for other_fit in other_fits if not other_fit.missing and other_fit.label != best.label]
     equal_labels = dict.fromkeys(
         other_fit.label for other_fit in complete_fits if other_fit.same_shapes == best.same_shapes
@@ -308,7 +310,7 @@ def _words(name: str) -> set[str]:
 
 
 def _refuse(path: Path, error: pickle.UnpicklingError) -> NoReturn:
-    """Say whether the unpickler met code or mere rubbish."""
+    """Raise `ModelError`, which says whether the file contains code or is no checkpoint at all."""
     blocked_global = re.search(r"GLOBAL (\S+)|reduce for unrecognized function (\S.*)", str(error))
     if blocked_global:
         culprit = short(next(group for group in blocked_global.groups() if group))

@@ -1,4 +1,4 @@
-"""Names of a model's classes, and whether data name some of them."""
+"""Names of a model's classes, and tests of how the names in data relate to them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from timm.data.imagenet_info import ImageNetInfo
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 IMAGENET_1K = 1000
-"""Classes of the ImageNet that most weights are for."""
+"""Number of classes of the usual ImageNet."""
 
 
 def are_wordnet_ids(names: Sequence[str]) -> bool:
-    """Whether all names are such as ImageNet's folders have, n01440764; False for none."""
+    """Whether all names look like ImageNet's folders, n01440764; False for no names."""
     return bool(names) and all(_WORDNET_ID.fullmatch(name) for name in names)
 
 
 def imagenet_classes(count: int, names: Sequence[str]) -> tuple[str, ...]:
-    """The classes of ImageNet in the order of its weights' outputs, if a model of `count` classes has them.
+    """ImageNet's class names in the order of the outputs, if the model has `count` classes as ImageNet.
 
-    It is taken to where the data's `names` are all among them; else there are none.
+    It is assumed only if the data's `names` are all among them; else the result is empty.
     """
     if count != IMAGENET_1K or not are_wordnet_ids(names):
         return ()
@@ -30,7 +30,7 @@ def imagenet_classes(count: int, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def are_output_numbers(names: Sequence[str], count: int) -> bool:
-    """Whether `names` are whole numbers that number some of `count` outputs, from 0, but not all of them."""
+    """Whether `names` are numbers of outputs, from 0, for some but not all of `count` outputs."""
     if not names or not all(name.isdecimal() for name in names):
         return False
     numbers = set(map(int, names))
@@ -38,6 +38,6 @@ def are_output_numbers(names: Sequence[str], count: int) -> bool:
 
 
 def is_part(names: Sequence[str], classes: Sequence[str]) -> bool:
-    """Whether `names` are some of `classes`, upper and lower case alike, but not all of them."""
+    """Whether `names` are some, but not all, of `classes`, ignoring case."""
     some, every = ({name.casefold() for name in each} for each in (names, classes))
     return bool(some) and some < every

@@ -1,4 +1,4 @@
-"""torchvision's detectors as modules from a batch of images to raw boxes.
+"""Wraps torchvision's detectors so that they map a batch of images to raw boxes.
 
 A detector of torchvision takes a list of images, resizes them, and returns thinned-out boxes, as many an image as it
 likes. What is pruned and exported is what lies between: from a normalised batch (n, 3, H, W) to {"boxes": (n, L, 4)
@@ -24,18 +24,24 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import roi_align
 
 BACKGROUND = 1
-"""Outputs that torchvision's detectors have beside one a class: the first one is the score of no object."""
+"""Number of background classes in torchvision's detectors: the first output is the score of "no object"."""
 
 ROUNDS = 8
-"""Rounds of thinning out proposals at once, after which it is as one by one but for long chains of overlaps."""
+"""Rounds of non-maximum suppression in parallel.
+
+Enough to equal the sequential one, except for long chains of overlaps.
+"""
 
 
 NEVER = -1e9
-"""Logit of a proposal that is not to be taken."""
+"""Logit of a proposal that is ruled out."""
 
 
 def raw_detector(model: nn.Module) -> nn.Module:
-    """A detector of torchvision as a module that returns raw boxes, sharing its layers; any other module as it is."""
+    """A torchvision detector as a module that returns raw boxes, sharing its layers.
+
+    Other modules are returned unchanged.
+    """
     for kind, make in _MAKERS.items():
         if type(model) is kind:
             return make(model)
@@ -43,7 +49,9 @@ def raw_detector(model: nn.Module) -> nn.Module:
 
 
 class _RawDetector(nn.Module):
-    """What all have in common: a backbone with feature maps, and images as the transform would make them."""
+    """Base class of the wrappers: the backbone's feature maps, and images normalised as the detector's transform
+    does.
+    """
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
@@ -61,13 +69,13 @@ class _RawDetector(nn.Module):
         }
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Feature maps, the finest first."""
+        """Feature maps of the backbone, the finest first."""
         features = self.backbone(images)
         return [features] if isinstance(features, Tensor) else list(features.values())
 
 
 class _OneStage(_RawDetector):
-    """SSD, RetinaNet, FCOS: a head gives every anchor a box and classes."""
+    """SSD, RetinaNet and FCOS: a head predicts a box and classes for every anchor."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__(detector)
@@ -81,11 +89,11 @@ class _OneStage(_RawDetector):
         return {"boxes": boxes, "logits": self.logits(outputs)}
 
     def boxes(self, codes: Tensor, anchors: Tensor) -> Tensor:
-        """Corners (n, L, 4) of codes (n, L, 4) beside anchors (L, 4)."""
+        """Box corners (n, L, 4) from predicted codes (n, L, 4) and anchors (L, 4)."""
         return _decode(self.box_coder, codes, anchors)
 
     def logits(self, outputs: dict[str, Tensor]) -> Tensor:
-        """Logits of every class but the background, (n, locations, classes)."""
+        """Logits of all classes except the background, (n, locations, classes)."""
         return outputs["cls_logits"][..., BACKGROUND:]
 
 
@@ -99,13 +107,13 @@ class _FCOS(_OneStage):
         return self.box_coder.decode(codes, anchors)
 
     def logits(self, outputs: dict[str, Tensor]) -> Tensor:
-        """The score is the root of class and centre-ness, both from 0 to 1."""
+        """Logits of the scores, which are the root of class probability times centre-ness, (n, locations, classes)."""
         half_log = (logsigmoid(super().logits(outputs)) + logsigmoid(outputs["bbox_ctrness"])) / 2
         return half_log - torch.log(-torch.expm1(half_log.clamp_max(-1e-6)))
 
 
 class _FasterRCNN(_RawDetector):
-    """Proposals of the first stage, thinned out, and what the second stage makes of each; all in fixed numbers."""
+    """Faster R-CNN: region proposals, filtered, then a box and classes for each; their number is fixed."""
 
     def __init__(self, detector: Any) -> None:
         super().__init__(detector)
@@ -115,7 +123,7 @@ class _FasterRCNN(_RawDetector):
         return self.raw_boxes(images, self.features(images))
 
     def raw_boxes(self, images: Tensor, features: list[Tensor]) -> dict[str, Tensor]:
-        """Corners and logits of every proposal."""
+        """Box corners and logits of every proposal."""
         proposals = self._proposals(images, features)
         count = proposals.shape[1]
         logits, codes = self.roi_heads.box_predictor(
@@ -128,7 +136,7 @@ class _FasterRCNN(_RawDetector):
         return {"boxes": boxes.unflatten(0, (-1, count)), "logits": margins.unflatten(0, (-1, count))}
 
     def _proposals(self, images: Tensor, features: list[Tensor]) -> Tensor:
-        """Corners (n, k, 4) of the likeliest regions that hold something."""
+        """Corners (n, k, 4) of the regions that most likely contain an object."""
         objectness, codes = self.rpn.head(features)
         sizes = [value[0].numel() for value in objectness]
         flat, deltas = concat_box_prediction_layers(objectness, codes)
@@ -147,7 +155,7 @@ class _FasterRCNN(_RawDetector):
 
 
 class _KeypointRCNN(_FasterRCNN):
-    """The surest boxes of Faster R-CNN, thinned out, with "keypoints" (n, k, joints, 3): x, y and score of each.
+    """Keypoint R-CNN: the best boxes, filtered, with "keypoints" (n, k, joints, 3): x, y and score of each joint.
 
     A joint lies where its map has its largest value, in the middle of one of 56 x 56 cells of its box.
     """
@@ -169,14 +177,16 @@ class _KeypointRCNN(_FasterRCNN):
 
 
 def _clip(corners: Tensor, images: Tensor) -> Tensor:
-    """Corners (..., 4) within the images."""
+    """Corners (..., 4), clipped to the image."""
     height, width = images.shape[-2:]
     limits = torch.tensor([width, height, width, height], dtype=corners.dtype, device=corners.device)
     return torch.minimum(corners.clamp_min(0), limits)
 
 
 def _find_joints(maps: Tensor, boxes: Tensor) -> Tensor:
-    """x, y and value at the peak of maps (n, k, joints, side, side) over boxes (n, k, 4): (n, k, joints, 3)."""
+    """Position and score of each joint, (n, k, joints, 3), at the peak of its map (side, side) over its box (n, k,
+    4).
+    """
     side = maps.shape[-1]
     scores, places = maps.flatten(3).max(3)
     sizes = (boxes[..., 2:] - boxes[..., :2]) / side
@@ -186,7 +196,7 @@ def _find_joints(maps: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _pool(pool: Any, features: list[Tensor], regions: Tensor, width: int) -> Tensor:
-    """Features (n * k, channels, s, s) of every region (n, k, 4), from the map that fits its size."""
+    """Features (n * k, channels, s, s) of every region (n, k, 4), pooled from the map that suits its size."""
     count = regions.shape[1]
     maps = features[: len(pool.featmap_names)]
     steps = [round(math.log2(width / each.shape[-1])) for each in maps]
@@ -213,20 +223,20 @@ _MAKERS: dict[type[nn.Module], type[_RawDetector]] = {
 
 
 def _anchors(generator: nn.Module, images: Tensor, features: list[Tensor]) -> Tensor:
-    """Anchors (L, 4) in pixels, the same for every image."""
+    """Anchor boxes (L, 4) in pixels, which are the same for every image."""
     height, width = images.shape[-2:]
     anchors: list[Tensor] = generator(ImageList(images[:1], [(height, width)]), [each[:1] for each in features])
     return anchors[0]
 
 
 def _decode(coder: Any, codes: Tensor, anchors: Tensor) -> Tensor:
-    """Corners (n, L, 4) of codes (n, L, 4) beside anchors (L, 4)."""
+    """Box corners (n, L, 4) from predicted codes (n, L, 4) and anchors (L, 4)."""
     repeated = anchors.expand(codes.shape[0], -1, -1).reshape(-1, 4)
     return coder.decode_single(codes.reshape(-1, 4), repeated).reshape(codes.shape)
 
 
 def _margins(logits: Tensor) -> Tensor:
-    """Numbers (..., classes) whose sigmoid is the softmax of logits (..., 1 + classes) behind the background."""
+    """Logits (..., classes) whose sigmoid equals the softmax over logits (..., 1 + classes), without the background."""
     classes = logits.shape[-1]
     hidden = torch.eye(classes, dtype=torch.bool, device=logits.device)[BACKGROUND:]
     others = logits[..., None, :].masked_fill(hidden, -torch.inf).logsumexp(-1)
@@ -234,10 +244,10 @@ def _margins(logits: Tensor) -> Tensor:
 
 
 def _thin_out(chances: Tensor, corners: Tensor, most: int, overlap: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The likeliest boxes, (n, k) and (n, k, 4), and their places, (n, k); those that overlap a likelier `NEVER` are.
+    """The most likely boxes by non-maximum suppression: logits (n, k), corners (n, k, 4), indices (n, k).
 
-    By Cluster-NMS (Zheng et al., https://arxiv.org/abs/2005.03572), which needs no loop over boxes and gives what NMS
-    does once it has settled.
+    Boxes that overlap a likelier one get the logit `NEVER`. By Cluster-NMS (Zheng et al.,
+    https://arxiv.org/abs/2005.03572), which needs no loop over boxes and equals NMS once it has converged.
     """
     chances, order = chances.topk(min(most, chances.shape[1]), 1)
     corners = corners.gather(1, order[..., None].expand(-1, -1, 4))
@@ -249,7 +259,7 @@ def _thin_out(chances: Tensor, corners: Tensor, most: int, overlap: float) -> tu
 
 
 def _pairwise_iou(corners: Tensor) -> Tensor:
-    """IoU (n, k, k) of boxes (n, k, 4)."""
+    """IoU of all pairs, (n, k, k), for boxes (n, k, 4)."""
     low = torch.maximum(corners[:, :, None, :2], corners[:, None, :, :2])
     high = torch.minimum(corners[:, :, None, 2:], corners[:, None, :, 2:])
     shared = (high - low).clamp_min(0).prod(-1)

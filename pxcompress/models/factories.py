@@ -1,4 +1,4 @@
-"""A user's own callables, by name: "package.module:factory", with the current folder on the import path."""
+"""Finds a user's own functions by name, "package.module:factory"; the current folder can be imported from."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pxcompress.errors import ModelError, describe
 from pxcompress.models.detectors import BACKGROUND, raw_detector
 
 OPTIONS = ("num_classes", "img_size")
-"""Arguments that a factory is given, where it takes them."""
+"""Arguments that a factory gets if it accepts them."""
 
 
 def find_object(name: str, purpose: str) -> Any:
-    """The object "package.module:name", wanted for `purpose`; the current folder is importable. `ModelError`."""
+    """Import the object "package.module:name"; `purpose` is a word for messages. Raises `ModelError`."""
     module_name, _, path = name.partition(":")
     if module_name.partition(".")[0] in sys.stdlib_module_names:  # a run folder that is not ours may say os:abort
         raise ModelError(
@@ -42,7 +42,7 @@ def find_object(name: str, purpose: str) -> Any:
 
 
 def find_factory(name: str) -> Callable[..., object]:
-    """The callable `package.module:factory`."""
+    """Import the callable `package.module:factory`. Raises `ModelError`."""
     factory = find_object(name, "model")
     if not callable(factory) or isinstance(factory, nn.Module):
         raise ModelError(f"model {name!r} is a {type(factory).__name__}; expected a callable that returns an nn.Module")
@@ -50,7 +50,7 @@ def find_factory(name: str) -> Callable[..., object]:
 
 
 def call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
-    """The module that the factory `name` makes, a detector of torchvision's with raw boxes (`models.detectors`).
+    """The module that the factory `name` returns; a torchvision detector is wrapped to return raw boxes.
 
     Raises `ModelError` where it fails or takes other arguments.
     """
@@ -75,7 +75,7 @@ def call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
 
 
 def _without_backbone_weights(factory: Callable[..., object]) -> dict[str, None]:
-    """Arguments that keep torchvision's builders from fetching weights of a backbone, which others replace anyway."""
+    """Arguments that stop torchvision's builders from downloading backbone weights, which would be replaced anyway."""
     try:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):

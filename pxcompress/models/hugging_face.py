@@ -1,4 +1,4 @@
-"""Models of Hugging Face's transformers: `--model hf:FOLDER` or `hf:OWNER/NAME`, by what config.json says.
+"""Loads models of Hugging Face's transformers, `--model hf:FOLDER` or `hf:OWNER/NAME`, by their config.json.
 
 Weights come from safetensors only, and no code of a folder is ever run. What a model returns is named as tasks expect
 it: "logits" of classifiers, "out" of segmentations, "embedding" of encoders.
@@ -25,7 +25,7 @@ from pxcompress.models.tokens import IDS, KINDS, Tokenizer
 PREFIX = "hf:"
 
 MOST_TOKENS = 512
-"""Tokens of a text, at most, where a model takes more."""
+"""Most tokens of a text, also for models that would take more."""
 
 _HEADS = {
     "ForSequenceClassification": "logits",
@@ -33,13 +33,13 @@ _HEADS = {
     "ForSemanticSegmentation": "out",
     "ForObjectDetection": "boxes",
 }
-"""What a class of models returns, by the end of its name; all others are taken for encoders."""
+"""Ending of a model class's name -> what it returns; other classes count as encoders."""
 
 _BOX_OUTPUTS = ("logits", "pred_boxes", "enc_topk_logits")
-"""Outputs of detectors, as far as a model has them; the last tells models of the kind of RT-DETR from DETR."""
+"""Names of a detector's outputs, as far as it has them; the last one distinguishes RT-DETR from DETR."""
 
 _VISION_TOWERS = {"clip": "CLIPVisionModelWithProjection", "siglip": "SiglipVisionModel"}
-"""Type of a model for images and texts together -> class of its image encoder."""
+"""Type of a model for images and texts -> class of its image encoder alone."""
 
 _VOCABULARIES = (
     "tokenizer.json",
@@ -49,16 +49,16 @@ _VOCABULARIES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
-"""Files of which a folder with a tokenizer has one; without any the library makes up an empty vocabulary."""
+"""Files of which a folder with a tokenizer has at least one; without any, transformers invents an empty vocabulary."""
 
 _INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-"""Names of Pillow's numbers."""
+"""Pillow's number of an interpolation -> its name."""
 
 
 class ImageModel(nn.Module):
-    """A model of images: pixels (n, channels, height, width) to what its head gives.
+    """A transformers model for images: pixels (n, channels, height, width) to the output of its head.
 
-    Where the data have one, `pixel_mask` (n, height, width) is 1 where there is image and 0 where it is filled up.
+    `pixel_mask` (n, height, width), if given, is 1 where there is image and 0 where there is padding.
     """
 
     def __init__(self, net: nn.Module, head: str) -> None:
@@ -66,7 +66,7 @@ class ImageModel(nn.Module):
         self.net, self.head = net, head
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Tensor | dict[str, Tensor]:
-        """Logits or embeddings (n, k), or maps or boxes by name."""
+        """Logits or embeddings (n, k), or a dict of maps or boxes by name."""
         masks = {} if pixel_mask is None else {"pixel_mask": pixel_mask}
         outputs = self.net(pixel_values=pixel_values, **masks)
         if self.head == "logits":
@@ -82,14 +82,16 @@ class ImageModel(nn.Module):
 
 
 class TextModel(nn.Module):
-    """A model of texts: token ids, mask and kinds (n, length) to logits, or to the mean over the tokens that count."""
+    """A transformers model for texts: token ids, mask and token types (n, length) to logits, or to the mean over
+    tokens.
+    """
 
     def __init__(self, net: nn.Module, head: str, *, unit: bool = False) -> None:
         super().__init__()
         self.net, self.head, self.unit = net, head, unit
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Logits (n, classes) or embeddings (n, features), of length 1 where the folder says so."""
+        """Logits (n, classes), or embeddings (n, features), scaled to length 1 if the model's folder says so."""
         kinds = {} if token_type_ids is None else {KINDS: token_type_ids}
         outputs = self.net(input_ids=input_ids, attention_mask=attention_mask, **kinds)
         if self.head == "logits":
@@ -101,7 +103,7 @@ class TextModel(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class HuggingFaceModel:
-    """A module with `pretrained_cfg` or `tokenizer`, what builds it again, and what to know about it."""
+    """A loaded module with its `pretrained_cfg` or `tokenizer`, the arguments to build it again, and notes about it."""
 
     model: nn.Module
     kwargs: Mapping[str, object]
@@ -110,19 +112,19 @@ class HuggingFaceModel:
 
 
 def is_hugging_face(name: str) -> bool:
-    """Whether the name of a model is one of Hugging Face's."""
+    """Whether a model's name starts with the prefix for Hugging Face models."""
     return name.startswith(PREFIX)
 
 
 def gives_embeddings(model: nn.Module) -> bool:
-    """Whether it is an encoder of Hugging Face's, which gives an embedding for every sample."""
+    """Whether `model` is an encoder from Hugging Face, which returns an embedding for every sample."""
     return isinstance(model, ImageModel | TextModel) and model.head == "embedding"
 
 
 def load_hugging_face(name: str, classes: int | None, *, pretrained: bool) -> HuggingFaceModel:
-    """The model of a folder or repository, on the CPU; with random weights where it has none and needs none.
+    """Load a model from a folder or repository, on the CPU; with random weights if it has none and none are needed.
 
-    `classes` is how many a classifier without weights gets. Raises `ModelError`.
+    `classes` is the number of classes for a classifier without weights. Raises `ModelError`.
     """
     place = name.removeprefix(PREFIX)
     config = _read_config(name, place)
@@ -138,7 +140,7 @@ def load_hugging_face(name: str, classes: int | None, *, pretrained: bool) -> Hu
         model = _wrap(net, class_name, unit=pooling.unit)
     else:
         model = build_hugging_face(kwargs)
-    notes = [] if _is_for_images(model) or model.head == "logits" else [pooling.told]
+    notes = [] if _is_for_images(model) or model.head == "logits" else [pooling.description]
     if _is_for_images(model):
         model.pretrained_cfg = _read_image_config(place, model.net.config)
     else:
@@ -148,7 +150,7 @@ def load_hugging_face(name: str, classes: int | None, *, pretrained: bool) -> Hu
 
 
 def build_hugging_face(kwargs: Mapping[str, Any]) -> nn.Module:
-    """The module that `kwargs` of a `HuggingFaceModel` describe, with random weights. Raises `ModelError`."""
+    """Build a module with random weights from the `kwargs` of a `HuggingFaceModel`. Raises `ModelError`."""
     transformers = _library()
     try:
         facts = dict(kwargs["config"])
@@ -186,7 +188,7 @@ def _library() -> Any:
 
 
 def _read_config(name: str, place: str) -> Any:
-    """The configuration, of a class that the library has. Raises `ModelError`."""
+    """The model's configuration, of a class that transformers has. Raises `ModelError`."""
     transformers = _library()
     try:
         facts, _ = transformers.PretrainedConfig.get_config_dict(place)
@@ -209,7 +211,7 @@ def _read_config(name: str, place: str) -> Any:
 
 
 def _class_name(name: str, config: Any) -> str:
-    """The library's class for what a folder holds: that of its head, else of the encoder alone."""
+    """Name of the transformers class to use: the one with the head, else the encoder alone."""
     transformers = _library()
     declared = next(iter(config.architectures or ()), "")
     if config.model_type in _VISION_TOWERS:
@@ -225,7 +227,7 @@ def _class_name(name: str, config: Any) -> str:
 
 
 def find_class(class_name: str) -> Any:
-    """A class of models of the library, and nothing else of it. Raises `ModelError`."""
+    """A model class of transformers, by name; any other object of it is refused. Raises `ModelError`."""
     transformers = _library()
     cls = getattr(transformers, class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
@@ -234,14 +236,14 @@ def find_class(class_name: str) -> Any:
 
 
 def without_pooler(cls: Any) -> dict[str, bool]:
-    """Text encoders are pooled here, by the mean; that of the class would only idle."""
+    """Arguments that build a text encoder without a pooler, which would be unused: tokens are averaged here."""
     texts = cls.main_input_name == IDS and not cls.__name__.endswith(tuple(_HEADS))
     takes = "add_pooling_layer" in inspect.signature(cls.__init__).parameters
     return {"add_pooling_layer": False} if texts and takes else {}
 
 
 def _fetch(name: str, place: str, class_name: str) -> Any:
-    """The net with its weights, all of them. Raises `ModelError`."""
+    """The transformers model with all its weights. Raises `ModelError`."""
     cls = find_class(class_name)
     try:
         net, info = cls.from_pretrained(
@@ -268,14 +270,14 @@ def _fetch(name: str, place: str, class_name: str) -> Any:
 
 @dataclass(frozen=True)
 class _Pooling:
-    """How a sentence encoder makes one vector of its tokens; `unit`: of length 1."""
+    """How a sentence encoder turns tokens into one vector; `unit` says that it is scaled to length 1."""
 
     unit: bool
-    told: str
+    description: str
 
 
 def _read_pooling(place: str) -> _Pooling:
-    """What modules.json of a sentence encoder says. Raises `ModelError` for other pooling than the mean."""
+    """The pooling in a sentence encoder's modules.json. Raises `ModelError` for anything other than the mean."""
     modules = _read_json(Path(place) / "modules.json") or ()
     for module in modules:
         if str(module.get("type", "")).endswith("Pooling"):
@@ -291,7 +293,7 @@ def _read_pooling(place: str) -> _Pooling:
 
 
 def _read_json(path: Path) -> Any:
-    """The content of a JSON file; None where there is none."""
+    """The content of a JSON file; None if there is no such file."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except ValueError as error:
@@ -299,13 +301,13 @@ def _read_json(path: Path) -> Any:
 
 
 def _labels(config: Any) -> tuple[str, ...]:
-    """Names of the classes; none where the configuration only numbers them."""
+    """Names of the classes; empty if the configuration only numbers them."""
     names = [str(config.id2label[number]) for number in sorted(config.id2label or {})]
     return () if all(name.startswith("LABEL_") for name in names) else tuple(names)
 
 
 def _read_image_config(place: str, config: Any) -> dict[str, Any]:
-    """Size and values of the images that a model was made for, in timm's terms."""
+    """Size, mean, std and resizing of the images that the model takes, by timm's names for them."""
     facts = _read_json(Path(place) / "preprocessor_config.json") or {}
     size, crop = facts.get("size") or {}, facts.get("crop_size") or {}
     sizes = {"height": size, "width": size} if isinstance(size, int) else dict(size)
@@ -332,7 +334,7 @@ def _read_image_config(place: str, config: Any) -> dict[str, Any]:
 
 
 def _read_tokenizer(name: str, place: str, net: Any) -> Tokenizer:
-    """The folder's tokenizer, as long as the model takes texts. Raises `ModelError` where it has none."""
+    """The tokenizer of the folder, cut to the length that the model takes. Raises `ModelError` if there is none."""
     transformers = _library()
     folder = Path(place)
     if folder.is_dir() and not any((folder / file).is_file() for file in _VOCABULARIES):

@@ -1,4 +1,4 @@
-"""How pixels become a model's input: by name, by numbers, or as the model itself says."""
+"""How pixels are normalised for a model: by the name of a preset, by numbers, or as the model itself says."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pxcompress.models.preprocess_file import OWN, PRESETS, Numbers
 
 
 def with_values(loaded: Loaded, mean: str | None, std: str | None, scale: float | None = None) -> Loaded:
-    """`loaded` with the preprocessing that is asked for: a preset as `mean`, or numbers for both.
+    """`loaded` with the mean and std that the user asks for: `mean` names a preset, or both are numbers.
 
-    These are for pixels from 0 to `scale`, which is 1 where it is not given; with a scale alone nothing is subtracted
-    from such pixels. Raises `InputError` for other texts, where the model takes no images, and where nothing is asked
-    for and an ONNX file does not say it.
+    They are for pixels from 0 to `scale`, which is 1 if it is not given; with a scale alone, pixels are only divided by
+    it. Raises `InputError` for other texts, for models that take no images, and where nothing is given and an ONNX file
+    has no numbers of its own.
     """
     value_by_option = {"mean": mean, "std": std, "scale": scale}
     texts = [f"input-{name} is {value}" for name, value in value_by_option.items() if value is not None]
@@ -44,7 +44,7 @@ def with_values(loaded: Loaded, mean: str | None, std: str | None, scale: float 
 
 
 def _check_known(loaded: Loaded) -> None:
-    """Raise `InputError` for an ONNX file that does not say how pixels become its input."""
+    """Raise `InputError` for an ONNX file that does not say how pixels are normalised."""
     if loaded.weights == "file" and "mean" not in config_of(loaded.model):
         raise InputError(
             f"{loaded.architecture.name} does not say how pixels become its input; give --input-mean with one of "
@@ -53,7 +53,7 @@ def _check_known(loaded: Loaded) -> None:
 
 
 def _with_numbers(loaded: Loaded, means: Numbers, stds: Numbers) -> Loaded:
-    """`loaded` with these numbers, one for all channels or one for each."""
+    """`loaded` with this mean and std, each one number for all channels or one for each."""
     channels = loaded.preprocessing.input_size[0]
     mean, std = _for_channels(means, channels), _for_channels(stds, channels)
     return replace(loaded, preprocessing=replace(loaded.preprocessing, mean=mean, std=std))

@@ -1,4 +1,4 @@
-"""Are the numbers of a user's batches fit to compute statistics from?"""
+"""Checks that the numbers in a user's batches are valid data."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pxcompress.errors import DataError
 from pxcompress.types import Batch
 
 _HUGE = 1e20
-"""Beyond any measurement; files fill gaps with 1e20, 9.97e36 or the largest float32."""
+"""Larger than any measurement; files fill gaps with 1e20, 9.97e36 or the largest float32."""
 
 _NO_DATA = -9999.0
-"""What rasters hold where nothing was measured."""
+"""Number with which raster files mark pixels without a measurement."""
 
 
 def check_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the batches. Raises `DataError` for NaN, infinity and missing data; warns where all samples are alike."""
+    """Yield the batches. Raises `DataError` for NaN, infinity and missing data, and warns if all samples are equal."""
     first_batch: Tensor | None = None
     samples, all_alike = 0, True
     for number, (inputs, labels) in enumerate(batches):
@@ -34,7 +34,7 @@ def check_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def check_values(inputs: Tensor, number: int) -> None:
-    """Raise `DataError` for NaN, infinity and what stands for missing data in inputs (n, ...) of batch `number`."""
+    """Raise `DataError` if the inputs (n, ...) of batch `number` contain NaN, infinity, or marks for missing data."""
     if not inputs.is_floating_point() or _is_sound(inputs):
         return
     sample = next(index for index, value in enumerate(inputs) if not _is_sound(value))

@@ -1,4 +1,4 @@
-"""What a model takes: what it says of itself, in timm's terms, and what follows for the data."""
+"""The inputs that a model takes, as it describes them itself in timm's terms, and the preprocessing for the data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def config_of(model: nn.Module) -> Mapping[str, Any]:
 
 
 SHOWN_TOKENS = 32
-"""Tokens of a text where there is none to measure with."""
+"""Number of tokens of an example text, where there are no data to take it from."""
 
 
 def preprocessing_of(
@@ -33,10 +33,10 @@ def preprocessing_of(
     input_size: int | ImageSize | tuple[int, ...] | None = None,
     inputs: tuple[Input, ...] = (),
 ) -> Preprocessing:
-    """How inputs are made for `model`; `input_size` is in pixels, or the shape of an input that is no image.
+    """How to make inputs for `model`; `input_size` is in pixels, or the shape of an input that is no image.
 
-    Without it the model's own counts. `inputs` are several that the data have. Raises `ModelError` for a side in pixels
-    where the model takes no images.
+    Without it the model's own size is taken. `inputs` describes several inputs that the data have. Raises `ModelError`
+    for a side in pixels if the model takes no images.
     """
     tokenizer = getattr(model, "tokenizer", None)
     if isinstance(tokenizer, Tokenizer):
@@ -76,7 +76,9 @@ def preprocessing_of(
 
 
 def check_takes(preprocessing: Preprocessing, name: str, noun: str) -> None:
-    """Raise `ModelError` where the data's samples, "images", "texts" or others, are not what the model `name` takes."""
+    """Raise `ModelError` if the model `name` does not take the data's kind of samples (`noun`: "images", "texts",
+    ...).
+    """
     if preprocessing.tokenizer is not None:
         takes = "texts"
     elif preprocessing.is_image:
@@ -88,18 +90,18 @@ def check_takes(preprocessing: Preprocessing, name: str, noun: str) -> None:
 
 
 def blank_inputs(preprocessing: Preprocessing, samples: int = 1) -> Tensor:
-    """Inputs without content, (samples, ...): zeros, or texts of one token again and again."""
+    """Inputs without content, (samples, ...): zeros, or texts that repeat one token."""
     return Signature(preprocessing.inputs).blank(preprocessing.input_size, samples)
 
 
 def _image_channels(model: nn.Module) -> int:
-    """Channels of the images that `model` takes: 1 or 4 where its first convolution reads as many, else 3."""
+    """Number of channels of the model's images: 1 or 4 if its first convolution has as many, else 3."""
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     return first.in_channels if first is not None and first.in_channels in (1, 4) else 3
 
 
 def _each_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """One number a channel; where there are others than `channels` of them, grey and alpha get their mean."""
+    """One number for each of `channels`; if there are not as many, grey and alpha channels get the mean."""
     if len(values) == channels:
         return tuple(values)
     mean = sum(values) / len(values)
@@ -107,7 +109,7 @@ def _each_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
 
 
 def with_whole_images(preprocessing: Preprocessing, model: nn.Module) -> Preprocessing:
-    """`preprocessing` that cuts nothing off images: with a border around them, unless the model says how."""
+    """`preprocessing` that crops nothing: images are padded, unless the model says otherwise."""
     config = config_of(model)
     crop_mode, crop = config.get("crop_mode", "border"), config.get("crop_pct", 1.0)
     return replace(preprocessing, crop_mode=crop_mode, crop=float(crop))

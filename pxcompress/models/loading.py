@@ -1,4 +1,4 @@
-"""Load a dense model: a timm name, a hub repository, a local folder, or a Python callable of the user's.
+"""Loads a dense model: a timm name, a hub repository, a local folder, an ONNX file, or a user's own function.
 
     resnet50, resnet50.a1_in1k      any timm model
     hf-hub:OWNER/NAME               a timm repository on the Hugging Face hub, with its weights
@@ -60,7 +60,7 @@ class Architecture:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is an ONNX file, whose graph is the architecture."""
+        """Whether the model is an ONNX file, whose graph is the architecture."""
         return is_onnx(self.name)
 
     def build(self) -> nn.Module:
@@ -110,7 +110,7 @@ class Loaded:
 
 
 _PENDING = Preprocessing(())
-"""Placeholder for a model of which it is not known yet how its inputs are made."""
+"""Placeholder until it is known how the model's inputs are made."""
 
 
 def load_model(  # noqa: PLR0913  (one door for all models)
@@ -127,7 +127,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     layout: str = AUTO,
     noun: str = "",
 ) -> Loaded:
-    """The model `name`, ready to be scored: eval mode, on `device` (default: the best there is), in plain layers.
+    """Load the model `name` for scoring: in eval mode, on `device` (default: the best available), in plain layers.
 
     Weights: `checkpoint` if given; else the model's own when `pretrained` is set or `name` is a folder or repository
     that holds some; else random ones, drawn from PyTorch's global generator (`state.seeded` makes them repeatable).
@@ -158,7 +158,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
 def _class_names(
     loaded: Loaded, name: str, classes: int | None, data_classes: Sequence[str]
 ) -> tuple[int, tuple[str, ...]]:
-    """How many classes a classifier has, and what they are called. Raises `ModelError` where the data have others."""
+    """Number and names of a classifier's classes. Raises `ModelError` if the data have other classes."""
     model, preprocessing = loaded.model, loaded.preprocessing
     count = count_classes(model, preprocessing, name)
     if gives_embeddings(model) or not classifier_names(model, blank_inputs(preprocessing).to(device_of(model))):
@@ -177,7 +177,7 @@ def _class_names(
 
 
 def _check_names_no_script(name: str) -> None:
-    """Raise `ModelError` for "folder/nets.py:factory", which says how to name the module instead."""
+    """Raise `ModelError` for "folder/nets.py:factory", with advice on how to name the module instead."""
     if path := _PATH.fullmatch(name):
         module = path[1].strip("./").replace("/", ".")
         raise ModelError(
@@ -188,7 +188,7 @@ def _check_names_no_script(name: str) -> None:
 
 @dataclass(frozen=True)
 class _Request:
-    """What a user asks of a model that is built; the fields are the arguments of `load_model`."""
+    """What the user asks for; the fields are arguments of `load_model`."""
 
     name: str
     classes: int | None
@@ -200,21 +200,21 @@ class _Request:
 
     @property
     def side(self) -> Side:
-        """Size of an image, where that is what `input_size` says."""
+        """`input_size` if it is the size of an image, else None."""
         return self.input_size if isinstance(self.input_size, int | ImageSize) else None
 
 
 def _load_file(request: _Request, layout: str) -> Loaded:
-    """An ONNX file, whose images have their channels as `layout` says."""
+    """Load an ONNX file; `layout` says where its images have their channels."""
     module, notes = load_onnx(request.name, request.checkpoint, request.input_size, request.inputs, layout)
-    told = {"layout": "" if layout == AUTO else layout, "sizes": sizes_of(module)}
-    architecture = Architecture(request.name, {key: value for key, value in told.items() if value})
+    kwargs = {"layout": "" if layout == AUTO else layout, "sizes": sizes_of(module)}
+    architecture = Architecture(request.name, {key: value for key, value in kwargs.items() if value})
     preprocessing = preprocessing_of(module, None if request.side else request.input_size, request.inputs)
     return Loaded(module, architecture, preprocessing, "file", 0, (), notes)
 
 
 def _load_built(request: _Request) -> Loaded:
-    """A model that is built, in plain layers, and what its weights file calls its classes; they are not counted yet."""
+    """Build a model in plain layers, with its weights; its classes are not counted yet."""
     name = request.name
     if is_hugging_face(name):
         return _load_hugging_face(request)
@@ -242,7 +242,7 @@ def _load_built(request: _Request) -> Loaded:
 
 
 def _load_hugging_face(request: _Request) -> Loaded:
-    """A model of Hugging Face's, as `_load_built`."""
+    """Load a model from Hugging Face, with a result like that of `_load_built`."""
     if request.checkpoint is not None:
         raise ModelError(f"checkpoint {str(request.checkpoint)!r} is given, but {request.name!r} holds its own weights")
     opened = load_hugging_face(request.name, request.classes, pretrained=request.pretrained)
@@ -252,7 +252,7 @@ def _load_hugging_face(request: _Request) -> Loaded:
 
 
 def _make_request_plain(loaded: Loaded, request: _Request) -> Loaded:
-    """`loaded` in plain layers, taking one tensor, with the preprocessing for it. Raises `ModelError`."""
+    """`loaded` rewritten in plain layers that take one tensor, with its preprocessing. Raises `ModelError`."""
     model = loaded.model
     check_suited(model)
     preprocessing = preprocessing_of(model, request.input_size, request.inputs)
@@ -263,7 +263,10 @@ def _make_request_plain(loaded: Loaded, request: _Request) -> Loaded:
 
 
 def make_plain(model: nn.Module, preprocessing: Preprocessing) -> nn.Module:
-    """`model` in plain layers, taking one tensor (n, ...) in which its inputs are packed. Raises `ModelError`."""
+    """`model` rewritten in plain layers, taking one tensor (n, ...) in which its inputs are packed.
+
+    Raises `ModelError`.
+    """
     blank = blank_inputs(preprocessing)
     model = unwrap(model)
     if preprocessing.inputs:
@@ -272,7 +275,7 @@ def make_plain(model: nn.Module, preprocessing: Preprocessing) -> nn.Module:
 
 
 def _weights(file: Any, source: TimmSource | None, has_own_weights: bool) -> Weights:
-    """Where the weights come from."""
+    """A word for where the weights come from, such as "checkpoint" or "pretrained"."""
     if file is not None:
         return "checkpoint"
     if not has_own_weights:
@@ -281,7 +284,7 @@ def _weights(file: Any, source: TimmSource | None, has_own_weights: bool) -> Wei
 
 
 def classifier_names(model: nn.Module, example: Tensor | None = None) -> tuple[str, ...]:
-    """Names of the layers whose outputs are the class scores, and therefore stay whole.
+    """Names of the layers that compute the class scores, whose outputs must therefore stay.
 
     timm models name theirs (several for a distilled DeiT). For any other module it is the Linear or convolution that
     runs last on `example` (default: zeros of the model's input size). Empty for a model without a classifier.
@@ -301,7 +304,7 @@ def classifier_names(model: nn.Module, example: Tensor | None = None) -> tuple[s
 
 
 def _head_width(model: nn.Module, fit: Fit) -> int | None:
-    """Classes of the classifier in a checkpoint; None where it has none of the model's."""
+    """Number of classes of the classifier in a checkpoint; None if it has no classifier of the model."""
     keys = (f"{head}.weight" for head in classifier_names(model))
     widths = (fit.state[key].shape[0] for key in keys if key in fit.state)
     return next(widths, None)
@@ -310,7 +313,7 @@ def _head_width(model: nn.Module, fit: Fit) -> int | None:
 def _build(
     name: str, source: TimmSource | None, classes: int | None, input_size: Side, with_own_weights: bool
 ) -> tuple[nn.Module, Architecture]:
-    """The module and how to build it again; a timm model is random, unless `with_own_weights`."""
+    """The module, and how to build it again; a timm model has random weights unless `with_own_weights`."""
     if source is None:
         architecture = _factory_architecture(name, classes, input_size)
         return architecture.build(), architecture
@@ -324,7 +327,7 @@ def _build(
 
 
 def _factory_architecture(name: str, classes: int | None, input_size: Side) -> Architecture:
-    """A user's callable, given the class count and the input size where it takes them."""
+    """The architecture for a user's function, which gets the class count and input size if it accepts them."""
     factory = find_factory(name)
     try:
         parameters: Mapping[str, inspect.Parameter] = inspect.signature(factory).parameters

@@ -1,4 +1,4 @@
-"""An ONNX file as a model: its input's size and values, and the names of its classes, as far as it says them."""
+"""Loads an ONNX file as a model, with the input size, preprocessing and class names that the file contains."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ BYTES: Mapping[str, Any] = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
 AUTO = "auto"
 
 LAYOUTS: Mapping[str, bool | None] = {AUTO: None, "nchw": False, "nhwc": True}
-"""Whether the channels of images are the last axis, by what a user says of it; None: the shape of the input tells."""
+"""The user's word for a layout -> whether images have channels last; None if the shape of the input decides."""
 
 CHANNELS = 3
-"""Number of channels of an image, where the file leaves it open."""
+"""Number of channels of an image that is assumed if the file leaves it open."""
 
 
 def is_onnx(name: str) -> bool:
-    """Whether the name of a model is that of an ONNX file."""
+    """Whether a model's name is that of an ONNX file."""
     return name.lower().endswith(SUFFIX)
 
 
 @dataclass(frozen=True)
 class Ports:
-    """What an ONNX file takes: every input as one sample of it, a size None where the file leaves it open.
+    """The inputs of an ONNX file, as the shape of one sample each; a size is None if the file leaves it open.
 
-    `channels_last`: its only input is images whose channels are the last axis.
+    `channels_last` says that its only input is images whose channels are the last axis.
     """
 
     file: str
@@ -56,17 +56,17 @@ class Ports:
 
     @property
     def shape(self) -> tuple[int | None, ...]:
-        """Shape of the only input; that of images with their channels first."""
+        """Shape of the only input; an image's with channels first."""
         declared = self.inputs[0].shape
         return (declared[-1], *declared[:-1]) if self.channels_last else declared
 
     @property
     def takes_one_array(self) -> bool:
-        """Whether the only input is floats, or the bytes of images, which modules take as floats."""
+        """Whether the only input is of floats, or of image bytes, which modules take as floats too."""
         return len(self.inputs) == 1 and takes_floats(self.inputs[0])
 
     def blank(self) -> tuple[Input, ...]:
-        """The inputs with whole numbers of 0 and 1, for work without data. Raises `ModelError` for open sizes."""
+        """The inputs, whole numbers limited to 0 and 1, for work without data. Raises `ModelError` for open sizes."""
         for port in self.inputs:
             if None in port.shape:
                 shape = " x ".join(str(size or "any") for size in port.shape)
@@ -75,17 +75,17 @@ class Ports:
 
 
 def takes_floats(port: Input) -> bool:
-    """Whether a module takes floats for an input: also for the bytes of images."""
+    """Whether a module takes floats for this input, which is also so for the bytes of images."""
     return port.dtype.is_floating_point or (port.dtype == torch.uint8 and len(port.shape) == 3)
 
 
 def ports_for(model: str, layout: str = AUTO) -> Ports | None:
-    """The inputs of a model that is an ONNX file; None for any other. Raises `ModelError`."""
+    """The inputs of a model that is an ONNX file; None for other models. Raises `ModelError`."""
     return read_ports(model, layout) if is_onnx(model) else None
 
 
 def read_ports(name: str, layout: str = AUTO) -> Ports:
-    """The inputs of an ONNX file; `layout` says where the channels of images are. Raises `ModelError`."""
+    """Read the inputs of an ONNX file; `layout` says where images have their channels. Raises `ModelError`."""
     path = Path(name).expanduser()
     proto = read_proto(path)
     weights = {tensor.name for tensor in proto.graph.initializer}
@@ -102,7 +102,7 @@ def read_ports(name: str, layout: str = AUTO) -> Ports:
 
 
 def _port(path: Path, value: onnx.ValueInfoProto) -> Input:
-    """One sample of an input. Raises `ModelError` for one without a shape."""
+    """Name, type and shape of one sample of an input. Raises `ModelError` for one without a shape."""
     shape = [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
     kind = value.type.tensor_type.elem_type
     if not shape or kind not in DTYPES:
@@ -113,7 +113,7 @@ def _port(path: Path, value: onnx.ValueInfoProto) -> Input:
 def load_onnx(
     name: str, checkpoint: Path | None, input_size: Asked, inputs: tuple[Input, ...] = (), layout: str = AUTO
 ) -> tuple[OnnxModule, tuple[str, ...]]:
-    """The ONNX file `name` as a module, with notes for the user; its `pretrained_cfg` says what the input is.
+    """Load the ONNX file `name` as a module, with notes for the user; its `pretrained_cfg` describes the input.
 
     `input_size`, the side of a square image or the shape of another input, counts where the file leaves sizes open.
     Several `inputs`, which the data have, are packed in one tensor of that shape. Raises `ModelError`, also for
@@ -141,7 +141,7 @@ def load_onnx(
 
 
 def sizes_of(module: OnnxModule) -> dict[str, list[int]]:
-    """The shape of a sample of every input as the file has it, where the file leaves sizes open; else nothing."""
+    """Shapes of one sample by input name, if the file leaves sizes open; else empty."""
     values = module.graph_inputs(module.source.example)
     is_open = any(
         not isinstance(size, int) or size < 1
@@ -152,17 +152,17 @@ def sizes_of(module: OnnxModule) -> dict[str, list[int]]:
 
 
 def rebuild_onnx(name: str, kwargs: Mapping[str, Any]) -> OnnxModule:
-    """The module of a file that was loaded with the `layout` and the `sizes` in `kwargs`."""
+    """Read an ONNX file again, with the `layout` and `sizes` in `kwargs` with which it was loaded first."""
     return read_file(name, kwargs.get("sizes"), channels_last=LAYOUTS[kwargs.get("layout", AUTO)])
 
 
 def count_numbers(inputs: tuple[Input, ...]) -> int:
-    """How many numbers one sample has, over all inputs."""
+    """How many numbers one sample contains, over all inputs."""
     return sum(prod(size or 1 for size in each.shape) for each in inputs)
 
 
 def _load_packed(path: Path, inputs: tuple[Input, ...], shape: tuple[int, ...]) -> OnnxModule:
-    """The file's module as one that takes its `inputs` packed in one tensor (n, *shape)."""
+    """The module of a file, taking all its `inputs` packed in one tensor (n, *shape)."""
     sizes = {str(each.name): [size for size in each.shape if size] for each in inputs if None not in each.shape}
     module = with_packed_inputs(read_file(path, sizes), inputs, shape or (count_numbers(inputs),))
     assert isinstance(module, OnnxModule)
@@ -170,14 +170,14 @@ def _load_packed(path: Path, inputs: tuple[Input, ...], shape: tuple[int, ...]) 
 
 
 def _preprocessing(path: Path, ports: Ports, channels: int) -> dict[str, Any]:
-    """How pixels become the input, in timm's terms, as far as the file or what lies beside it says so."""
+    """Preprocessing in timm's terms, as far as the ONNX file or a file beside it contains it."""
     facts = {entry.key: entry.value for entry in read_proto(path).metadata_props}
     of_bytes = ports.inputs[0].dtype == torch.uint8
     return {**(BYTES if of_bytes else {}), **_values(facts), **read_beside(path, channels)}
 
 
 def _input_shape(path: Path, declared_shape: tuple[int | None, ...], input_size: Asked) -> tuple[int, ...]:
-    """The shape of one sample: what the file says, and for what it leaves open what is given. Raises `ModelError`."""
+    """Shape of one sample: from the file, and from `input_size` where the file leaves it open. Raises `ModelError`."""
     asked_shape = _choose_shape(input_size, CHANNELS)
     if all(declared_shape):
         return tuple(size for size in declared_shape if size)
@@ -188,7 +188,7 @@ def _input_shape(path: Path, declared_shape: tuple[int | None, ...], input_size:
 
 
 def _choose_shape(input_size: Asked, channels: int) -> tuple[int, ...]:
-    """The shape of one sample that is asked for; empty for none."""
+    """The shape of one sample that the user asks for; empty if none."""
     if input_size is None:
         return ()
     if isinstance(input_size, int):
@@ -197,7 +197,7 @@ def _choose_shape(input_size: Asked, channels: int) -> tuple[int, ...]:
 
 
 def _values(facts: Mapping[str, str]) -> dict[str, Any]:
-    """Preprocessing and class names that pxcompress or Ultralytics wrote into a file, in timm's terms."""
+    """Preprocessing and class names from metadata that pxcompress or Ultralytics wrote, in timm's terms."""
     try:
         if json.loads(facts.get("input_mean", "[]")):
             return {

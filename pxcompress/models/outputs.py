@@ -1,4 +1,4 @@
-"""What comes out of a module: every tensor of it, however it is wrapped, and how far two such outputs are apart."""
+"""Takes the outputs of any module apart into tensors with names, and compares such outputs."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ WORDS = (type(None), str, bytes, torch.dtype, torch.device, torch.layout)
 
 
 def leaves(outputs: Any) -> list[Tensor]:
-    """All tensors in `outputs`, in order; numbers are tensors too.
+    """All tensors in `outputs`, however nested, in order; numbers are turned into tensors.
 
-    Raises `ModelError` for an object of an unknown class: what it holds could change without a word.
+    Raises `ModelError` for an object of an unknown class, since what it holds could change unnoticed.
     """
     return [tensor for leaf in tree_leaves(outputs) for tensor in _tensors(leaf)]
 
 
 def is_real(value: Tensor) -> bool:
-    """Whether a tensor holds floating-point numbers."""
+    """Whether a tensor contains floating-point numbers."""
     return value.is_floating_point()
 
 
 def by_name(outputs: Any, only: str = "output") -> dict[str, Tensor]:
-    """All tensors of a pytree of outputs by name, in order, as an ONNX file has them; single numbers are left out.
+    """All tensors of nested outputs by name, in order, as in an ONNX file; single numbers are left out.
 
     A single tensor is called `only`; others by their keys, joined by dots ("out", "features.0"), those of a plain tuple
     or list "output_0", "output_1". Raises as `leaves` does.
@@ -51,7 +51,7 @@ def by_name(outputs: Any, only: str = "output") -> dict[str, Tensor]:
 
 
 def _key(key: Any) -> str:
-    """The name of a step into a pytree: a key, or the place in a sequence."""
+    """The name of one step into nested outputs: a key, an attribute, or the position in a sequence."""
     place = getattr(key, "idx", None)
     return f"{place}" if place is not None else str(getattr(key, "key", getattr(key, "name", key)))
 
@@ -62,7 +62,7 @@ def _free(name: str, tensor_by_name: Mapping[str, Tensor]) -> str:
 
 
 def max_difference(outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
-    """Largest absolute difference of a floating-point output to that of the same place."""
+    """Largest absolute difference between floating-point outputs at the same position."""
     pairs = [pair for pair in zip(outputs.values(), reference.values(), strict=True) if is_real(pair[0])]
     differences = [
         (value.double() - reference_value.double()).abs().max() for value, reference_value in pairs if value.numel()
@@ -71,7 +71,7 @@ def max_difference(outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor
 
 
 def floats(outputs: Any) -> list[Tensor]:
-    """The tensors in `outputs` that have gradients, complex ones as pairs of real numbers."""
+    """The tensors in `outputs` that can have gradients; complex ones as pairs of real numbers."""
     return [
         torch.view_as_real(value) if value.is_complex() else value
         for value in leaves(outputs)
@@ -80,10 +80,10 @@ def floats(outputs: Any) -> list[Tensor]:
 
 
 def difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest difference of `actual` from `expected`, as a share of each tensor's scale.
+    """Largest difference between `actual` and `expected`, as a share of each tensor's scale.
 
-    Of whole numbers and truth values it is the share of those that differ. Infinite where shapes or types differ, NaN
-    where there is a NaN.
+    For whole numbers and booleans it is the share that differs. Infinite if shapes or types differ, NaN if there is a
+    NaN.
     """
     if kinds(actual) != kinds(expected):
         return math.inf
@@ -106,7 +106,7 @@ def _difference(actual: Tensor, expected: Tensor) -> Tensor:
 
 
 def _tensors(leaf: Any) -> Iterator[Tensor]:
-    """The tensors in what a pytree takes for a leaf."""
+    """The tensors in one leaf of nested outputs."""
     if isinstance(leaf, Tensor):
         yield from _to_strided(leaf)
     elif isinstance(leaf, NUMBERS) and getattr(leaf, "dtype", np.dtype(bool)).kind in "biufc":
@@ -126,7 +126,7 @@ def _to_strided(value: Tensor) -> Iterator[Tensor]:
 
 
 def _parts(leaf: Any) -> Sequence[Any]:
-    """What a collection or record holds."""
+    """The values in a collection or record."""
     if isinstance(leaf, Mapping):
         return list(leaf.values())
     if isinstance(leaf, list | tuple | deque):

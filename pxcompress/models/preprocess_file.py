@@ -1,4 +1,4 @@
-"""How pixels become inputs, where a file beside the model says it: preprocess.json, or the one of Hugging Face."""
+"""Reads how pixels are normalised from a file beside the model: preprocess.json, or that of Hugging Face."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ PRESETS: dict[str, tuple[Numbers, Numbers]] = {
     "-1-1": ((0.5,), (0.5,)),
     "0-255": ((0.0,), (1 / 255,)),
 }
-"""Name -> mean and standard deviation of pixels from 0 to 1, for every channel or for all alike."""
+"""Name of a preset -> mean and std of pixels from 0 to 1, for each channel or for all alike."""
 
 OWN, HUGGING_FACE = "preprocess.json", "preprocessor_config.json"
 
 KEYS = ("mean", "std", "interpolation", "crop", "classes")
-"""Keys of preprocess.json: mean is a preset, or numbers as std is; the others may be left out."""
+"""Keys of preprocess.json; "mean" names a preset, or is numbers as "std" is; the others are optional."""
 
 RESAMPLING: Mapping[int, str] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-"""Pillow's numbers of ways to resize, which Hugging Face writes."""
+"""Number that Hugging Face writes for an interpolation -> its name."""
 
 
 def read_beside(model: Path, channels: int) -> dict[str, Any]:
-    """What NAME.preprocess.json, preprocess.json or preprocessor_config.json beside a model says, in timm's terms.
+    """Preprocessing from NAME.preprocess.json, preprocess.json or preprocessor_config.json beside a model, in timm's
+    terms.
 
-    Empty where none is there. Raises `ModelError` for one that cannot be understood.
+    Empty if there is no such file. Raises `ModelError` for one that cannot be understood.
     """
     for path in (model.with_suffix(f".{OWN}"), model.with_name(OWN), model.with_name(HUGGING_FACE)):
         if path.is_file():
@@ -65,7 +66,7 @@ def _theirs(record: Mapping[str, Any], channels: int) -> dict[str, Any]:
 
 
 def _values(mean: Any, std: Any, channels: int) -> dict[str, Any]:
-    """Mean and standard deviation of every channel."""
+    """Mean and standard deviation as one number for each channel."""
     made = {"mean": [float(each) for each in mean], "std": [float(each) for each in std]}
     for key, numbers in made.items():
         if len(numbers) not in (1, channels) or (key == "std" and min(numbers) <= 0):

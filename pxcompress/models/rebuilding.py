@@ -1,4 +1,4 @@
-"""A model built again: from its architecture, its state dict, and the tensors that a state dict leaves out."""
+"""Builds a model again from its architecture, its state dict, and tensors that a state dict leaves out."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from pxcompress.models.loading import Architecture
 
 TOLERANCE = 1e-4
-"""Largest difference of a model that is built again, as a share of the outputs' scale."""
+"""Largest accepted difference of a model that is built again, as a share of the outputs' scale."""
 
 OTHER_SEED = 1_000_003
-"""A seed that no run is given: what is drawn while building differs from what the first build drew."""
+"""A seed that no run uses, so that random numbers drawn while building differ from those of the first build."""
 
 
 def outside_state(model: nn.Module) -> dict[str, Tensor]:
-    """Tensors that the state dict leaves out, by name: buffers that do not persist, and plain attributes."""
+    """Tensors of a model that its state dict leaves out, by name: non-persistent buffers and plain attributes."""
     state_keys = set(model.state_dict(keep_vars=True))
     tensors = {}
     for path, module in model.named_modules():
@@ -35,14 +35,14 @@ def outside_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def restore_outside_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put such tensors back, in place."""
+    """Set tensors from `outside_state` again, in place."""
     for full_name, value in tensors.items():
         path, _, name = full_name.rpartition(".")
         setattr(model.get_submodule(path), name, value)
 
 
 def check_rebuilds(model: nn.Module, architecture: Architecture, shape: tuple[int, ...]) -> None:
-    """Raise `ModelError` for a factory that makes another model each time: a run folder could not hold it.
+    """Raise `ModelError` for a factory that builds another model each time, which a run folder could not store.
 
     `shape` is that of one input.
     """

@@ -1,4 +1,4 @@
-"""Global response normalisation (ConvNeXt V2) whose mean over channels is a layer: what a channel adds to it can go.
+"""Rewrites global response normalisation (ConvNeXt V2) with its mean over channels as a layer, so that channels can go.
 
 A channel is divided by the mean over all channels, so one that is gone would change the divisor of the others twice: by
 what it added, and by the number of channels. As a layer with the weights 1 / C the mean keeps the number of the dense
@@ -16,14 +16,14 @@ from torch.nn.utils import skip_init
 from pxcompress.state import evaluating
 
 TOLERANCE = 1e-5
-"""Largest difference between a norm and its explicit version, as a share of the outputs' scale."""
+"""Largest accepted difference between a norm and its rewritten version, as a share of the outputs' scale."""
 
 EPSILON = 1e-6
-"""What is added to the mean where a norm has no `eps` that says so."""
+"""Number added to the mean, for norms without an attribute `eps`."""
 
 
 class ExplicitResponseNorm(nn.Module):
-    """x + bias + weight x G / (mean of G + eps), with G the root of the sum of squares over the positions of a channel.
+    """x + bias + weight x G / (mean of G + eps), where G is each channel's L2 norm over its positions.
 
     `mean` is a linear layer over the channels of (n, height, width, C), or a convolution over those of (n, C, height,
     width).
@@ -40,7 +40,7 @@ class ExplicitResponseNorm(nn.Module):
         nn.init.constant_(self.mean.weight, 1 / channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The norm of x (n, height, width, C) or (n, C, height, width)."""
+        """The normalised x, of shape (n, height, width, C) or (n, C, height, width)."""
         size = x.norm(p=2, dim=self.positions, keepdim=True)
         scaled_input = x * (size / (self.mean(size) + self.eps))
         return x + torch.addcmul(self.bias.view(self.shape), self.weight.view(self.shape), scaled_input)
@@ -52,7 +52,7 @@ def is_response_norm(module: nn.Module) -> bool:
 
 
 def explicit_response_norm(module: nn.Module) -> ExplicitResponseNorm | None:
-    """What computes the same as `module` with the mean as a layer; None where nothing does."""
+    """A version of `module` with the mean as a layer; None if it is no global response norm."""
     parameters = list(module._parameters.values())
     if len(parameters) != 2 or module._modules or module._buffers or type(module).__module__.startswith("torch.nn"):
         return None
@@ -67,7 +67,7 @@ def explicit_response_norm(module: nn.Module) -> ExplicitResponseNorm | None:
 
 
 def _is_same(module: nn.Module, explicit: ExplicitResponseNorm) -> bool:
-    """Whether both compute the same, with weights of which none is zero: at first a norm's are, and it does nothing."""
+    """Whether both modules compute the same, tried with non-zero weights, since a new norm's are zero."""
     draw, channels = torch.Generator().manual_seed(0), explicit.weight.numel()
     inputs = torch.randn(2, 3, 5, channels, generator=draw).to(explicit.weight)
     inputs = inputs if explicit.shape == (-1,) else inputs.movedim(-1, 1)

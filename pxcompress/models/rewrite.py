@@ -1,4 +1,4 @@
-"""The same model in plain layers, so that what a layer computes with is what it holds: same numbers, removable units.
+"""Rewrites a model in plain layers that hold the weights they compute with, so that units can be removed.
 
 nn.MultiheadAttention becomes explicit q, k, v and output layers, a global response norm one whose mean over channels is
 a layer, a frozen BatchNorm one of PyTorch's; a layer that derives its weights at every call (weight standardisation,
@@ -27,10 +27,10 @@ from pxcompress.models.response_norm import explicit_response_norm, is_response_
 from pxcompress.state import evaluating, hooks_of
 
 TOLERANCE = 1e-5
-"""Largest difference between a layer and its plain version, as a share of the outputs' scale."""
+"""Largest accepted difference between a layer and its plain version, as a share of the outputs' scale."""
 
 AMPLIFIED = 1e-3
-"""Largest difference between a model's outputs before and after rewriting, which may amplify rounding."""
+"""Largest accepted difference of a model's outputs by rewriting; models may amplify rounding of layers."""
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -39,14 +39,14 @@ REMOVERS: dict[type, Callable[[Any, str], object]] = {
     SpectralNorm: remove_spectral_norm,
     prune.BasePruningMethod: prune.remove,
 }
-"""Hooks that set a weight before every call -> what makes the weight a parameter again."""
+"""Type of a hook that sets a weight before every call -> the function that makes the weight a parameter again."""
 
 Run = Callable[[nn.Module], Any]
 """A function that runs a model on some example, and returns its outputs."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside `torch.compile` or a parallel wrapper; a copy of what inference mode or `compile()` made."""
+    """The module inside `torch.compile` or a parallel wrapper; a copy if inference mode or `compile()` was used."""
     while (inner := _inside(model)) is not None:
         model = inner
     tensors = [*model.parameters(), *model.buffers()]
@@ -55,10 +55,10 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def rewrite_plain(model: nn.Module, run: Run | None = None) -> nn.Module:
-    """A copy of `model` in which such layers are plain ones; `model` itself where there are none.
+    """A copy of `model` with plain versions of all layers that have one; `model` itself if there are none.
 
-    A layer whose plain version does not compute the same stays as it is, as does one that shares parameters with
-    others. With `run` all that comes out of the model has to be the same, or the rewrites that change it are left out.
+    A layer whose plain version does not compute the same stays, as does one that shares parameters with others. With
+    `run`, rewrites that change the model's outputs are left out.
     """
     owners = _owners(model)
     names = [name for name, part in model.named_modules() if _may_be_rewritten(part) and not _is_tied(part, owners)]
@@ -74,7 +74,7 @@ def rewrite_plain(model: nn.Module, run: Run | None = None) -> nn.Module:
 
 
 def _sound(sound_names: list[str], suspects: Sequence[str], is_sound: Callable[[list[str]], bool]) -> list[str]:
-    """`sound_names` and those of the suspects that are sound beside them, found by halving."""
+    """`sound_names`, and those of the suspects for which `is_sound` still holds when added, found by bisection."""
     if not suspects or is_sound([*sound_names, *suspects]):
         return [*sound_names, *suspects]
     if len(suspects) == 1:
@@ -85,7 +85,10 @@ def _sound(sound_names: list[str], suspects: Sequence[str], is_sound: Callable[[
 
 
 def _rewrite(model: nn.Module, names: Sequence[str]) -> nn.Module:
-    """A copy of `model` with plain versions of the modules `names`, wherever they are used; itself without any."""
+    """A copy of `model` with plain versions of the modules `names`, wherever they are used.
+
+    `model` if there are none.
+    """
     if not names:
         return model
     twin = _copy_model(model)
@@ -101,7 +104,7 @@ def _rewrite(model: nn.Module, names: Sequence[str]) -> nn.Module:
 
 
 def _plain_version(module: nn.Module) -> nn.Module | None:
-    """What computes the same in plain layers; None where nothing does."""
+    """A module in plain layers that computes the same as `module`; None if there is none."""
     if (inner := _inside(module)) is not None:
         return inner
     if parametrize.is_parametrized(module):
@@ -118,7 +121,7 @@ def _plain_version(module: nn.Module) -> nn.Module | None:
 
 
 def _outputs(model: nn.Module, run: Run) -> list[Tensor] | None:
-    """What comes out of `model`; None where it does not run."""
+    """All output tensors of `model`; None if it does not run."""
     try:
         with torch.no_grad(), evaluating(model):
             return leaves(run(model))
@@ -127,19 +130,19 @@ def _outputs(model: nn.Module, run: Run) -> list[Tensor] | None:
 
 
 def _copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy, also where a hook has left a weight that it computed."""
+    """A deep copy, which also works if a hook has left a computed weight in a module."""
     values = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in values if not value.is_leaf})
 
 
 def _inside(module: nn.Module) -> nn.Module | None:
-    """The module that a compiled or parallel one calls."""
+    """The module inside a compiled or parallel one; None for other modules."""
     inner = module.module if isinstance(module, WRAPPERS) else getattr(module, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else None
 
 
 def _weight_hooks(module: nn.Module) -> list[tuple[Any, Callable[[Any, str], object]]]:
-    """The hooks of a module that set a weight, and what takes each off."""
+    """The hooks of a module that set a weight, each with the function that removes it."""
     hooks = module._forward_pre_hooks.values()
     return [(hook, remove) for hook in hooks for kind, remove in REMOVERS.items() if isinstance(hook, kind)]
 
@@ -151,7 +154,7 @@ def _with_hooks_of(module: nn.Module, replacement: nn.Module) -> nn.Module:
 
 
 def _owners(model: nn.Module) -> Mapping[int, set[int]]:
-    """Which modules hold a parameter themselves, both by their ids."""
+    """Id of a parameter -> ids of the modules that hold it themselves."""
     owners: dict[int, set[int]] = defaultdict(set)
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -160,13 +163,13 @@ def _owners(model: nn.Module) -> Mapping[int, set[int]]:
 
 
 def _is_tied(module: nn.Module, owners: Mapping[int, set[int]]) -> bool:
-    """Whether `module` shares a parameter with a module outside it: a copy of it would be one more."""
+    """Whether `module` shares a parameter with a module outside of it, which a rewritten copy would no longer share."""
     own_ids = {id(part) for part in module.modules()}
     return any(owners[id(parameter)] - own_ids for parameter in module.parameters())
 
 
 class ExplicitAttention(nn.Module):
-    """What nn.MultiheadAttention computes, in layers of their own; built from one."""
+    """nn.MultiheadAttention rewritten with layers of its own for queries, keys, values and outputs."""
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -195,7 +198,7 @@ class ExplicitAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Same arguments and results as nn.MultiheadAttention's."""
+        """The same as nn.MultiheadAttention, with the same arguments and results."""
         single = query.dim() == 2
         if single:
             query, key, value = (part[None] for part in (query, key, value))
@@ -223,7 +226,10 @@ class ExplicitAttention(nn.Module):
 
 
 def _mask(attention: Tensor | None, padding: Tensor | None, like: Tensor) -> Tensor | None:
-    """What is added to scores (n, heads, queries, keys), from the two masks nn.MultiheadAttention takes."""
+    """The sum of nn.MultiheadAttention's two masks, to add to scores (n, heads, queries, keys).
+
+    None if both are None.
+    """
     parts = []
     if attention is not None:  # (queries, keys) or (n * heads, queries, keys)
         parts.append(attention.unflatten(0, (len(like), -1)) if attention.dim() == 3 else attention)
@@ -237,7 +243,7 @@ def _mask(attention: Tensor | None, padding: Tensor | None, like: Tensor) -> Ten
 
 
 class _Weights(TorchFunctionMode):
-    """Records the weights that convolutions compute with, and the shapes of what they read."""
+    """Records, while active, the weights with which convolutions compute, and the shapes of their inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -256,7 +262,7 @@ def _may_be_rewritten(module: nn.Module) -> bool:
 
 
 def _is_attention(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
-    """Whether a module is nn.MultiheadAttention, no subclass that does something else."""
+    """Whether a module is a plain nn.MultiheadAttention, with options that can be rewritten."""
     is_torch_attention = (
         isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
     )
@@ -268,13 +274,13 @@ def _has_own_forward(module: nn.Module) -> bool:
 
 
 def _is_frozen_norm(module: nn.Module) -> bool:
-    """Whether it is a FrozenBatchNorm2d, of which torchvision, Transformers and others have one each."""
+    """Whether a module is a FrozenBatchNorm2d, of which several libraries have their own."""
     names = {"weight", "bias", "running_mean", "running_var"}
     return type(module).__name__.endswith("FrozenBatchNorm2d") and set(module._buffers) == names
 
 
 def _thaw(module: nn.Module) -> nn.Module:
-    """A BatchNorm2d that computes the same in eval mode."""
+    """A BatchNorm2d that computes the same as a frozen one in eval mode."""
     values = module._buffers
     assert values["weight"] is not None
     norm = nn.BatchNorm2d(len(values["weight"]), eps=getattr(module, "eps", 1e-5)).to(values["weight"])
@@ -283,7 +289,7 @@ def _thaw(module: nn.Module) -> nn.Module:
 
 
 def _settle(module: nn.Module) -> nn.Module:
-    """A copy of a parametrized layer in which the tensors are what its parametrizations make of them in eval mode."""
+    """A copy of a parametrized layer with its computed weights as plain parameters."""
     plain_layer = copy.deepcopy(module)
     plain_layer.__class__ = parametrize.type_before_parametrizations(
         module
@@ -300,7 +306,7 @@ def _settle(module: nn.Module) -> nn.Module:
 
 
 def _with_its_weights(module: nn.Module) -> nn.Module | None:
-    """A plain convolution with the weights that `module` derives; None where it derives none, or does more."""
+    """A plain convolution with the weights that `module` computes in its forward; None if it does anything else."""
     assert isinstance(module, nn.Conv2d)
     side = tuple(2 * dilation * size + 1 for dilation, size in zip(module.dilation, module.kernel_size, strict=True))
     inputs = torch.randn(2, module.in_channels, *side, generator=torch.Generator().manual_seed(0))
@@ -321,7 +327,7 @@ def _with_its_weights(module: nn.Module) -> nn.Module | None:
 
 
 def _like(module: nn.Conv2d, weight: Tensor, *, keeps_size: bool) -> nn.Conv2d:
-    """A convolution as `module`, with other weights; `keeps_size`: inputs are padded to keep their size."""
+    """A convolution with the settings of `module` and another weight; `keeps_size` pads so that the size stays."""
     convolution: nn.Conv2d = (Conv2dSame if keeps_size else nn.Conv2d)(
         module.in_channels,
         module.out_channels,

@@ -1,4 +1,4 @@
-"""How a module is called: one float tensor as it is, or several inputs by name or place, packed into one tensor.
+"""How a module is called: with one float tensor, or with several inputs by name or position, packed into one tensor.
 
 Every stage hands on one tensor (n, ...). Several inputs of fixed shapes lie in it one behind the other, (n, numbers);
 those of texts, whose length is open, on top of each other, (n, inputs, length). Whole numbers travel as float32.
@@ -19,23 +19,23 @@ from pxcompress.errors import InputError
 from pxcompress.types import Input
 
 WHOLE = 2**24
-"""Whole numbers below this are exact in float32, in which they travel."""
+"""Whole numbers must be below this, since they are packed as float32, which is exact up to here."""
 
 MASK = "attention_mask"
-"""Name of the input that is 1 where a position counts, and 0 where it only fills a text up to the longest one."""
+"""Name of the input that is 1 at real positions of a text, and 0 at padding."""
 
 PACKING = "inputs"
-"""Key of an ONNX file's metadata that says how inputs are packed."""
+"""Key in an ONNX file's metadata for how inputs are packed."""
 
 Logits = Callable[[Any], Tensor]
-"""Outputs, as the module returns them -> (n, classes), or (n,) where their size is what counts."""
+"""A user's function from a module's outputs to the numbers that decide: (n, classes), or (n,)."""
 
 Divergence = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
-"""Outputs by name, and those of the dense model -> how far apart they are for every sample, (n,), with gradients."""
+"""A user's function from a model's and the dense model's outputs, by name, to their distance for every sample, (n,)."""
 
 
 def restore_rows(spec: Input, rows: Tensor) -> Tensor:
-    """An input from its packed rows (n, size); whole numbers within bounds, whatever was packed."""
+    """An input from its packed rows (n, size); whole numbers are rounded and clamped to their range."""
     shape = rows.shape[1:] if None in spec.shape else spec.shape
     value = rows.reshape(rows.shape[0], *shape)  # type: ignore[arg-type]  # len() would be a constant in a file
     if not spec.dtype.is_floating_point:
@@ -44,7 +44,7 @@ def restore_rows(spec: Input, rows: Tensor) -> Tensor:
 
 
 def perturbed_rows(spec: Input, rows: Tensor, draw: torch.Generator) -> Tensor:
-    """Packed rows like `rows`, with numbers of the same type and range; what counts of a text stays."""
+    """Random changes of packed `rows` that keep the type and range of numbers; an attention mask stays."""
     if spec.dtype.is_floating_point:
         return nearer_zero(rows, draw)
     if spec.name == MASK:
@@ -55,9 +55,9 @@ def perturbed_rows(spec: Input, rows: Tensor, draw: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Signature:
-    """How a module is called, and what counts of its outputs. Without `inputs` it takes a float tensor as it is.
+    """How a module is called, and which of its outputs count. Without `inputs` it takes one float tensor.
 
-    `divergence` says how far outputs are from the dense model's; None: by their squared error.
+    `divergence` measures the distance from the dense model's outputs; None means squared error.
     """
 
     inputs: tuple[Input, ...] = ()
@@ -66,11 +66,11 @@ class Signature:
 
     @property
     def is_open(self) -> bool:
-        """Whether the inputs have one length, which is open."""
+        """Whether the inputs are texts, with one common length that may vary."""
         return any(None in each.shape for each in self.inputs)
 
     def pack(self, inputs: Any) -> Tensor:
-        """One tensor (n, ...). Raises `InputError` for inputs that are not like the example."""
+        """Inputs packed in one tensor (n, ...). Raises `InputError` if they do not match the signature."""
         values = name_inputs(inputs)
         if not self.inputs and isinstance(inputs, Tensor):
             return values[0]
@@ -85,32 +85,35 @@ class Signature:
         return torch.cat([values[each.name].reshape(samples_in(values), -1).to(dtype) for each in self.inputs], 1)
 
     def parts(self, packed: Tensor) -> Sequence[Tensor]:
-        """The packed rows of every input, (n, size) each."""
+        """Packed inputs cut into the rows of each input, (n, size) each."""
         if self.is_open:
             return packed.unbind(1)
         return packed.split([prod(size or 1 for size in each.shape) for each in self.inputs], 1)
 
     def unpack(self, packed: Tensor) -> dict[str | int, Tensor]:
-        """The inputs in `packed`, texts as long as the longest of them is."""
+        """The inputs in `packed`, by name or position; texts are cut to the longest of them."""
         packed = self._trim(packed)
         return {each.name: restore_rows(each, part) for each, part in zip(self.inputs, self.parts(packed), strict=True)}
 
     def find_counted(self, packed: Tensor) -> Tensor | None:
-        """Which positions of texts count, (n, length) bool as they are `unpack`; None where there is no mask."""
+        """Mask (n, length) of the real positions of texts in `packed`, once unpacked.
+
+        None if there is no attention mask.
+        """
         place = self._mask_place
         return None if place is None else self._trim(packed)[:, place] > 0.5
 
     def unit_weights(self, packed: Tensor) -> Tensor:
-        """Ones for every position of texts, (n, length), that follow its entry in the packed mask by gradients."""
+        """Ones (n, length) for the positions of texts, whose gradients flow into the packed attention mask."""
         mask = self._trim(packed)[:, self._mask_place or 0]
         return 1 + mask - mask.detach()
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """The opposite of `parts`."""
+        """The inverse of `parts`: rows of all inputs in one packed tensor."""
         return torch.stack(list(parts), 1) if self.is_open else torch.cat(list(parts), 1)
 
     def call(self, forward: Callable[..., Any], packed: Tensor) -> Any:
-        """What `forward` returns for the inputs in `packed`."""
+        """Call `forward` with the inputs in `packed`, and return its result."""
         if not self.inputs:
             return forward(packed)
         values = self.unpack(packed)
@@ -118,7 +121,7 @@ class Signature:
         return forward(*places, **{name: value for name, value in values.items() if isinstance(name, str)})
 
     def blank(self, shape: Sequence[int], samples: int = 1) -> Tensor:
-        """Packed inputs (samples, *shape) without content: zeros, but ones of texts and masks, of which some count."""
+        """Packed inputs (samples, *shape) without content: zeros, and ones for texts and masks."""
         packed = (torch.ones if self.is_open else torch.zeros)(samples, *shape)
         if self.inputs and not self.is_open:
             for each, part in zip(self.inputs, self.parts(packed), strict=True):
@@ -131,7 +134,7 @@ class Signature:
         return names.index(MASK) if self.is_open and MASK in names else None
 
     def _trim(self, packed: Tensor) -> Tensor:
-        """Packed inputs without the positions at the end that are padding in every text."""
+        """Packed texts without the positions at the end that are padding in all of them."""
         place = self._mask_place
         if place is None:
             return packed
@@ -150,7 +153,7 @@ class Signature:
 
 
 def inputs_from_json(text: str) -> tuple[Input, ...]:
-    """The inputs that `Signature.to_json` wrote. Raises `ValueError`, `KeyError` or `TypeError` for other text."""
+    """The inputs in JSON written by `Signature.to_json`. Raises `ValueError`, `KeyError` or `TypeError`."""
     return tuple(
         Input(
             row["name"],
@@ -164,7 +167,7 @@ def inputs_from_json(text: str) -> tuple[Input, ...]:
 
 
 def read_signature(metadata: Mapping[str, str]) -> Signature:
-    """How several inputs of an ONNX file are packed, by its metadata; without `inputs` where it has only one."""
+    """How an ONNX file's inputs are packed, from its metadata; without `inputs` if it has only one."""
     return Signature(inputs_from_json(metadata.get(PACKING, "[]")))
 
 
@@ -176,14 +179,14 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def nearer_zero(value: Tensor, draw: torch.Generator) -> Tensor:
-    """Every number by up to a half nearer to zero, so that it keeps its sign; drawn where there are only zeros."""
+    """Every number moved towards zero by up to a half of it, at random; if all are zero, random numbers."""
     if not value.any():
         return torch.randn(value.shape, generator=draw).to(value)
     return value * (1 - torch.rand(value.shape, generator=draw).to(value) / 2)
 
 
 def bound_inputs(inputs: Sequence[Input], values: Mapping[str | int, Sequence[Tensor]]) -> tuple[Input, ...]:
-    """The inputs, whole numbers with the range that they have in `values`. Raises `InputError` for too large ones."""
+    """The inputs with the range of whole numbers found in `values`. Raises `InputError` for too large numbers."""
     result = []
     for each in inputs:
         if not each.dtype.is_floating_point:
@@ -199,7 +202,7 @@ def bound_inputs(inputs: Sequence[Input], values: Mapping[str | int, Sequence[Te
 
 
 def name_inputs(inputs: Any) -> dict[str | int, Tensor]:
-    """Inputs by name or place. Raises `InputError` unless they are tensors with one count of samples."""
+    """Inputs by name or position. Raises `InputError` unless they are tensors with the same number of samples."""
     listed = inputs if isinstance(inputs, tuple | list) else [inputs]
     values = dict(inputs) if isinstance(inputs, Mapping) else dict(enumerate(listed))
     for name, value in values.items():
@@ -217,7 +220,7 @@ def samples_in(values: Mapping[str | int, Tensor]) -> int:
 
 
 def _ordinary(value: Tensor) -> Tensor:
-    """A tensor of no subclass and without a graph, which results would inherit, made outside inference mode."""
+    """`value` as a plain tensor, without subclass or autograd graph, and not from inference mode."""
     value = value.as_subclass(Tensor).detach()
     return value.clone() if value.is_inference() else value
 

@@ -1,4 +1,4 @@
-"""What a model must be before any work: parameters with values, of a type that is pruned here, and class scores."""
+"""Checks before any work that a model can be pruned: parameters with values, of a supported type, and class scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NARROW = (torch.float16, torch.bfloat16)
 QUANTISED = ("torch.ao.nn.", "torch.nn.quantized", "torch.nn.qat", "torch.ao.quantization.fake_quantize")
 
 SIDES = (28, 32, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
-"""Sizes of images that a model which fails at another one is tried with."""
+"""Sizes of images to try with a model that fails at its own size."""
 
 IN_PYTHON = "in Python compress_module takes modules with any inputs and outputs"
 
@@ -52,7 +52,7 @@ def check_suited(model: nn.Module) -> None:
 
 
 def check_runs(model: nn.Module, preprocessing: Preprocessing, name: str) -> Any:
-    """What `model` returns for two inputs of zeros. Raises `ModelError` where it fails or is not finite."""
+    """The output of `model` for two blank inputs. Raises `ModelError` if it fails or is not finite."""
     size = preprocessing.input_size
     example = blank_inputs(preprocessing, 2).to(device_of(model))
     try:
@@ -69,7 +69,7 @@ def check_runs(model: nn.Module, preprocessing: Preprocessing, name: str) -> Any
 
 
 def count_classes(model: nn.Module, preprocessing: Preprocessing, name: str) -> int:
-    """Classes that `model` scores, found by running it on two inputs of zeros. Raises `ModelError`."""
+    """Number of classes that `model` scores, found by running it on two blank inputs. Raises `ModelError`."""
     output = check_runs(model, preprocessing, name)
     if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != 2:
         shape = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
@@ -81,7 +81,7 @@ def count_classes(model: nn.Module, preprocessing: Preprocessing, name: str) -> 
 
 
 def _remedy(model: nn.Module, preprocessing: Preprocessing) -> str:
-    """What to do about a model that does not run on its input: what was tried, and helps."""
+    """Advice for a model that does not run on its input, such as another size that works."""
     if not preprocessing.is_image:
         return "give other data"
     channels, *sides = preprocessing.input_size

@@ -1,4 +1,4 @@
-"""Restrict a classifier to a task: only the outputs of some classes stay, and the others' weights are gone."""
+"""Restricts a classifier to some of its classes: the outputs and weights of the others are removed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pxcompress.models.loading import classifier_names
 from pxcompress.state import device_of, evaluating
 
 TOLERANCE = 1e-4
-"""Largest change of a remaining class's score when others are cut off, as a share of the scores' scale: rounding."""
+"""Largest accepted change of the remaining scores, as a share of their scale."""
 
 
 def slice_classes(model: nn.Module, example: Tensor, outputs: Sequence[int]) -> nn.Module:
-    """A copy of `model` with the classes `outputs` only, in that order; their scores are those of `model`.
+    """A copy of `model` with only the classes `outputs`, in that order; their scores stay the same.
 
     `example` has shape (n, ...). The rows of every classifier's weight and bias are taken (a distilled DeiT has two).
     Raises `ModelError` where there is no such layer, an output that it does not have, or where what follows it changes
@@ -45,7 +45,7 @@ def slice_classes(model: nn.Module, example: Tensor, outputs: Sequence[int]) -> 
 
 
 def _keep_rows(layer: nn.Module, rows: Tensor) -> None:
-    """Take the outputs `rows` of a linear layer or convolution, in place."""
+    """Keep only the outputs `rows` of a linear layer or convolution, in place."""
     for name, parameter in list(layer.named_parameters(recurse=False)):
         class_rows = parameter.detach()[rows.to(parameter.device)].clone()
         setattr(layer, name, nn.Parameter(class_rows, requires_grad=parameter.requires_grad))

@@ -1,4 +1,4 @@
-"""Models that timm knows: a name, a repository on the hub, or a folder that timm saved."""
+"""Models that timm can build: by name, from a repository on the hub, or from a folder that timm saved."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Side = int | ImageSize | None
 
 @dataclass(frozen=True)
 class TimmSource:
-    """What a timm name stands for: an architecture, and what a folder or repository says about it.
+    """A model as timm knows it: its architecture, and the configuration from a folder or repository, if any.
 
-    `origin` is what timm is asked for the weights.
+    `origin` is the name for which timm is asked for weights.
     """
 
     name: str
@@ -42,7 +42,7 @@ class TimmSource:
 
 
 def timm_source(name: str) -> TimmSource:
-    """What `name` means to timm; `ModelError` for a name it does not know."""
+    """Look up `name` in timm. Raises `ModelError` for an unknown name."""
     kind, colon, rest = name.partition(":")
     if colon and kind in ("local-dir", "hf-hub", "hf_hub") and rest:
         return _config_source(name, kind, rest)
@@ -60,7 +60,7 @@ def timm_source(name: str) -> TimmSource:
 
 
 def _config_source(name: str, kind: str, place: str) -> TimmSource:
-    """What the config.json of a folder or hub repository says."""
+    """The source from the config.json of a folder or hub repository."""
     local = kind == "local-dir"
     folder = Path(place).expanduser()
     try:
@@ -85,7 +85,7 @@ def _config_source(name: str, kind: str, place: str) -> TimmSource:
 
 
 def fetch_model(name: str, source: TimmSource, kwargs: Mapping[str, Any]) -> nn.Module:
-    """The model with the weights that timm finds for it."""
+    """Create the model with the weights that timm finds for it. Raises `ModelError`."""
     try:
         return timm.create_model(source.origin, pretrained=True, **kwargs)
     except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
@@ -97,7 +97,7 @@ def fetch_model(name: str, source: TimmSource, kwargs: Mapping[str, Any]) -> nn.
 
 
 def build_sized(source: TimmSource, classes: int | None, input_size: Side) -> tuple[nn.Module, dict[str, Any]]:
-    """An empty model and the arguments that build it again without the folder's configuration."""
+    """A model with random weights, and the arguments that build it again without the folder's configuration."""
     config = source.config or {}
     model_kwargs: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     size: Any = list(input_size) if isinstance(input_size, ImageSize) else input_size
@@ -117,7 +117,7 @@ def build_sized(source: TimmSource, classes: int | None, input_size: Side) -> tu
 
 
 def create(source: TimmSource, kwargs: Mapping[str, Any]) -> nn.Module:
-    """An empty timm model; `ModelError` for arguments that its architecture does not take."""
+    """A timm model with random weights. Raises `ModelError` for arguments that its architecture does not accept."""
     config = None if source.config is None else dict(source.config)
     arguments = {**source.kwargs, **kwargs}
     fetching_arguments = [key for key in _FETCHING if key in arguments]

@@ -1,4 +1,4 @@
-"""Texts as a model takes them: token ids, what counts of them, and which of two texts they belong to."""
+"""Tokenises texts for a model: token ids, attention mask, and which of two texts each token belongs to."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from pxcompress.models.signature import MASK
 from pxcompress.types import Input
 
 IDS, KINDS = "input_ids", "token_type_ids"
-"""Names of the inputs that hold token ids, and 0 for tokens of the first and 1 for those of the second text."""
+"""Names of the inputs for token ids, and for token types: 0 in the first text, 1 in the second one."""
 
 NAMES = (IDS, MASK, KINDS)
-"""Inputs that can be made of texts."""
+"""Inputs that can be made from texts."""
 
 Text = tuple[str, ...]
-"""One text, or two that belong together."""
+"""One text, or two that form one sample."""
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """How texts become inputs: `content` is a tokenizer.json of the library `tokenizers`.
+    """Turns texts into a model's inputs; `content` is a tokenizer.json of the library `tokenizers`.
 
     `names` are the inputs in the order in which they are packed; `longest` is the most tokens that the model takes,
-    `vocabulary` how many token ids it knows.
+    `vocabulary` the number of token ids that it knows.
     """
 
     content: str
@@ -40,12 +40,12 @@ class Tokenizer:
 
     @property
     def inputs(self) -> tuple[Input, ...]:
-        """The inputs of the model, whole numbers of an open length."""
+        """Descriptions of the model's inputs: whole numbers of a common length that may vary."""
         high = {IDS: self.vocabulary - 1}
         return tuple(Input(name, (None,), torch.int64, 0, high.get(name, 1)) for name in self.names)
 
     def encode(self, texts: Sequence[Text]) -> tuple[Tensor, int]:
-        """Packed inputs (n, inputs, length) int32, as long as the longest text, and how many texts had to be cut.
+        """Packed inputs (n, inputs, length) int32, padded to the longest text, and the number of texts that were cut.
 
         Raises `DataError` for texts without tokens, and for tokens that the model does not know.
         """
@@ -62,11 +62,11 @@ class Tokenizer:
         return packed, sum(bool(encoding.overflowing) for encoding in encodings)
 
     def words(self, ids: Sequence[int]) -> list[str]:
-        """The tokens with these ids, as the vocabulary spells them; "?" where it has none."""
+        """The tokens with these ids as text; "?" for unknown ids."""
         return [self._library.id_to_token(number) or "?" for number in ids]
 
     def spans(self, text: Text) -> list[tuple[int, int]]:
-        """Characters from which and up to which every token of the (first) text goes; (0, 0) for added tokens."""
+        """First and end character of every token in the (first) text; (0, 0) for added tokens."""
         spans: list[tuple[int, int]] = self._library.encode(*text).offsets
         return spans
 
@@ -81,7 +81,7 @@ class Tokenizer:
 
     @cached_property
     def _padding(self) -> int:
-        """The id that fills up texts."""
+        """The token id for padding."""
         declared = (json.loads(self.content).get("padding") or {}).get("pad_id")
         for name in ("[PAD]", "<pad>"):
             if declared is None:
@@ -90,7 +90,7 @@ class Tokenizer:
 
     @cached_property
     def _library(self) -> Any:
-        """The tokenizer of the library, cutting texts that are too long."""
+        """The tokenizer object of the library, set to cut texts that are too long. Raises `ModelError`."""
         import tokenizers
 
         try:

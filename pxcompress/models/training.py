@@ -1,4 +1,4 @@
-"""What training a baseline and fine-tuning a slim model have in common."""
+"""Parts that the training of a baseline and the fine-tuning of a slim model share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEAST_AREA, STRETCH = 0.35, 4 / 3
 
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
-    """Numbers below 1.2e-38 count as zero in CPU arithmetic inside the block: they slow it down ten-fold."""
+    """A context in which numbers below 1.2e-38 count as zero on the CPU; they slow arithmetic down ten-fold."""
     was_flushing = bool(torch.tensor([1e-40]).mul(1.0).eq(0.0))
     torch.set_flush_denormal(True)
     try:
@@ -29,7 +29,7 @@ def flushed_denormals() -> Iterator[None]:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """cuDNN sums in a fixed order inside the block."""
+    """A context in which cuDNN sums in a fixed order, so that results repeat."""
     was_deterministic = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True
     try:
@@ -39,7 +39,7 @@ def deterministic() -> Iterator[None]:
 
 
 def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW on what requires gradients; biases and normalisation are not decayed."""
+    """AdamW for all parameters with gradients; biases and normalisation have no weight decay."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trainable if parameter.ndim > 1]
     vectors = [parameter for parameter in trainable if parameter.ndim <= 1]
@@ -48,7 +48,7 @@ def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.
 
 
 def update(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
-    """One step along the model's gradients, which are clipped before and dropped after it; returns their norm."""
+    """Clip the gradients, take one step of the optimizer, and clear them; returns their norm before clipping."""
     norm = nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step()
     optimizer.zero_grad()
@@ -56,7 +56,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
 
 
 def move_images(images: Tensor) -> Tensor:
-    """Every image (n, c, h, w) shifted, turned and zoomed a little, each on its own; edges are continued outwards."""
+    """Shift, rotate and zoom each image (n, c, h, w) a little at random; edges are continued outwards."""
     count = len(images)
     turn, zoom = _uniform(TURN, count), 1.0 + _uniform(ZOOM, count)
     across, down = _uniform(2.0 * SHIFT, count), _uniform(2.0 * SHIFT, count)  # the side is 2 long in grid coordinates
@@ -88,7 +88,7 @@ def _uniform(bound: float, count: int) -> Tensor:
 
 @torch.no_grad()
 def zero_denormals(model: nn.Module) -> None:
-    """Weights that decay left below the smallest normal number become zero: whoever runs the model need not flush."""
+    """Set weights below the smallest normal number to zero, in place, since they make the CPU slow."""
     for tensor in [*model.parameters(), *model.buffers()]:
         if tensor.is_floating_point():
             tensor.masked_fill_(tensor.abs() < torch.finfo(tensor.dtype).tiny, 0.0)

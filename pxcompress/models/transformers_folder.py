@@ -1,4 +1,4 @@
-"""A slim model of Hugging Face's as a folder for `from_pretrained`, where its configuration can say the widths."""
+"""Saves a slim Hugging Face model as a folder for `from_pretrained`, if a configuration can describe it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pxcompress.models.hugging_face import ImageModel, TextModel, find_class, wi
 from pxcompress.models.tokens import Tokenizer
 
 FOLDER = "transformers"
-"""Name of that folder in a run folder."""
+"""Name of the folder for `from_pretrained` in a run folder."""
 
 WIDTHS = ("intermediate_size", "hidden_dim")
-"""What configurations call the neurons of every layer's MLP: one number for all layers."""
+"""Names that configurations have for the width of MLPs; it is one number for all layers."""
 
 
 def save_slim(slim: nn.Module, dense: nn.Module, folder: Path) -> str:
-    """Write `slim`, pruned from `dense`, to `folder / FOLDER` if a configuration builds it; says how it is loaded.
+    """Save `slim`, pruned from `dense`, to `folder / FOLDER` if possible; returns a sentence on how to load it.
 
-    A configuration has one width for all layers, to which narrower ones are filled up with zeros, and cannot say that
-    heads are gone. Empty for models that are none of Hugging Face's.
+    A configuration has one width for all layers, to which narrower ones are padded with zeros, and cannot say that
+    heads are gone. The result is empty for models that are not from Hugging Face.
     """
     if not isinstance(slim, ImageModel | TextModel) or not isinstance(dense, ImageModel | TextModel):
         return ""
@@ -47,7 +47,7 @@ def save_slim(slim: nn.Module, dense: nn.Module, folder: Path) -> str:
 
 
 def _narrow_config(slim: Any, dense: Any) -> tuple[Any, int]:
-    """The dense configuration with the width of the widest layer of the slim net, and that width."""
+    """The dense configuration with the MLP width of the slim net's widest layer, and that width."""
     config = copy.deepcopy(dense.config)
     layers = dict(slim.named_modules())
     widest = 0
@@ -65,7 +65,7 @@ def _narrow_config(slim: Any, dense: Any) -> tuple[Any, int]:
 
 
 def _fill_up(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], width: int) -> dict[str, Tensor] | None:
-    """`state` with zeros behind the neurons of layers that are narrower than `width`; None where more is missing."""
+    """`state` with zeros that widen narrower layers to `width`; None if other weights are missing too."""
     if state.keys() != expected.keys():
         return None
     result = {}

@@ -1,4 +1,4 @@
-"""An ONNX file as a module and back: `read_file` reads it, `module.write_onnx` writes what is left of it.
+"""Reads an ONNX file as a PyTorch module and writes it back: `read_file` and `module.write_onnx`.
 
 No library that turns ONNX into PyTorch makes linear layers of MatMul, sees attention heads, or writes back into the
 user's graph, so the reader is our own. A file is opened and refused or tidied (`opening`), run twice to tell constants

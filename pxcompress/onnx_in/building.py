@@ -1,4 +1,4 @@
-"""A graph as a module: weighted operators become layers, patterns the functions they spell out, the rest calls."""
+"""Builds a module from a graph: weighted operators become layers, known patterns one function, others calls."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Builder:
         self.chunks: dict[ir.Node, tuple[int, tuple[ir.Node, ...]]] = {}
 
     def build(self) -> OnnxModule:
-        """The module, in eval mode."""
+        """Build the module and return it in eval mode."""
         self._find_patterns()
         for node in self.graph:
             if node in self.patterns:
@@ -79,7 +79,7 @@ class Builder:
                 self.chunks[first] = chunk
 
     def _leave_softmax(self) -> None:
-        """Outputs (n, classes) that a softmax makes are logits here; the softmax stays in the file."""
+        """Leave out a final softmax over (n, classes), so that the module returns logits; the file keeps it."""
         for place, name in enumerate(self.module.made):
             step = next((step for step in self.module.steps if name in step.outputs), None)
             read = any(name in other.inputs for other in self.module.steps)
@@ -98,7 +98,7 @@ class Builder:
         return place < len(node.inputs) and node.inputs[place] is not None
 
     def _name_of(self, value: ir.Value | None) -> str | None:
-        """The name of a value, held by the module where it is a constant."""
+        """The name of a value; if it is a constant, the module stores it under this name."""
         if value is None or not value.name:
             return None
         if (tensor := self.trials.constant(value)) is not None:
@@ -108,12 +108,12 @@ class Builder:
     def _add(
         self, kind: str, run: str | Callable[..., Any], inputs: Sequence[ir.Value | None], node: ir.Node, **to: Any
     ) -> None:
-        """A step from `inputs` to the outputs of `node`, or those in `to`."""
+        """Add a step that computes the outputs of `node` (or `outputs` in `to`) from `inputs`."""
         outputs = [value.name or "" for value in to.get("outputs", node.outputs)]
         self.module.steps.append(Step(kind, run, [self._name_of(x) for x in inputs], outputs, node.name or ""))
 
     def _add_layer(self, layer: nn.Module, weight: ir.Value | None, origin: Origin) -> str:
-        """Put a layer into the module; returns its name there."""
+        """Add a layer to the module, with parents as its name says; returns the name."""
         name = self._layer_name(origin.nodes[0], weight)
         *front, last = name.split(".")
         parent: nn.Module = self.module
@@ -126,7 +126,7 @@ class Builder:
         return name
 
     def _layer_name(self, node: ir.Node, weight: ir.Value | None) -> str:
-        """The name of a weight without its ending where it has the form that PyTorch gives it, else the node's."""
+        """A layer's name: from its weight if that is named as PyTorch does ("x.weight"), else from the node."""
         own = weight.name or "" if weight is not None else ""
         text = re.sub(r"\.weight(\.\d+)?$", "", own) if re.fullmatch(r"[\w.]+\.weight(\.\d+)?", own) else ""
         if not text and node.name:
@@ -173,7 +173,7 @@ class Builder:
             self._add_call(node, settings)
 
     def _add_call(self, node: ir.Node, settings: Settings) -> None:
-        """The operator as the table has it."""
+        """Add a step for an operator that has no pattern, as the table of operators defines it."""
         kind = node.op_type
         if kind in RECURRENT:
             weights = [self.trials.constant(value) for value in node.inputs]
@@ -251,7 +251,7 @@ class Builder:
     def _add_linear(
         self, x: ir.Value, weights: tuple[Tensor, Tensor | None], named: ir.Value | None, origin: Origin
     ) -> None:
-        """A linear layer; one that reads an image flattened with its channels last reads them first instead."""
+        """Add a linear layer; one that reads an image flattened channels last is made to read channels first."""
         weight, bias = weights
         first, last = origin.nodes[0], origin.nodes[-1]
         image = self._flattened_image(x)
@@ -271,7 +271,7 @@ class Builder:
         self.module.steps.append(Step("Linear", name, [flat], [out], first.name or ""))
 
     def _flattened_image(self, x: ir.Value) -> ir.Value | None:
-        """(n, channels, height, width) that comes flattened in the order height, width, channels."""
+        """The image (n, channels, height, width) that `x` is, flattened as height, width, channels; else None."""
         flat = x.producer()
         if flat is None or flat.op_type not in ("Reshape", "Flatten") or len(self.trials.shape(x)) != 2:
             return None
@@ -315,7 +315,7 @@ class Builder:
         return True
 
     def _on_attention(self, node: ir.Node, settings: Settings) -> bool:
-        """One whose heads lie side by side in (n, tokens, width), with the reshapes that part and join them."""
+        """Attention whose heads lie side by side in (n, tokens, width), with reshapes that split and join them."""
         counts = [settings.get(name) for name in ("q_num_heads", "kv_num_heads", "kv_num_heads")]
         q, out = node.inputs[0], node.outputs[0].name or ""
         if q is None or len(self.trials.shape(q)) != 3 or None in counts or len(node.outputs) > 1:
@@ -333,7 +333,7 @@ class Builder:
         return True
 
     def _add_between(self, kind: str, run: Callable[..., Any], x: str | None, out: str, node: ir.Node) -> str:
-        """Add a step that the file has no node for; returns the name of what it makes."""
+        """Add a step for which the file has no node; returns the name of its output."""
         self.module.steps.append(Step(kind, run, [x], [out], node.name or ""))
         return out
 
@@ -345,7 +345,7 @@ class Builder:
         return True
 
     def _on_mul(self, node: ir.Node, settings: Settings) -> bool:
-        """A constant per channel, outside of any layer, as a depthwise convolution of one tap."""
+        """Add a constant factor per channel, outside of any layer, as a depthwise 1 x 1 convolution."""
         places = [place for place in (0, 1) if self._constant(node, place) is not None]
         if len(places) != 1 or (node.op_type in ("Sub", "Div") and places != [1]):
             return False
@@ -376,7 +376,7 @@ class Builder:
         return fits and value.is_floating_point() and find_varying_axis(value, shape) == 1 and self._is_learned(x)
 
     def _shift_behind(self, node: ir.Node | None, shape: Sequence[int]) -> Tensor | None:
-        """What an Add behind a scale adds per channel."""
+        """The constant per channel that an Add behind a factor adds; None if there is none."""
         if node is None or node.op_type != "Add" or node in self.patterns or node in self.inner:
             return None
         constants = [tensor for value in node.inputs if (tensor := self.trials.constant(value)) is not None]
@@ -385,7 +385,7 @@ class Builder:
         return constants[0].reshape(-1).double()
 
     def _is_learned(self, x: ir.Value) -> bool:
-        """Whether any layer comes before `x`."""
+        """Whether any layer with weights comes before `x`."""
         seen: set[ir.Node] = set()
         waiting: list[ir.Value | None] = [x]
         while waiting:

@@ -1,4 +1,4 @@
-"""What a step without a layer calls: an operator of the table with its attributes, and some operations of our own."""
+"""Functions for steps without a layer: an operator of the table with its attributes, and some of our own."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ BOUND: dict[str, tuple[int, ...]] = {
     "ConstantOfShape": (0,),
     **dict.fromkeys(REDUCTIONS, (1,)),
 }
-"""Operator -> positions of the inputs that are settings, such as axes or sizes, not data."""
+"""Operator -> positions of those inputs that are settings, such as axes or sizes, not data."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """An operator with its attributes, and in `bound` the inputs by place that say how and are constants."""
+    """An operator with its attributes; `bound` holds inputs that are constant settings, by position."""
 
     function: Callable[..., Any]
     settings: Settings
@@ -53,7 +53,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Equal parts along an axis; a tensor of its own for each, because torch-pruning counts readers."""
+    """Cuts a tensor into equal parts along an axis.
+
+    Each is a copy, because torch-pruning counts readers of a tensor.
+    """
 
     parts: int
     axis: int
@@ -75,7 +78,7 @@ class Select:
 
 @dataclass(frozen=True)
 class Padding:
-    """Zeros around an image, as many as a node asks for: always the same, or by the image's size."""
+    """Pads an image with zeros, as many as a node asks for: fixed, or depending on the image's size."""
 
     settings: Settings
     kernel: Sequence[int]
@@ -85,16 +88,16 @@ class Padding:
 
 
 def spatial_sizes(sizes: list[int], shapes: Sequence[Sequence[int]]) -> list[int]:
-    """Sizes that a Resize asks for, 0 for batch and channels where they are those of all `shapes` of its input."""
+    """Target sizes of a Resize, with 0 for batch and channels if they equal those of all `shapes` of its input."""
     keeps = all(len(shape) == len(sizes) and list(shape[:2]) == sizes[:2] for shape in shapes)
     return [0, 0, *sizes[2:]] if keeps else sizes
 
 
 def swap_heads(x: Tensor) -> Tensor:
-    """(n, tokens, heads, size) -> (n, heads, tokens, size), and back."""
+    """Swap the axes of tokens and heads: (n, tokens, heads, size) -> (n, heads, tokens, size), and back."""
     return x.transpose(1, 2)
 
 
 def heads_of(name: str) -> str:
-    """What an attention makes, as (n, heads, tokens, size), by the name that its node gives to (n, tokens, width)."""
+    """Name for an attention's result as (n, heads, tokens, size), made from its node's name for (n, tokens, width)."""
     return f"{name}:heads"

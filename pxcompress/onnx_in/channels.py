@@ -1,4 +1,4 @@
-"""Files whose images have their channels last: the module takes them first, as everything else here does."""
+"""Handles ONNX files whose images have channels last, while modules take channels first."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
     from pxcompress.onnx_in.module import OnnxModule
 
 LAYOUT, LAST = "input_layout", "nhwc"
-"""Key and value of an ONNX file's metadata by which its images have their channels last, whatever its shapes tell."""
+"""Key and value in an ONNX file's metadata that say that its images have channels last, whatever its shapes."""
 
 IMAGE_CHANNELS = (1, 3, 4)
-"""Channels that images may have: grey, colour, with transparency."""
+"""Numbers of channels that images may have: grey, colour, with transparency."""
 
 
 def are_channels_last(shape: Sequence[int | None]) -> bool:
-    """Whether inputs of this shape (n, ...), None or 0 where it is open, are images with their channels last."""
+    """Whether inputs of this shape (n, ...), with None or 0 for open sizes, look like images with channels last."""
     return len(shape) == 4 and shape[3] in IMAGE_CHANNELS and shape[1] not in IMAGE_CHANNELS
 
 
 def to_channels_last(images: Tensor) -> Tensor:
-    """(n, channels, height, width) -> (n, height, width, channels)."""
+    """Reorder images: (n, channels, height, width) -> (n, height, width, channels)."""
     return images.permute(0, 2, 3, 1)
 
 
 def take_floats_(module: OnnxModule) -> None:
-    """Let the bytes of images come as float numbers from 0 to 255, in place."""
+    """Make a module that takes the bytes of images accept floats from 0 to 255, in place."""
     example = {
         name: value.float() if value.dtype == torch.uint8 and value.dim() == 4 else value
         for name, value in module.source.example.items()
@@ -39,7 +39,7 @@ def take_floats_(module: OnnxModule) -> None:
 
 
 def put_channels_first_(module: OnnxModule) -> None:
-    """Let a module whose only input is images take their channels first, in place."""
+    """Make a module whose only input is images take them with channels first, in place."""
     from pxcompress.onnx_in.module import Step
 
     (name,) = module.input_names

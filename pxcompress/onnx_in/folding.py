@@ -1,4 +1,4 @@
-"""Per-channel constants that are multiplied or added right behind a layer go into its weights, in the graph itself."""
+"""Folds constants per channel that are multiplied or added behind a layer into its weights, in the graph itself."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ AS_SUMMAND: dict[str, Callable[[Tensor], Tensor]] = {"Add": lambda value: value,
 
 @dataclass(frozen=True)
 class _Layer:
-    """A node with weights, the axis of them that its outputs lie along, and the Add of its bias where that is apart."""
+    """A node with weights, the axis of the weights for its outputs, and the Add of its bias if that is a separate
+    node.
+    """
 
     node: ir.Node
     bias: ir.Node | None = None
 
 
 def fold_scales_(model: ir.Model, trials: Trials) -> bool:
-    """Fold constant factors and summands into the layers beside them, in place; returns whether there were any."""
+    """Fold constant factors and summands into the layers in front of them, in place; returns whether there were any."""
     nodes = [node for node in model.graph if node.op_type in {*AS_FACTOR, *AS_SUMMAND}]
     folded = [_fold_one_(model, node, trials) for node in nodes]
     return any(folded)
@@ -55,7 +57,7 @@ def _fold_one_(model: ir.Model, node: ir.Node, trials: Trials) -> bool:
 
 
 def _operands(node: ir.Node, trials: Trials) -> tuple[ir.Value, Tensor] | None:
-    """The computed operand, and the constant one; None unless there is one of each."""
+    """The computed operand and the constant operand of a node; None unless it has one of each."""
     first, second = node.inputs
     if first is None or second is None:
         return None
@@ -69,7 +71,7 @@ def _operands(node: ir.Node, trials: Trials) -> tuple[ir.Value, Tensor] | None:
 
 
 def find_varying_axis(value: Tensor, shape: Sequence[int]) -> int | None:
-    """The one axis of `shape` along which a constant varies; None where it is none, or several."""
+    """The only axis of `shape` along which a constant varies; None if there is none, or several."""
     if value.dim() > len(shape):
         return None
     sizes = [1] * (len(shape) - value.dim()) + list(value.shape)
@@ -78,7 +80,7 @@ def find_varying_axis(value: Tensor, shape: Sequence[int]) -> int | None:
 
 
 def _layer_above(x: ir.Value, axis: int, trials: Trials) -> _Layer | None:
-    """The layer whose outputs lie along `axis` of `x`, through transposes and the Add of a bias."""
+    """The layer whose outputs are along `axis` of `x`, looking through transposes and the Add of a bias."""
     while (node := x.producer()) is not None and only_reader(x) is not None:
         rank = len(trials.shape(x))
         if node.op_type == "Transpose":
@@ -94,7 +96,7 @@ def _layer_above(x: ir.Value, axis: int, trials: Trials) -> _Layer | None:
 
 
 def _match_biased(node: ir.Node, axis: int, trials: Trials) -> _Layer | None:
-    """The MatMul whose bias an Add adds."""
+    """The MatMul in front of an Add that is its bias; None if the Add is something else."""
     operands = _operands(node, trials)
     if operands is None or find_varying_axis(operands[1], trials.shape(node.outputs[0])) != axis:
         return None
@@ -111,7 +113,10 @@ def _is_linear(node: ir.Node, trials: Trials) -> bool:
 
 
 def _absorb_(model: ir.Model, trials: Trials, layer: _Layer, change: tuple[Tensor | None, Tensor | None]) -> bool:
-    """Multiply a layer's outputs by the first of `change`, or add the second; False where its form forbids it."""
+    """Multiply a layer's outputs by `change[0]`, or add `change[1]`, by changing its weights.
+
+    False if it cannot be done.
+    """
     factor, summand = change
     node = layer.node
     weight = trials.constant(node.inputs[1])
@@ -152,7 +157,10 @@ def _change(bias: Tensor, change: tuple[Tensor | None, Tensor | None]) -> Tensor
 
 
 def _weight_factor(node: ir.Node, factor: Tensor, rank: int, groups: int, turned: bool) -> Tensor:
-    """Factors of outputs as they broadcast over a weight whose first axis is cut into parts."""
+    """Factors for a layer's outputs, shaped to multiply its weight, whose first axis is split into groups.
+
+    `turned` says that the outputs lie on the weight's first axis (a transposed matrix).
+    """
     if node.op_type == "ConvTranspose":  # (inputs, outputs of a group, ...), inputs by groups
         return factor.reshape(groups, 1, -1, *[1] * (rank - 2))
     if node.op_type == "Conv" or turned:
@@ -161,7 +169,7 @@ def _weight_factor(node: ir.Node, factor: Tensor, rank: int, groups: int, turned
 
 
 def set_input(model: ir.Model, node: ir.Node, place: int, value: Tensor, trials: Trials | None = None) -> None:
-    """Replace the constant at input `place` of a node; other nodes that read the old one keep it."""
+    """Replace the constant input number `place` of a node; other nodes that read the old constant keep it."""
     before = node.inputs[place] if place < len(node.inputs) else None
     own = before.name if before is not None and before.is_initializer() else None
     base = own or f"{node.name or node.outputs[0].name}.{place}"

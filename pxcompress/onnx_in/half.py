@@ -1,4 +1,4 @@
-"""Files in half precision: read as float32, and written back in the types that they have."""
+"""Reads files in half precision as float32, and restores their types when they are written."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import onnx_ir as ir
 HALF = (ir.DataType.FLOAT16,)
 
 Types = Mapping[str, ir.DataType]
-"""Name of a value that the file has in half precision -> its type there."""
+"""Name of a value that is in half precision in the file -> its type there."""
 
 HALF_TOLERANCE = 5e-2
-"""Largest difference to a file in half precision, as a share of an output's scale: deep nets round very often."""
+"""Largest accepted difference from a file in half precision, as a share of an output's scale; deep nets round often."""
 
 
 def widen_(model: ir.Model) -> Types:
-    """Make all values in half precision float32, in place; returns which they were."""
+    """Convert all values in half precision to float32, in place; returns their former types."""
     types = {value.name or "": kind for value in _values(model) if (kind := _type_of(value)) in HALF}
     for node in model.graph:
         kind = _made_type(node)
@@ -27,7 +27,10 @@ def widen_(model: ir.Model) -> Types:
 
 
 def narrow_(model: ir.Model, types: Types) -> None:
-    """Give values the types that they have in the file, in place; new constants have that of what they are added to."""
+    """Give values the types that they have in the file, in place.
+
+    New constants follow the values they are combined with.
+    """
     if not types:
         return
     kinds = dict(types)
@@ -46,7 +49,7 @@ def narrow_(model: ir.Model, types: Types) -> None:
 
 
 def _set_types_(model: ir.Model, types: Types) -> None:
-    """Change the float type of values, constants, and of what nodes are told to make, by name."""
+    """Change float types of values, constants, and of the outputs that nodes declare, by name, in place."""
     for value in _values(model):
         kind = types.get(value.name or "")
         if kind is None or _type_of(value) not in (*HALF, ir.DataType.FLOAT):
@@ -67,7 +70,7 @@ def _set_types_(model: ir.Model, types: Types) -> None:
 
 
 def _made_type(node: ir.Node) -> ir.DataType | None:
-    """The type that a node is told to make."""
+    """The type that a node's attributes declare for its output; None if they declare none."""
     if node.op_type == "Cast":
         return ir.DataType(node.attributes["to"].value)
     if node.op_type == "ConstantOfShape" and "value" in node.attributes:
@@ -80,7 +83,7 @@ def _type_of(value: ir.Value) -> ir.DataType | None:
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:
-    """Inputs, constants and what nodes make."""
+    """All values of a graph: inputs, constants and outputs of nodes."""
     yield from model.graph.inputs
     yield from model.graph.initializers.values()
     for node in model.graph:

@@ -1,4 +1,4 @@
-"""Attention found by what it does: two products around a softmax, and layers in front and behind whose rows are heads'.
+"""Finds attention in a graph by what it computes: two matrix products around a softmax, with layers before and behind.
 
 Opset 23 has one operator for the products and the softmax.
 Which rows of a layer belong to which head is not guessed from shapes: row numbers are sent through the same steps. What
@@ -18,27 +18,27 @@ from pxcompress.onnx_in.regroup import HEADS, Regroup, Sizes
 from pxcompress.onnx_in.walk import Path, Walk, trace_shapes
 
 MOST_STEPS = 80
-"""Steps that one attention may have."""
+"""Most steps that one attention may consist of."""
 
 MOST_INPUTS = 3
-"""Values that one attention may read: what queries, keys and values are made from."""
+"""Most values that one attention may read: those from which queries, keys and values are made."""
 
 OUTER = ("LayerNorm", "Conv", "BatchNorm")
-"""Layers that stand before an attention, not in it."""
+"""Layers that stand in front of an attention, not inside it."""
 
 CORES = ("Softmax", "Attention")
-"""Kinds of steps of which every attention has exactly one."""
+"""Kinds of steps of which every attention contains exactly one."""
 
 NAMES = {1: ("qkv",), 2: ("q", "kv"), 3: ("q", "k", "v")}
 
 
 @dataclass(frozen=True)
 class _Attention:
-    """An attention: its core, the paths from its layers to that, the one behind, and each layer's rows.
+    """An attention in a graph: its core, the paths from its layers to the core, the layer behind, and each layer's
+    rows.
 
-    The core is the softmax between both products, or the operator that is all three.
-
-    `rows` are those of every head (heads, k), by the layer's name.
+    The core is the softmax between both products, or the one operator for all three. `rows` (heads, k) has the rows of
+    every head, by the layer's name.
     """
 
     core: Step
@@ -49,12 +49,12 @@ class _Attention:
 
     @property
     def layers(self) -> list[Step]:
-        """The layers whose outputs are heads', each once."""
+        """The layers whose outputs belong to heads, each once."""
         return list({id(role.end): role.end for role in self.roles}.values())
 
 
 def group_attention_(module: OnnxModule) -> None:
-    """Put every attention that is found into a block of its own, in place."""
+    """Move every attention that is found into a block of its own, in place."""
     cores = [step for step in module.steps if step.operator in CORES and not isinstance(step.run, str)]
     shapes = trace_shapes(module) if cores else {}
     for core in cores:
@@ -83,7 +83,10 @@ def _find(walk: Walk, core: Step) -> _Attention | None:
 
 
 def _find_products(walk: Walk, softmax: Step) -> tuple[list[str | None], Step] | None:
-    """Queries, keys and values around a softmax, and the product that reads it."""
+    """Names of queries, keys and values around a softmax, and the step of the product that reads it.
+
+    None if it is no attention.
+    """
     above, below = walk.to_product(softmax.inputs[0]), walk.find_below(softmax.outputs[0], "MatMul")
     if above is None or below is None:
         return None
@@ -94,7 +97,7 @@ def _find_products(walk: Walk, softmax: Step) -> tuple[list[str | None], Step] |
 
 
 def _rows_of_heads(walk: Walk, roles: Sequence[Path], names: Sequence[str]) -> dict[str, Tensor] | None:
-    """The rows of every head (heads, k) by the name of their layer; None where these are not told apart."""
+    """Layer name -> rows of every head (heads, k); None if the rows cannot be assigned to heads."""
     rows: dict[str, Tensor] = {}
     for role, name in zip(roles, names, strict=True):
         start, layer = role.end.outputs[0], str(role.end.run)
@@ -107,7 +110,7 @@ def _rows_of_heads(walk: Walk, roles: Sequence[Path], names: Sequence[str]) -> d
 
 
 def _by_head(values: Tensor) -> Tensor | None:
-    """Row numbers as (heads, rows): along the one axis in front of the last two on which they differ."""
+    """Row numbers as (heads, rows), grouped by the only leading axis on which they differ; None if there is none."""
     axes = [axis for axis in range(values.dim() - 2) if _varies(values, axis)]
     if len(axes) != 1:
         return None
@@ -126,7 +129,7 @@ def _varies(values: Tensor, axis: int) -> bool:
 
 
 def _is_usual(walk: Walk, attention: _Attention) -> bool:
-    """Whether heads lie as the graph room has them: blocks of all heads one after the other."""
+    """Whether heads are ordered as `graph.heads` expects: blocks of all heads, one after the other."""
     inner = walk.module.get_submodule(str(attention.behind.end.run)).in_features
     if attention.heads < 2 or int(inner) % attention.heads:  # type: ignore[arg-type]
         return False
@@ -155,14 +158,17 @@ def _reads_in_order(walk: Walk, attention: _Attention, product: Step) -> bool:
 
 
 def _axis_of_heads(shape: Sequence[int], heads: int) -> int | None:
-    """The axis in front of the last two that is the heads, or samples and heads together."""
+    """The axis, in front of the last two, of heads or of samples and heads together; None if there is none."""
     axes = [axis for axis in range(len(shape) - 2) if shape[axis] % heads == 0 and shape[axis] > 1]
     exact = [axis for axis in axes if shape[axis] == heads and axis > 0]
     return exact[-1] if exact else next(iter(axes), None)
 
 
 def _group_(walk: Walk, attention: _Attention) -> bool:
-    """Put an attention into a block; False where its steps or reshapes do not allow that, and nothing has changed."""
+    """Move an attention into a block.
+
+    Returns False, and changes nothing, if its steps or reshapes do not allow that.
+    """
     freed = _follow_heads(walk, attention)
     inner = _inner_steps(walk, attention)
     if freed is None or inner is None or len(attention.layers) not in NAMES:
@@ -187,7 +193,7 @@ def _group_(walk: Walk, attention: _Attention) -> bool:
 
 
 def _follow_heads(walk: Walk, attention: _Attention) -> list[tuple[Regroup, list[tuple[int, Sizes]]]] | None:
-    """How the reshapes in front follow the number of heads that are left; None where one does not say."""
+    """How the reshapes before the core depend on the number of remaining heads; None if one cannot."""
     freed: dict[int, tuple[Regroup, list[tuple[int, Sizes]]]] = {}
     for role in attention.roles:
         rows, start = attention.rows[str(role.end.run)], role.end.outputs[0]
@@ -204,7 +210,7 @@ def _follow_heads(walk: Walk, attention: _Attention) -> list[tuple[Regroup, list
 
 
 def _by_heads(rule: Regroup, made: Tensor, heads: int) -> list[tuple[int, Sizes]]:
-    """The segments of a reshape, with the axis of heads said as such."""
+    """The segments of a reshape, with the axis of heads marked as such."""
     varying = [axis for axis in range(made.dim()) if _varies(made, axis)]
     segments: list[tuple[int, Sizes]] = []
     place = 0
@@ -223,7 +229,7 @@ def _by_heads(rule: Regroup, made: Tensor, heads: int) -> list[tuple[int, Sizes]
 
 
 def _inner_steps(walk: Walk, attention: _Attention) -> tuple[list[Step], list[str]] | None:
-    """The steps of an attention in their order, and what they read; None where others read what is inside."""
+    """The steps of an attention in order, and the names it reads; None if other steps read values inside it."""
     module, output = walk.module, attention.behind.end
     inside: dict[int, Step] = {}
     inputs: dict[str, None] = {}
@@ -262,7 +268,10 @@ def _move_layer_(module: OnnxModule, block: AttentionBlock, step: Step, name: st
 
 
 def _hold_(block: AttentionBlock, steps: Sequence[Step], name: str, value: Tensor) -> None:
-    """Take a constant over; a bias with an entry for each head ([1,] heads, rows, columns) is one of (heads, ...)."""
+    """Move a constant into the block.
+
+    A bias with an entry for each head ([1,] heads, rows, columns) becomes (heads, ...).
+    """
     added = any(step.operator == "Add" and name in step.inputs for step in steps)
     by_head = value.dim() in (3, 4) and value.shape[:-2] in ((1, block.num_heads), (block.num_heads,))
     table = added and value.is_floating_point() and by_head
@@ -281,7 +290,7 @@ def _insert_(module: OnnxModule, where: str, block: Runner) -> None:
 
 
 def _place(module: OnnxModule, names: Sequence[str]) -> str:
-    """The layers' common parent, if nothing else is in it; else a name of its own."""
+    """Name for the block: the layers' common parent if it contains nothing else, else a new name."""
     parents = {name.rpartition(".")[0] for name in names}
     if len(parents) == 1 and (parent := parents.pop()):
         children = {f"{parent}.{child}" for child, _ in module.get_submodule(parent).named_children()}

@@ -1,4 +1,4 @@
-"""Layers of PyTorch made from the weights of nodes."""
+"""Makes PyTorch layers from the weights of ONNX nodes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NORMS: tuple[Any, ...] = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Bat
 
 
 def fill_(layer: Any, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
-    """Put weights into a layer."""
+    """Copy weight and bias into a layer, and return it."""
     with torch.no_grad():
         layer.weight.copy_(weight)
         if bias is not None:
@@ -27,7 +27,7 @@ def fill_(layer: Any, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
 
 
 def make_convolution(node: Settings, weight: Tensor, bias: Tensor | None, *, padded: bool, size: Sequence[int]) -> Any:
-    """A convolution; `padded` says that what it reads has its zeros around it already. `size` is that of its images."""
+    """A convolution layer for images of `size`; `padded` says that its input has been padded already."""
     rank, groups = weight.dim() - 2, node.get("group", 1)
     strides, dilations, pads = window(node, size, weight.shape[2:])
     layer = skip_init(
@@ -45,7 +45,7 @@ def make_convolution(node: Settings, weight: Tensor, bias: Tensor | None, *, pad
 
 
 def make_transposed(node: Settings, weight: Tensor, bias: Tensor | None) -> nn.Module | None:
-    """A transposed convolution; None where PyTorch's cannot express its padding."""
+    """A transposed convolution layer; None if PyTorch's cannot express its padding."""
     rank, groups = weight.dim() - 2, node.get("group", 1)
     if not plain_transposed(node, rank):
         return None
@@ -66,7 +66,7 @@ def make_transposed(node: Settings, weight: Tensor, bias: Tensor | None) -> nn.M
 
 
 def make_batch_norm(rank: int, values: Sequence[Tensor], eps: float) -> nn.Module:
-    """A BatchNorm for inputs of `rank` axes from weight, bias, mean and variance."""
+    """A BatchNorm layer for inputs with `rank` axes; `values` are weight, bias, mean and variance."""
     weight, bias, mean, variance = values
     layer = NORMS[rank - 2](len(weight), eps)
     fill_(layer, weight, bias)
@@ -76,7 +76,7 @@ def make_batch_norm(rank: int, values: Sequence[Tensor], eps: float) -> nn.Modul
 
 
 def make_layer_norm(shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> nn.Module:
-    """A LayerNorm over the last axes, of `shape`."""
+    """A LayerNorm layer over the last axes, which have this shape."""
     sizes = tuple(shape)
     layer = nn.LayerNorm(sizes, eps, elementwise_affine=weight is not None or bias is not None, bias=bias is not None)
     if weight is None and bias is None:

@@ -1,4 +1,4 @@
-"""The module that runs a file: real layers for what has weights, and steps over named values."""
+"""The module that runs an ONNX file: real layers for weights, and steps over named values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from pxcompress.onnx_in.regroup import Regroup
 
 @dataclass
 class Step:
-    """One call: of the module named `run`, or of a function. `operator` says what it is, `node` where it comes from."""
+    """One call in an ONNX module: of its layer named `run`, or of a function.
+
+    `operator` is its kind, `node` its origin.
+    """
 
     operator: str
     run: str | Callable[..., Any]
@@ -30,7 +33,7 @@ class Step:
 
 @dataclass
 class Trace:
-    """Shapes that the inputs and outputs of a step had in one call."""
+    """Shapes of the inputs and outputs of a step in one call, and its values if these are kept."""
 
     step: Step
     inputs: list[tuple[int, ...] | None]
@@ -55,7 +58,7 @@ class Runner(nn.Module):
         self.keeps_values = False
 
     def hold(self, name: str, value: Tensor, *, learned: bool = False) -> None:
-        """Keep a constant under an attribute of its own."""
+        """Store a constant under an attribute of its own; `learned` makes it a parameter."""
         if name in self.constants:
             return
         attribute = f"{'table' if learned else 'constant'}_{len(self.constants)}"
@@ -67,11 +70,11 @@ class Runner(nn.Module):
             self.register_buffer(attribute, value, persistent=False)
 
     def held(self, name: str) -> Tensor:
-        """The constant of this name."""
+        """The stored constant with this name."""
         return getattr(self, self.constants[name])
 
     def settle(self) -> None:
-        """Drop steps and constants that nothing needs; note where values can be freed."""
+        """Remove steps and constants that no output needs, and plan when values can be freed."""
         needed, steps = set(self.made), []
         for step in reversed(self.steps):
             if needed & set(step.outputs):
@@ -87,7 +90,7 @@ class Runner(nn.Module):
             delattr(self, self.constants.pop(name))
 
     def run(self, values: dict[str, Any]) -> list[Any]:
-        """The outputs, for the inputs in `values`, which is used up."""
+        """Compute the outputs from the inputs in `values`, which is emptied on the way."""
         for step in self.steps:
             args: list[Any] = [None if name is None else self._value(name, values) for name in step.inputs]
             if isinstance(step.run, Regroup):
@@ -109,7 +112,7 @@ class Runner(nn.Module):
 
 
 class AttentionBlock(Runner):
-    """The steps from the projections of an attention to its output projection, with its heads counted."""
+    """The steps of an attention, from its projections to its output projection; it knows its number of heads."""
 
     def __init__(self, heads: int) -> None:
         super().__init__()
@@ -120,11 +123,11 @@ class AttentionBlock(Runner):
 
 
 class OnnxModule(Runner):
-    """An ONNX file as a module: inputs by place or by name; one output as a tensor, several as a tuple.
+    """An ONNX file as a module: takes inputs by position or name; returns a tensor, or a tuple if there are several.
 
-    A softmax that makes an output is left out: the module gives logits. `file_outputs` has it, and so has what
-    `write_onnx` writes. Images come with their channels first, also where the file has them last (`channels_last`).
-    `pretrained_cfg` says how inputs are made, in timm's terms, where that is known.
+    A softmax that makes an output is left out: the module gives logits. `file_outputs` includes it, and so does what
+    `write_onnx` writes. Images have channels first, also if the file has them last (`channels_last`). `pretrained_cfg`
+    describes the preprocessing of inputs in timm's terms, if it is known.
     """
 
     source: Source
@@ -143,7 +146,7 @@ class OnnxModule(Runner):
         return made[0] if len(made) == 1 else tuple(made)
 
     def file_outputs(self, *inputs: Tensor, **named: Tensor) -> Any:
-        """What the file gives: the module's outputs, behind the softmax that it leaves out."""
+        """The outputs of the file: the module's, with the final softmax that the module leaves out."""
         made = self.run({**dict(zip(self.input_names, inputs, strict=False)), **named})
         for place, step in self.tails.items():
             assert not isinstance(step.run, str)
@@ -151,13 +154,13 @@ class OnnxModule(Runner):
         return made[0] if len(made) == 1 else tuple(made)
 
     def file_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The module's `inputs` as the file takes them, by name: in its types, channels last where it has them so."""
+        """The module's `inputs` as the file takes them, by name: in its types, and channels last if it has them so."""
         types = self.source.types
         made = self.graph_inputs(inputs)
         return {name: value.to(DTYPES[types[name].value]) if name in types else value for name, value in made.items()}
 
     def graph_inputs(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The module's `inputs` as the graph takes that was read: in float32 where the file is in half precision."""
+        """The module's `inputs` as the graph in memory takes them: float32 even if the file is in half precision."""
         made = {}
         for value in self.source.model.graph.inputs:
             assert value.dtype is not None
@@ -175,7 +178,7 @@ class OnnxModule(Runner):
 
 
 def trace_run(module: OnnxModule, *, keep_values: bool = False) -> list[Trace]:
-    """Shapes of inputs and outputs of every step, also inside blocks, when the module runs on the file's example."""
+    """Run the module on the file's example, and record the shapes of inputs and outputs of every step."""
     runners = [part for part in module.modules() if isinstance(part, Runner)]
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     traces: list[Trace] = []

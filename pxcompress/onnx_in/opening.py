@@ -1,4 +1,4 @@
-"""An ONNX file as one flat graph: refused in one line before any work, or tidied, with nothing renamed."""
+"""Opens an ONNX file as one flat graph, or refuses it in one line before any work; nothing is renamed."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from pxcompress.onnx_in.operators.table import DTYPES, Settings
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # what it warns of is refused here in one line
 
 OPSETS = range(7, onnx.defs.onnx_opset_version() + 1)
-"""Versions of ONNX's operators that can be read: older ones broadcast in another way, newer ones are not known."""
+"""Versions of ONNX's operators that can be read: older ones broadcast differently, newer ones are unknown."""
 
 LARGEST = 2**31
-"""Bytes that a file without external data may have: protobuf reads no more."""
+"""Most bytes of a file without external data: protobuf reads no more."""
 
 LARGEST_TENSOR = 2**33
-"""Bytes that one tensor may have."""
+"""Most numbers of one tensor."""
 
 MOST_DOUBLES = 64
-"""Numbers of a constant in double precision that is no weight."""
+"""Most numbers of a constant in double precision; larger ones are taken for weights and refused."""
 
 QUANTISED = {
     "QuantizeLinear",
@@ -48,11 +48,11 @@ FLOW = {"Loop", "Scan", "SequenceMap"}
 RECURRENT = {"LSTM", "GRU"}
 OWN_DOMAINS = ("", "ai.onnx")
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ir.passes.InvariantError)
-"""What onnx_ir raises for files that it cannot read."""
+"""Exceptions of onnx_ir for files that it cannot read."""
 
 
 def open_graph(path: Path) -> ir.Model:
-    """The file's model, with functions inlined and constants as initializers. Raises `ModelError`."""
+    """Open a file: functions are inlined, and constants become initializers. Raises `ModelError`."""
     proto = read_proto(path)
     _check(proto, path)
     try:
@@ -87,7 +87,7 @@ def _read_once(tensor: ir.TensorProtoTensor) -> ir.Tensor[Any]:
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
-    """What the file says, its external weights unread. Raises `ModelError` for a file that is no whole ONNX model."""
+    """The content of an ONNX file, without its external weights. Raises `ModelError` if it is damaged or no model."""
     if not path.is_file():
         raise ModelError(f"no ONNX file at {str(path)!r}; check the path")
     if path.stat().st_size >= LARGEST:
@@ -106,7 +106,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
 
 
 def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
-    """Raise `ModelError` for a tensor too large to be one, and for one whose shape is not that of its numbers."""
+    """Raise `ModelError` for a tensor that is too large, or whose shape does not match its number of values."""
     numbers = prod(max(dim, 0) for dim in tensor.dims)
     if any(dim < 0 for dim in tensor.dims) or numbers > LARGEST_TENSOR:
         raise ModelError(f"{path.name}: tensor {tensor.name!r} says it has the shape {list(tensor.dims)}; refused")
@@ -120,7 +120,7 @@ def _check_size(tensor: onnx.TensorProto, path: Path) -> None:
 
 
 def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
-    """Raise `ModelError` for weights that lie elsewhere than in a whole plain file beside the model."""
+    """Raise `ModelError` for external weights that are not in one complete plain file beside the model."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     file = path.parent / location
@@ -138,7 +138,9 @@ def _check_external(tensor: onnx.TensorProto, path: Path) -> None:
 
 
 def _check(proto: onnx.ModelProto, path: Path) -> None:
-    """Raise `ModelError` for what cannot be pruned as it is, all operators named at once."""
+    """Raise `ModelError` for a model that cannot be pruned as it is, such as one with unknown operators, all named at
+    once.
+    """
     counts = Counter((node.domain, node.op_type) for node in _nodes(proto))
     local = {(function.domain, function.name) for function in proto.functions}
     foreign = Counter({key: count for key, count in counts.items() if key[0] not in OWN_DOMAINS and key not in local})
@@ -172,7 +174,7 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def _check_weights(model: ir.Model, path: Path) -> None:
-    """Raise `ModelError` for weights in types that are not pruned, and for inputs whose shape is not said."""
+    """Raise `ModelError` for weights in types that cannot be pruned, and for inputs without a shape."""
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     if any(tensor.dtype == ir.DataType.DOUBLE and tensor.size > MOST_DOUBLES for tensor in tensors):
         raise ModelError(f"{path.name} holds weights in float64: export it again in float32")
@@ -195,7 +197,7 @@ def _check_weights(model: ir.Model, path: Path) -> None:
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and those inside its nodes."""
+    """A graph and all graphs inside its nodes."""
     yield graph
     for attribute in (attribute for node in graph.node for attribute in node.attribute):
         for inner in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
@@ -210,7 +212,7 @@ def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def tensors_of(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every constant of a model, wherever it stands."""
+    """All constants of a model, in initializers and in nodes."""
     for graph in _graphs(proto.graph):
         yield from graph.initializer
     for attribute in (attribute for node in _nodes(proto) for attribute in node.attribute):
@@ -220,12 +222,12 @@ def tensors_of(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def opset_of(model: ir.Model) -> int:
-    """The version of ONNX's operators that a model is written in."""
+    """The version of ONNX's operators that a model uses."""
     return model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
 
 
 def settings_of(node: ir.Node, opset: int) -> Settings:
-    """The attributes of a node as plain values and tensors; graphs are left out."""
+    """The attributes of a node as plain values and tensors, without graphs."""
     values: dict[str, Any] = {}
     for name, attribute in node.attributes.items():
         value = attribute.value
@@ -240,18 +242,18 @@ def settings_of(node: ir.Node, opset: int) -> Settings:
 
 
 def constant(value: ir.Value | None) -> Tensor | None:
-    """The tensor of an initializer; None for any other value."""
+    """The value of an initializer as a tensor; None for other values."""
     if value is None or value.const_value is None or not value.is_initializer():
         return None
     return torch.from_numpy(np.array(value.const_value.numpy()))
 
 
 def readers(value: ir.Value) -> list[ir.Node]:
-    """Nodes that read a value."""
+    """The nodes that read a value."""
     return [use.node for use in value.uses()]
 
 
 def only_reader(value: ir.Value) -> ir.Node | None:
-    """The node that alone reads a value; None where there is none, or others, or the value is an output."""
+    """The only node that reads a value; None if there is none, if there are several, or if the value is an output."""
     nodes = readers(value)
     return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None

@@ -1,4 +1,4 @@
-"""Where a module and its layers come from: the graph, its nodes, and what is known of its values."""
+"""Records where a module and its layers come from: the graph, its nodes, and the known values."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from pxcompress.onnx_in.operators.table import to_ints
 from pxcompress.onnx_in.trial import Trials
 
 MOST_NUMBERS = 16
-"""Most elements that an integer constant may have to be taken for sizes, axes or bounds."""
+"""Most elements of an integer constant that is taken for sizes, axes or bounds."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The nodes that a layer stands for, and the digest of what was `read`. `kind` says how its weights lie there.
+    """The nodes that a layer was made from, and a hash (`read`) of its values then.
 
-    `unflattened` is (channels, height, width) of what a linear layer reads with the channels last in the file, where it
-    is named `flat`; in the module they come first. Copies of a module share it.
+    `kind` says how they store its weights. `unflattened` is (channels, height, width) of the input of a linear layer
+    that the file flattens with channels last, under the name `flat`; in the module channels come first. Copies of a
+    module share it.
     """
 
     kind: str
@@ -37,12 +38,12 @@ class Origin:
         return self
 
     def has_changed(self, layer: nn.Module) -> bool:
-        """Whether a layer has other values than those that were read."""
+        """Whether a layer's values differ from those that were read from the file."""
         return digest(layer) != self.read
 
 
 def digest(layer: nn.Module) -> str:
-    """Hashes of a layer's values and shapes, by which `Origin` tells whether they are still those that were read."""
+    """Hashes of a layer's values and shapes, from which `Origin` can tell whether they have changed."""
     return " ".join(f"{name}:{digest_of(value)}" for name, value in layer.state_dict().items())
 
 
@@ -54,10 +55,10 @@ def digest_of(value: Tensor) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The graph that a module was made from, what is known of its values by name, and an example. Copies share it.
+    """The graph that a module was made from, the values known in it by name, and an example. Copies share it.
 
-    The graph is in float32; `types` names the values that are in half precision in the file. The `example` is what the
-    module takes.
+    The graph is in float32; `types` names the values that are in half precision in the file. The `example` is an input
+    of the module.
     """
 
     path: Path
@@ -73,7 +74,7 @@ class Source:
 
 
 def source_of(trials: Trials, path: Path) -> Source:
-    """The `Source` of a graph: what is known of its values, by their names, once it is a module."""
+    """Make the `Source` of a graph from its trial runs."""
     first = trials.runs[0]
     constants = {value.name: tensor for value in first.known if (tensor := trials.constant(value)) is not None}
     numbers = {

@@ -1,4 +1,4 @@
-"""Activations and norms that exporters spell out as several nodes, and slices that together cut a tensor."""
+"""Finds activations and norms that exporters write as several nodes, and slices that together cut up a tensor."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pxcompress.onnx_in.trial import Trials
 
 @dataclass(frozen=True)
 class Pattern:
-    """Some nodes that compute a function of `x`: `outputs` are made in place of the node `at`.
+    """Nodes that together compute one function of `x`; a step for it is added at the place of the node `at`.
 
-    `kind` is the name of the function, or what a layer is made of from `weight` and `bias`.
+    `kind` is the name of the function, or of the layer that is made from `weight` and `bias`.
     """
 
     kind: str
@@ -34,14 +34,14 @@ class Pattern:
 
     @property
     def closed(self) -> bool:
-        """Whether no node outside the pattern reads a value that is computed inside it."""
+        """Whether no node outside of the pattern reads a value from inside it."""
         inside, made = set(self.nodes), set(self.outputs)
         values = [value for node in self.nodes for value in node.outputs if value not in made]
         return not any(value.is_graph_output() or set(readers(value)) - inside for value in values)
 
 
 class Finder:
-    """Looks for patterns that begin at a node."""
+    """Finds the patterns in a graph, one node at a time."""
 
     def __init__(self, trials: Trials) -> None:
         self.trials = trials
@@ -49,7 +49,7 @@ class Finder:
         self.order = {node: place for place, node in enumerate(trials.model.graph)}
 
     def find(self, node: ir.Node) -> Pattern | None:
-        """The pattern of which `node` is the first or the telling one; None where there is none."""
+        """The pattern for which `node` is the first or characteristic one; None if there is none."""
         find = {
             "Erf": self._gelu,
             "Sigmoid": self._silu,
@@ -62,12 +62,12 @@ class Finder:
         return pattern if pattern is not None and pattern.closed else None
 
     def _number(self, value: ir.Value | None) -> float | None:
-        """The only number of a constant."""
+        """The value of a constant with a single number; None for anything else."""
         tensor = self.trials.constant(value)
         return float(tensor.reshape(-1)[0]) if tensor is not None and tensor.numel() == 1 else None
 
     def _beside(self, node: ir.Node | None, kind: str, number: float) -> ir.Value | None:
-        """The other operand where `node` is a `kind` with this number."""
+        """The other operand of `node`, if it is of this `kind` with `number` as a constant operand; else None."""
         if node is None or node.op_type != kind:
             return None
         for place in (1, 0) if kind in ("Mul", "Add") else (1,):
@@ -77,7 +77,7 @@ class Finder:
         return None
 
     def _gelu(self, node: ir.Node) -> Pattern | None:
-        """x * (erf(x / sqrt 2) + 1) * 0.5, in any order of the factors."""
+        """The pattern of GELU, x * (erf(x / sqrt 2) + 1) * 0.5, with the factors in any order."""
         scaled = node.inputs[0].producer() if node.inputs[0] is not None else None
         x = self._beside(scaled, "Div", sqrt(2))
         x = x if x is not None else self._beside(scaled, "Mul", sqrt(0.5))
@@ -99,7 +99,7 @@ class Finder:
         return Pattern("Gelu", tuple(nodes), nodes[-1], x, (nodes[-1].outputs[0],), F.gelu)
 
     def _gelu_factor(self, value: ir.Value | None, x: ir.Value) -> tuple[set[str], list[ir.Node]]:
-        """Which factors a value is, and the node that joins them."""
+        """Which factors of GELU a value contains ("x", "half", ...), and the nodes that multiply them."""
         if value is x:
             return {"x"}, []
         if self._number(value) == 0.5:
@@ -123,7 +123,7 @@ class Finder:
         return Pattern("Hardswish", (node, after), after, x, (after.outputs[0],), F.hardswish)
 
     def _hard_swish(self, node: ir.Node) -> Pattern | None:
-        """x * clip(x + 3, 0, 6) / 6, and the same without x."""
+        """The pattern of hard swish, x * clip(x + 3, 0, 6) / 6, or of hard sigmoid, which is the same without x."""
         plus = node.inputs[0].producer() if node.inputs[0] is not None else None
         x = self._beside(plus, "Add", 3.0)
         if x is None or plus is None or self._bounds(node) != (0, 6):
@@ -149,7 +149,7 @@ class Finder:
         return self._beside(node, "Div", 6.0) is not None or self._beside(node, "Mul", 1 / 6) is not None
 
     def _bounds(self, node: ir.Node) -> tuple[float | None, float | None]:
-        """The least and largest value of a Clip."""
+        """Lower and upper bound of a Clip node."""
         if len(node.inputs) == 1:
             settings = settings_of(node, self.opset)
             return settings.get("min"), settings.get("max")
@@ -157,7 +157,9 @@ class Finder:
         return self._number(low), self._number(high)
 
     def _layer_norm(self, node: ir.Node) -> Pattern | None:
-        """(x - mean) / sqrt(mean((x - mean)^2) + eps) * weight + bias over the last axis."""
+        """The pattern of a LayerNorm over the last axis: (x - mean) / sqrt(mean((x - mean)^2) + eps) * weight +
+        bias.
+        """
         x = node.inputs[0]
         if x is None or self.trials.shape(node.outputs[0]) != (*self.trials.shape(x)[:-1], 1):
             return None
@@ -182,7 +184,10 @@ class Finder:
         return Pattern("layernorm", tuple(nodes), last, x, (last.outputs[0],), None, affine.get("Mul"), bias, eps)
 
     def _variance_chain(self, centred: Sequence[ir.Value]) -> tuple[list[ir.Node], float] | None:
-        """The nodes from centred values to their division by the root of their variance, and what is added to it."""
+        """The nodes from centred values to their division by the standard deviation, and eps.
+
+        None if there are none.
+        """
         users = [user for value in centred for user in readers(value)]
         squares = [user for user in users if self._is_square(user, centred)]
         division = [user for user in users if user.op_type == "Div" and user.inputs[0] in centred]
@@ -208,12 +213,12 @@ class Finder:
         return node.op_type == "Mul" and all(value in centred for value in node.inputs)
 
     def _wide_constants(self, node: ir.Node, width: int) -> list[tuple[ir.Value, Tensor]]:
-        """The constants of `width` numbers that a node reads."""
+        """The constants with `width` numbers that a node reads."""
         pairs = [(value, self.trials.constant(value)) for value in node.inputs if value is not None]
         return [(value, tensor) for value, tensor in pairs if tensor is not None and tensor.numel() == width]
 
     def _linear(self, node: ir.Node) -> Pattern | None:
-        """MatMul with a constant, and the Add of its bias."""
+        """The pattern of a linear layer: a MatMul with a constant, and the Add of its bias."""
         x, after = node.inputs[0], only_reader(node.outputs[0])
         weight = self.trials.constant(node.inputs[1])
         if x is None or weight is None or weight.dim() != 2 or after is None or after.op_type != "Add":
@@ -229,7 +234,10 @@ class Finder:
         )
 
     def equal_slices(self, value: ir.Value, used: set[ir.Node]) -> tuple[int, tuple[ir.Node, ...]] | None:
-        """The axis along which slices that are not `used` cut a value into equal parts, and these in their order."""
+        """The axis along which slices cut a value into equal parts, and these slices in order; None if there are none.
+
+        Slices in `used` do not count.
+        """
         spans: dict[int, list[tuple[int, int, ir.Node]]] = {}
         for cut in readers(value):
             reads_it = cut.op_type == "Slice" and cut.inputs[0] is value  # not as one of its bounds
@@ -246,7 +254,7 @@ class Finder:
         return None
 
     def _span(self, cut: ir.Node, value: ir.Value) -> tuple[int, int, int] | None:
-        """Axis, start and end of a slice of one axis in steps of one."""
+        """Axis, start and end of a slice along one axis with step 1; None for other slices."""
         settings = settings_of(cut, self.opset)
         bounds = [self.trials.constant(each) for each in cut.inputs[1:]]
         if any(each is None for each in bounds):

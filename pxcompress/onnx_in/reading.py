@@ -1,4 +1,4 @@
-"""An ONNX file as a module of PyTorch's layers."""
+"""Reads an ONNX file as a PyTorch module."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pxcompress.onnx_in.views import restore_views_
 def read_file(
     path: Path | str, sizes: Mapping[str, Sequence[int]] | None = None, *, channels_last: bool | None = None
 ) -> OnnxModule:
-    """The file as a module in eval mode.
+    """Read an ONNX file as a module in eval mode.
 
-    `sizes` are shapes of one sample by input, where the file leaves them open. Raises `ModelError`, before any work,
-    for a file that cannot be read. Images are taken with their channels first, also where the file has them last, which
-    its shapes tell unless `channels_last` does. That it computes what ONNX Runtime does is checked by
-    `deploy.onnx_modules`.
+    `sizes` are shapes of one sample by input name, for sizes that the file leaves open. Images are taken with channels
+    first, even if the file has them last; its shapes tell which, unless `channels_last` does. Raises `ModelError`,
+    before any work, for a file that cannot be read. `deploy.onnx_modules` checks that the module computes what ONNX
+    Runtime does.
     """
     path = Path(path)
     model = open_graph(path)

@@ -1,4 +1,4 @@
-"""LSTM and GRU as ONNX has them, around PyTorch's; they stay whole."""
+"""ONNX's LSTM and GRU by PyTorch's layers; no unit of them is removed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from pxcompress.onnx_in.operators.table import Settings, Unsupported
 
 GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2)}
-"""Places of PyTorch's gates among ONNX's: i o f c as i f g o, and z r h as r z n."""
+"""Position, in ONNX, of each of PyTorch's gates: ONNX has i o f c and z r h, PyTorch i f g o and r z n."""
 
 
 class Recurrent(nn.Module):
-    """(time, n, features) -> Y (time, directions, n, hidden) and the last states."""
+    """An LSTM or GRU as in ONNX: (time, n, features) -> Y (time, directions, n, hidden) and the last states."""
 
     def __init__(self, kind: str, node: Settings, weights: Sequence[Tensor | None]) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Recurrent(nn.Module):
                     getattr(self.layer, f"{name}{ending}").copy_(torch.cat([gates[place] for place in GATES[kind]]))
 
     def weights_in_file(self) -> list[Tensor]:
-        """ONNX's inputs W and R, and B where there is a bias, (directions, gates x hidden, ...)."""
+        """The weights as ONNX's inputs W, R, and B if there is a bias, (directions, gates x hidden, ...)."""
         kinds = [("weight_ih",), ("weight_hh",), ("bias_ih", "bias_hh")][: 3 if self.layer.bias else 2]
         endings = ("_l0", "_l0_reverse")[: self.directions]
         return [
@@ -48,7 +48,7 @@ class Recurrent(nn.Module):
         ]
 
     def _in_file_order(self, name: str) -> Tensor:
-        """A weight of the layer with its gates in ONNX's order."""
+        """A weight of the layer, with its gates reordered as in ONNX."""
         order = GATES["LSTM" if isinstance(self.layer, nn.LSTM) else "GRU"]
         gates = getattr(self.layer, name).detach().cpu().chunk(len(order))
         return torch.cat([gates[order.index(place)] for place in range(len(order))])
@@ -65,7 +65,7 @@ class Recurrent(nn.Module):
 
 
 def _check(kind: str, node: Settings, has_weights: bool) -> None:
-    """Raise `Unsupported` for what PyTorch's layer does not do."""
+    """Raise `Unsupported` for options that PyTorch's layer does not have."""
     odd = [name for name in ("activations", "clip", "input_forget", "layout") if node.get(name)]
     if node.get("direction") == "reverse":
         odd.append("direction=reverse")

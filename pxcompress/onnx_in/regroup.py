@@ -1,4 +1,4 @@
-"""A reshape said relative to the axes it reads, so that it holds for any batch and any width."""
+"""Describes a reshape relative to the axes of its input, so that it is valid for any batch and any width."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from math import prod
 from torch import Tensor
 
 Sizes = list[int | None] | None
-"""What some axes become: sizes, of which the one that is None follows; None alone where they are joined to one axis."""
+"""What some axes become: a list of sizes, where None is computed from the rest; None alone joins them to one axis."""
 
 HEADS = -2
-"""Placeholder among sizes for the number of heads, which pruning changes."""
+"""Placeholder in a list of sizes for the number of heads, which pruning changes."""
 
 
 class Regroup:
-    """Each segment is a number of axes of the input, and what they become."""
+    """A reshape in segments: each is a number of axes of the input, and the sizes that they become."""
 
     def __init__(self, segments: Sequence[tuple[int, Sizes]]) -> None:
         self.segments = list(segments)
 
     def shape(self, before: Sequence[int], heads: int = 1) -> list[int]:
-        """The shape after, for one before."""
+        """The shape after the reshape, for an input of shape `before`."""
         after: list[int] = []
         place = 0
         for count, sizes in self.segments:
@@ -30,9 +30,9 @@ class Regroup:
             if sizes is None:
                 after.append(total)
                 continue
-            told = [heads if size == HEADS else size for size in sizes]
-            rest = prod(size for size in told if size is not None)
-            after += [total // rest if size is None else size for size in told]
+            known_sizes = [heads if size == HEADS else size for size in sizes]
+            rest = prod(size for size in known_sizes if size is not None)
+            after += [total // rest if size is None else size for size in known_sizes]
         return after
 
     def __call__(self, x: Tensor, heads: int = 1) -> Tensor:
@@ -42,7 +42,10 @@ class Regroup:
 def find_regroup(
     before: Sequence[int], after: Sequence[int], other: tuple[Sequence[int], Sequence[int]]
 ) -> Regroup | None:
-    """How `before` becomes `after` axis by axis, such that it holds for the `other` pair too; None if it does not."""
+    """The `Regroup` that turns shape `before` into `after`, and the first shape of `other` into its second.
+
+    None if there is none.
+    """
     segments: list[tuple[int, Sizes]] = []
     start = (0, 0)
     while start != (len(before), len(after)):
@@ -61,7 +64,7 @@ def find_regroup(
 
 
 def _end_of_segment(before: Sequence[int], after: Sequence[int], start: tuple[int, int]) -> tuple[int, int] | None:
-    """The axes behind the next stretch, from `start` on, in which both shapes have equally many elements; else None."""
+    """The axes behind the next segment from `start` on, which has as many elements in both shapes; else None."""
     i, j = start
     left = right = 1
     if (i < len(before) and before[i] != 1) or j >= len(after):
@@ -81,16 +84,16 @@ def _end_of_segment(before: Sequence[int], after: Sequence[int], start: tuple[in
 
 
 def _add_segment(segments: list[tuple[int, Sizes]], count: int, sizes: list[int], other: list[int]) -> None:
-    """Add `count` axes that become `sizes`, in a second case `other`."""
+    """Append a segment: `count` axes that become `sizes`, or `other` for the second pair of shapes."""
     if len(sizes) == 1 and count:
         segments.append((count, None))
         return
     if not sizes and segments and segments[-1][1] is None:  # axes of size one behind another: they go with it
         segments[-1] = (segments[-1][0] + count, None)
         return
-    told: list[int | None] = list(sizes)
-    if count and told:  # the axis that varies is the one that follows, else the last that is not one
+    sizes_or_none: list[int | None] = list(sizes)
+    if count and sizes_or_none:  # the axis that varies is the one that follows, else the last that is not one
         varying = [place for place, size in enumerate(sizes) if place < len(other) and other[place] != size]
         longest = max((place for place, size in enumerate(sizes) if size != 1), default=len(sizes) - 1)
-        told[varying[0] if varying else longest] = None
-    segments.append((count, told))
+        sizes_or_none[varying[0] if varying else longest] = None
+    segments.append((count, sizes_or_none))

@@ -1,4 +1,4 @@
-"""Constants of a graph that name sizes, brought up to date after layers have become narrower."""
+"""Updates constants for sizes in a graph after its layers have become narrower."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def resize_(model: ir.Model, module: OnnxModule) -> None:
-    """Give Reshape, Expand, Resize, Split and Slice nodes of `model`, and declared shapes, the sizes in `module`.
+    """Update the sizes in nodes and declared shapes of `model` to those of `module`, in place.
 
-    In place.
+    That concerns Reshape, Expand, Resize, Split and Slice nodes.
     """
     from pxcompress.onnx_in.module import trace_run
 
@@ -61,7 +61,7 @@ def _resize_node(
 def _resize_sizes(
     model: ir.Model, node: ir.Node, shapes: tuple[Sequence[int], Sequence[int]], numbers: Mapping[str, list[int]]
 ) -> None:
-    """Sizes that a Resize asks for, where they are constants."""
+    """Update the constant target sizes of a Resize node."""
     value = node.inputs[3] if len(node.inputs) > 3 else None
     sizes = numbers.get(value.name or "") if value is not None else None
     if sizes and (fixed := _replace_sizes(sizes, *shapes)) != sizes:
@@ -69,7 +69,7 @@ def _resize_sizes(
 
 
 def _set_heads(node: ir.Node, after: Shapes) -> None:
-    """Write how many heads are left after pruning into an `Attention` node, as its attributes."""
+    """Set the number of remaining heads in the attributes of an `Attention` node."""
     shape = after.get(heads_of(node.outputs[0].name or ""))
     if shape is not None:
         for name in ("q_num_heads", "kv_num_heads"):
@@ -90,7 +90,7 @@ def _resize_split(model: ir.Model, node: ir.Node, after: Shapes) -> None:
 def _resize_slice(
     model: ir.Model, node: ir.Node, before: Sequence[int], after: Sequence[int], numbers: Mapping[str, list[int]]
 ) -> None:
-    """A slice that cuts an equal part keeps its place among the parts."""
+    """Update a slice that cuts out one of several equal parts, so that it cuts out the same part."""
     axes = [axis for axis, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
     starts = _read_numbers(node, 1, "starts", numbers)
     cut_axes = _read_numbers(node, 3, "axes", numbers) or list(range(len(starts or [])))
@@ -107,7 +107,7 @@ def _resize_slice(
 
 
 def _read_numbers(node: ir.Node, place: int, name: str, numbers: Mapping[str, list[int]]) -> list[int] | None:
-    """Whole numbers that a node has as an input or as an attribute."""
+    """Whole numbers that a node has as an input or an attribute; None if it has neither."""
     if len(node.inputs) > 1:
         value = node.inputs[place] if place < len(node.inputs) else None
         return None if value is None else numbers.get(value.name or "")
@@ -117,7 +117,7 @@ def _read_numbers(node: ir.Node, place: int, name: str, numbers: Mapping[str, li
 def _resize_reshape(
     model: ir.Model, node: ir.Node, before: Sequence[int], after: Sequence[int], numbers: Mapping[str, list[int]]
 ) -> None:
-    """Sizes that stand for what has changed, in a constant or in one part of a joined shape."""
+    """Update the target sizes of a Reshape, in a constant or in one part of a concatenated shape."""
     value = node.inputs[1]
     assert value is not None
     if (sizes := numbers.get(value.name or "")) is not None:
@@ -138,12 +138,14 @@ def _resize_reshape(
         fixed = _replace_sizes(sizes, before[place : place + len(sizes)], after[place : place + len(sizes)])
         place += len(sizes)
         if fixed != sizes:
-            held = constant(part)
-            set_input(model, joined, index, torch.tensor(fixed, dtype=torch.int64 if held is None else held.dtype))
+            old_tensor = constant(part)
+            set_input(
+                model, joined, index, torch.tensor(fixed, dtype=torch.int64 if old_tensor is None else old_tensor.dtype)
+            )
 
 
 def _follows_shapes(value: ir.Value) -> bool:
-    """Whether sizes are computed from the shapes of other values, such as those of what they are to fit."""
+    """Whether sizes are computed from the shapes of other values, and so are right already."""
     waiting: list[ir.Value | None] = [value]
     while waiting:
         each = waiting.pop()
@@ -155,7 +157,7 @@ def _follows_shapes(value: ir.Value) -> bool:
 
 
 def _replace_sizes(sizes: Sequence[int], before: Sequence[int], after: Sequence[int]) -> list[int]:
-    """Sizes in which those that said what there was before say what there is."""
+    """`sizes` with every size that equals the old one on a changed axis replaced by the new one."""
     if not len(sizes) == len(before) == len(after):
         return list(sizes)
     triples = zip(sizes, before, after, strict=True)
@@ -163,7 +165,7 @@ def _replace_sizes(sizes: Sequence[int], before: Sequence[int], after: Sequence[
 
 
 def _declare(model: ir.Model, before: Shapes, after: Shapes) -> None:
-    """Outputs say the sizes that they have; those of values inside are forgotten."""
+    """Declare the new shapes of outputs, and remove those of inner values."""
     for node in model.graph:
         for value in node.outputs:
             if not value.is_graph_output():

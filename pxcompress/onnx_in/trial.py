@@ -1,4 +1,4 @@
-"""The graph run on examples, operator by operator: shapes of all values, and which of them are constants.
+"""Runs a graph on examples, operator by operator, to learn the shapes of all values and which are constant.
 
 Two runs differ in every size that the file leaves open. What comes out the same in both, made of shapes and constants
 alone, is a constant, so sub-graphs that compute shapes disappear.
@@ -20,21 +20,22 @@ from pxcompress.onnx_in.operators.table import DTYPES, OPERATORS, Unsupported
 from pxcompress.onnx_in.recurrent import Recurrent
 
 LARGEST_KNOWN = 1 << 20
-"""Largest number of elements of a computed constant that the module keeps instead of computing it."""
+"""Most elements of a computed constant that the module stores instead of computing it again."""
 
 LARGEST_INPUT = 1 << 30
-"""Numbers of an input."""
+"""Most numbers in one input of a trial."""
 
 OPEN_SIDE = 96
-"""Default size, in pixels, of an image side that the file leaves dynamic; later axes get larger ones."""
+"""Default size in pixels for an image side that the file leaves open; later axes get larger sizes."""
 
 
 class Refused(Exception):
-    """The graph does not run on the example."""
+    """Raised if the graph does not run on the example."""
 
 
 class Trial:
-    """One run of the graph: `shapes` of all values, and `known`, those made of initializers and shapes alone.
+    """One run of the graph: `shapes` of all values, and `known`, the values computed from initializers and shapes
+    alone.
 
     An `If` whose condition is known becomes the branch that it takes, in the graph itself. `weights` are initializers
     that another run of the same graph has read already.
@@ -122,7 +123,7 @@ class Trial:
 
 
 class Trials:
-    """Two runs of a graph, and what they agree on."""
+    """Two runs of a graph on inputs of different sizes; what is equal in both holds for any size."""
 
     def __init__(self, model: ir.Model, first: Trial, second: Trial) -> None:
         self.model = model
@@ -130,19 +131,19 @@ class Trials:
 
     @property
     def example(self) -> Mapping[str, Tensor]:
-        """Inputs of the first run."""
+        """The inputs of the first run."""
         return self.runs[0].inputs
 
     def again(self) -> Trials:
-        """The two runs done again on the graph as it is now."""
+        """Repeat both runs on the graph as it is now."""
         return Trials(self.model, *(Trial(self.model, run.inputs) for run in self.runs))
 
     def shape(self, value: ir.Value, run: int = 0) -> tuple[int, ...]:
-        """Shape of a value in a run."""
+        """Shape of a value in one of the runs, 0 or 1."""
         return self.runs[run].shapes[value]
 
     def constant(self, value: ir.Value | None) -> Tensor | None:
-        """The tensor that a value is in both runs; None where it differs, or is not known."""
+        """The tensor of a value that is the same in both runs; None for other values."""
         if value is None or any(value not in run.known for run in self.runs):
             return None
         first, second = (run.known[value] for run in self.runs)
@@ -150,16 +151,16 @@ class Trials:
         return first if same else None
 
     def learn(self, value: ir.Value, tensor: Tensor) -> None:
-        """Note a constant that was put into the graph after it ran."""
+        """Record a constant that was put into the graph after the runs."""
         for run in self.runs:
             run.known[value], run.shapes[value] = tensor, tuple(tensor.shape)
 
 
 def run_trials(model: ir.Model, sizes: Mapping[str, Sequence[int]], name: str) -> Trials:
-    """Two runs that differ in every size that the file leaves open and that can differ. Raises `ModelError`.
+    """Run the graph twice, with different sizes wherever the file leaves them open. Raises `ModelError`.
 
-    `sizes` are shapes of one sample by input, where the file leaves them open. A size that it leaves open although only
-    one works, such as the height of a text line, is found out by trying.
+    `sizes` are shapes of one sample by input name, for sizes that the file leaves open. If only one size works although
+    the file leaves it open, such as the height of a text line, that is found by trying.
     """
     shapes = {value.name or "": _shape(value, sizes) for value in model.graph.inputs}
     try:
@@ -170,7 +171,7 @@ def run_trials(model: ir.Model, sizes: Mapping[str, Sequence[int]], name: str) -
 
 
 def _second_trial(model: ir.Model, shapes: Mapping[str, Sequence[int]], weights: Mapping[ir.Value, Tensor]) -> Trial:
-    """A run with all open sizes changed, or, where these do not run together, with each that runs by itself."""
+    """A run with all open sizes changed, or if that fails, with those changed that can be changed alone."""
     places = [
         (value.name or "", axis)
         for value in model.graph.inputs
@@ -192,7 +193,7 @@ def _second_trial(model: ir.Model, shapes: Mapping[str, Sequence[int]], weights:
 
 
 def _enlarge(shapes: Mapping[str, Sequence[int]], places: Sequence[tuple[str, int]]) -> dict[str, list[int]]:
-    """Shapes with one sample more, or 32 pixels, at the places that are named."""
+    """Copies of `shapes` with one more sample (axis 0), or 32 more pixels, at the given places."""
     larger = {name: list(shape) for name, shape in shapes.items()}
     for name, axis in places:
         larger[name][axis] += 1 if axis == 0 else 32
@@ -200,7 +201,7 @@ def _enlarge(shapes: Mapping[str, Sequence[int]], places: Sequence[tuple[str, in
 
 
 def draw_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, Tensor]:
-    """Random inputs of the file's types: normal numbers, bytes of images, 0 and 1 for other whole numbers."""
+    """Random inputs in the file's types: normal numbers, bytes for images, 0 and 1 for other whole numbers."""
     draw = torch.Generator().manual_seed(seed)
     inputs: dict[str, Tensor] = {}
     for value in model.graph.inputs:
@@ -217,12 +218,12 @@ def draw_inputs(model: ir.Model, shapes: Mapping[str, Sequence[int]], seed: int)
 
 
 def list_open_sizes(value: ir.Value) -> list[int | None]:
-    """Sizes of an input; None where the file leaves them open."""
+    """The sizes of an input, with None where the file leaves them open."""
     return [size if isinstance(size, int) and size > 0 else None for size in (value.shape or ())]
 
 
 def _shape(value: ir.Value, sizes: Mapping[str, Sequence[int]]) -> list[int]:
-    """A shape for an input: the file's own sizes, else what is given, else some that most networks take."""
+    """A shape for an input: the file's sizes, else those in `sizes`, else some that most networks accept."""
     sizes_of_sample = sizes.get(value.name or "")
     shape = []
     for axis, size in enumerate(list_open_sizes(value)):
@@ -234,7 +235,7 @@ def _shape(value: ir.Value, sizes: Mapping[str, Sequence[int]]) -> list[int]:
 
 
 def _size_hint(model: ir.Model, shapes: Mapping[str, Sequence[int]]) -> str:
-    """What to do where the file leaves sizes open."""
+    """Advice for error messages if the file leaves sizes open; "" if it does not."""
     for value in model.graph.inputs:
         sizes = list_open_sizes(value)
         if None in sizes[1:]:

@@ -1,4 +1,4 @@
-"""Views that exporters spell out as lookups: a tensor is flattened, and all its numbers are looked up in their order.
+"""Removes lookups that change nothing: a tensor is flattened, and all its numbers are looked up in their order.
 
 PyTorch's exporter writes `as_strided` so, which it has for images that lie in memory with their channels last. The
 places are computed from the batch; they would stay those of the width before.
@@ -13,7 +13,10 @@ from pxcompress.onnx_in.trial import Trials
 
 
 def restore_views_(model: ir.Model, trials: Trials) -> bool:
-    """Read what was flattened in place of such lookups, in place; returns whether there were any."""
+    """Replace lookups of all numbers of a flattened tensor by the tensor itself, in place.
+
+    Returns whether there were any.
+    """
     lookups = [node for node in model.graph if node.op_type == "Gather" and _is_view(node, trials)]
     for node in lookups:
         if (before := _find_flattened(node)) is not None:
@@ -23,13 +26,13 @@ def restore_views_(model: ir.Model, trials: Trials) -> bool:
 
 
 def _find_flattened(node: ir.Node) -> ir.Value | None:
-    """What the numbers that a node looks up were flattened from."""
+    """The tensor before it was flattened for a lookup; None if it was not."""
     flat = node.inputs[0].producer() if node.inputs[0] is not None else None
     return flat.inputs[0] if flat is not None and flat.op_type in ("Reshape", "Flatten") else None
 
 
 def _is_view(node: ir.Node, trials: Trials) -> bool:
-    """Whether a node looks up all numbers in their order, in the shape that they had before they were flattened."""
+    """Whether a lookup returns all numbers in their order, in the shape before flattening."""
     before, (x, index) = _find_flattened(node), node.inputs
     if before is None or x is None or index is None or node.outputs[0].is_graph_output():
         return False

@@ -1,4 +1,4 @@
-"""Walks over a module's steps: what moves values without computing with them, and where that leads."""
+"""Follows values through a module's steps, across those that only move them."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ MOVES = {
     "Reshape",
     *SCALES,
 }
-"""Steps that move values, or change all of them by one number."""
+"""Kinds of steps that only move values, or multiply all of them by one number."""
 
 BETWEEN = {"Add", "Mul", "Div", "Where", "Cast", "Regroup"}
-"""Steps between the product of queries and keys and the softmax over it: scales, masks, biases."""
+"""Kinds of steps between the product of queries and keys and its softmax: scales, masks, biases."""
 
 
 @dataclass(frozen=True)
 class Path:
-    """The step that a walk leads to, and the steps on the way, in the order they run in."""
+    """The step at the end of a walk, and the steps between, in the order in which they run."""
 
     end: Step
     between: list[Step]
 
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""Shapes of a module's values by name."""
+"""Name of a value in a module -> its shape."""
 
 
 def trace_shapes(module: OnnxModule) -> Shapes:
@@ -53,7 +53,7 @@ def trace_shapes(module: OnnxModule) -> Shapes:
 
 
 class Walk:
-    """Makers, readers and shapes of a module's values."""
+    """Finds steps before and behind values; it knows the maker, the readers and the shape of every value."""
 
     def __init__(self, module: OnnxModule, shapes: Shapes) -> None:
         self.module, self.shapes = module, shapes
@@ -64,7 +64,7 @@ class Walk:
                 self.readers.setdefault(name, []).append(step)
 
     def find_moved(self, step: Step) -> str | None:
-        """The input of a step that only rearranges or rescales it; None for other steps."""
+        """The input of a step that only moves or rescales it; None for other steps."""
         if step.operator not in MOVES:
             return None
         constants = [name for name in step.inputs if name in self.module.constants]
@@ -74,7 +74,7 @@ class Walk:
         return live[0] if len(live) == 1 else None
 
     def to_layer(self, name: str | None) -> Path | None:
-        """The linear layer that a value was moved from."""
+        """The path back from a value, across moves, to the linear layer that made it; None if there is none."""
         between: list[Step] = []
         while name is not None and (step := self.maker.get(name)) is not None:
             if step.operator == "Linear":
@@ -84,7 +84,7 @@ class Walk:
         return None
 
     def to_product(self, name: str | None) -> Path | None:
-        """The product of two computed values that scores come from, whatever is added to them on the way."""
+        """The path back from attention scores to the matrix product that made them, across scales, masks and biases."""
         step = self.maker.get(name or "")
         if step is None or step.operator == "MatMul":
             return None if step is None else Path(step, [])
@@ -96,7 +96,7 @@ class Walk:
         return None
 
     def find_below(self, name: str, kind: str) -> Path | None:
-        """The first step of a kind behind a value that is only moved, and that nothing else reads."""
+        """The path from a value, across moves, to the next step of this kind; None if anything else reads the value."""
         between: list[Step] = []
         while name not in self.module.made and len(readers := self.readers.get(name, [])) == 1:
             step = readers[0]
@@ -109,7 +109,7 @@ class Walk:
         return None
 
     def send(self, steps: Sequence[Step], start: str, value: Tensor) -> dict[str, Tensor]:
-        """Numbers sent through steps that move values: what each of these makes, by name."""
+        """Send numbers through steps that move values, to see where they go; returns each step's result by name."""
         values: dict[str, Tensor] = {start: value}
         for step in steps:
             if step.operator in (*SCALES, "Cast"):

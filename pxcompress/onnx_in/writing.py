@@ -1,4 +1,4 @@
-"""A pruned module written back into the graph it was read from: other weights, the same names, axes and metadata.
+"""Writes a pruned module back into the graph that it was read from: new weights; same names, axes and metadata.
 
 Layers whose values are those that were read are left as they are, bit for bit.
 """
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from pxcompress.onnx_in.module import OnnxModule
 
 LARGEST_INLINE = 1_500_000_000
-"""Bytes of weights above which they go into a file beside the model, whatever the user's file does."""
+"""Most bytes of weights inside an ONNX file; with more they go to a file beside it."""
 
 OWN_KEY = "pxcompress"
-"""A key of metadata_props by which a file is known to be written here."""
+"""Metadata key that marks a file as written by pxcompress."""
 
 
 def write_back(module: OnnxModule, path: Path, metadata: Mapping[str, str], batch: int | None = None) -> None:
-    """Write the module's file with its weights now to `path`. Raises `ModelError` where a change cannot be written.
+    """Write the module with its present weights as an ONNX file to `path`. Raises `ModelError` if that is impossible.
 
     `metadata` is added to the file's own, which is not overwritten unless it was written here. External weights stay
     external, in `<path>.data`. `batch`: the file takes so many samples a call.
@@ -60,7 +60,7 @@ def write_back(module: OnnxModule, path: Path, metadata: Mapping[str, str], batc
 
 
 def copy_file(source: Path, path: Path, metadata: Mapping[str, str]) -> None:
-    """Copy a file, its graph bit for bit, with external weights as files beside the copy; `metadata` is added."""
+    """Copy an ONNX file with its graph unchanged, external weights included, and add `metadata`."""
     proto = read_proto(source)
     locations = {}
     for tensor in tensors_of(proto):
@@ -163,7 +163,7 @@ def _write_scale(model: ir.Model, origin: Origin, nodes: list[ir.Node], layer: n
 
 
 def _vector_shape(layer: nn.Module) -> list[int]:
-    """The shape by which a constant per channel meets what a convolution of one tap makes."""
+    """Shape with which a constant per channel broadcasts over the outputs of a 1 x 1 convolution."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
     return [-1] + [1] * (weight.dim() - 2)
 
@@ -177,7 +177,7 @@ def _write_recurrent(
 
 
 def _write_tables(model: ir.Model, module: OnnxModule) -> None:
-    """Biases with an entry for each head, wherever they are read."""
+    """Write attention biases with an entry for each head, wherever they are read."""
     from pxcompress.onnx_in.module import AttentionBlock
 
     for block in [block for block in module.modules() if isinstance(block, AttentionBlock)]:
@@ -196,14 +196,14 @@ def _tensor(layer: nn.Module, name: str) -> Tensor:
 
 
 def _file_order(origin: Origin, weight: Tensor) -> Tensor:
-    """A linear layer's weight with its columns as the file flattens what it reads."""
+    """A linear layer's weight with its columns in the order in which the file flattens the input."""
     if origin.unflattened is None:
         return weight
     return weight.unflatten(1, (-1, *origin.unflattened[1:])).permute(0, 2, 3, 1).flatten(1)
 
 
 def _set_constant(model: ir.Model, node: ir.Node, value: Tensor, module: OnnxModule) -> None:
-    """Give an arithmetic node another constant, along the axis that the one before had."""
+    """Replace the constant of an arithmetic node, along the same axis as before."""
     first = node.inputs[0]
     place = 0 if first is not None and first.name in module.source.constants else 1
     operand = node.inputs[place]
@@ -216,7 +216,7 @@ def _set_constant(model: ir.Model, node: ir.Node, value: Tensor, module: OnnxMod
 
 
 def _add_behind(model: ir.Model, node: ir.Node, bias: Tensor) -> None:
-    """Add a bias to what a node makes; the sum takes over the name and the readers."""
+    """Insert an Add of a bias behind a node; the sum takes over the node's output name and readers."""
     out = node.outputs[0]
     name = out.name or "value"
     add = ir.Node("", "Add", [out, None], outputs=[ir.Value(name=f"{name}.biased")], name=f"{node.name or name}.bias")
@@ -234,7 +234,7 @@ def _add_behind(model: ir.Model, node: ir.Node, bias: Tensor) -> None:
 
 
 def _multiply_before(model: ir.Model, node: ir.Node, factor: Tensor) -> None:
-    """Multiply what a node adds a constant to."""
+    """Insert a Mul in front of a node that adds a constant."""
     place = 0 if node.inputs[0] is not None and not node.inputs[0].is_initializer() else 1
     multiply = ir.Node("", "Mul", [node.inputs[place], None], name=f"{node.name or node.outputs[0].name}.scale")
     model.graph.insert_before(node, multiply)
@@ -244,7 +244,10 @@ def _multiply_before(model: ir.Model, node: ir.Node, factor: Tensor) -> None:
 
 
 def _set_batch(model: ir.Model, batch: int | None, path: Path) -> None:
-    """Let inputs and outputs take `batch` samples where that is open; `ModelError` where the file says another."""
+    """Fix the batch size of inputs and outputs to `batch` if it is open.
+
+    Raises `ModelError` if the file has another one.
+    """
     for value in (*model.graph.inputs, *model.graph.outputs) if batch is not None else ():
         first = value.shape[0] if value.shape is not None and len(value.shape) else batch
         if isinstance(first, int) and first != batch:
@@ -254,7 +257,9 @@ def _set_batch(model: ir.Model, batch: int | None, path: Path) -> None:
 
 
 def _save(model: ir.Model, path: Path, proto: onnx.ModelProto) -> None:
-    """Write the file, its weights beside it where they were beside the user's."""
+    """Write the model to `path`, with its weights in a file beside it if the user's file has that or they are too
+    large.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     initializers = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer)

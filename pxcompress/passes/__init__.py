@@ -1,1 +1,1 @@
-"""Passes over the data: statistics at units and layers, in parts, in smaller batches, in several processes."""
+"""Passes over the data that collect statistics of units and layers, in small batches and in several processes."""

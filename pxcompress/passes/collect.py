@@ -1,4 +1,4 @@
-"""Statistics of units by hooks and streaming sums: once, for every scorer.
+"""Collects statistics of units by hooks and sums over samples, for all scorers.
 
 All statistics are means over samples, accumulated in float64 while batches stream by: memory does not grow with their
 number. In several processes every one streams its own batches, and the means are over those of all. Units are read
@@ -24,15 +24,19 @@ from pxcompress.state import device_of, evaluating, gradients
 from pxcompress.types import Axis, Batches, Group, Member, Scores
 
 Statistic = Callable[[Tensor, Tensor], Tensor]
-"""Activations a and multipliers m, both (n, units, positions) -> one value per sample and unit, (n, units)."""
+"""A function from activations and multipliers, both (n, units, positions), to one value a sample and unit, (n,
+units).
+"""
 
 Start = Callable[[Tensor, Tensor], Tensor]
-"""Logits (n, classes) and labels (n,) -> the gradient that backward starts from, (n, classes)."""
+"""A function from logits (n, classes) and labels (n,) to the gradient at which backward starts, (n, classes)."""
 
 
 @dataclass
 class _TensorSums:
-    """Sums (sums, units) over samples at one tensor that carries a group, and how many samples are in each (sums,)."""
+    """Sums over samples, (sums, units), at one tensor that carries a group, and the number of samples in each,
+    (sums,).
+    """
 
     total: Tensor | float = 0.0
     samples: Tensor | float = 0.0
@@ -45,14 +49,14 @@ class _TensorSums:
 
     @property
     def mean(self) -> Tensor:
-        """(sums, units) on the CPU; 0 where no sample is."""
+        """The mean over samples of all processes, (sums, units) on the CPU; 0 without samples."""
         assert isinstance(self.total, Tensor)
         assert isinstance(self.samples, Tensor)
         return (sum_over_processes(self.total) / sum_over_processes(self.samples).clamp(min=1)[:, None]).cpu()
 
 
 class _SavedTensor(torch.autograd.Function):
-    """Holds a tensor as it is now, by `grad_fn.saved_tensors`, also where the model changes it in place later on."""
+    """Saves a tensor as it is now, in `grad_fn.saved_tensors`, even if the model changes it in place later."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -66,9 +70,10 @@ class _SavedTensor(torch.autograd.Function):
 
 @dataclass
 class _Reader:
-    """Forward pre-hooks at a group's consumers; one `_TensorSums` per distinct tensor of a forward pass.
+    """Forward hooks at the layers that read a group, with one `_TensorSums` for each distinct tensor they read.
 
-    `weights` (n, sums) says how much each sample of the current batch counts in each sum; None: in one, all alike.
+    `weights` (n, sums) says how much each sample of the current batch counts in each sum; None means one sum with all
+    alike.
     """
 
     model: nn.Module
@@ -116,7 +121,7 @@ class _Reader:
 
 
 def _apply_to_counted(statistic: Statistic, value: Tensor, multiplier: Tensor | None, counted: Tensor | None) -> Tensor:
-    """The statistic of every sample over the positions that count, (n, units)."""
+    """The statistic of every sample, over its real positions only, (n, units)."""
     if counted is None:
         return statistic(value, torch.empty(0) if multiplier is None else multiplier)
     width = value.shape[2] // counted.shape[1]  # rows of a unit count as positions too
@@ -138,10 +143,10 @@ def collect(
 ) -> dict[str, Tensor]:
     """Mean over samples of `statistic` for every unit: group name -> (cuts, units) float64.
 
-    A group has one cut per distinct tensor that its consumers read: one for an inner layer, several along a residual
-    stream. Multipliers are the whole gradient at the tensor, not one consumer's part of it. Without `start` there is
-    no backward pass and the statistic gets an empty multiplier. Activations are read as differences from `origin`,
-    which is shaped like a result. The model is left as it was.
+    A group has one cut for each distinct tensor that its readers read: one for an inner layer, several along a residual
+    stream. Multipliers are the whole gradient at the tensor, not one reader's part of it. Without `start` there is no
+    backward pass, and the statistic gets an empty multiplier. Activations are taken as differences from `origin`, which
+    has the shape of a result. The model is left as it was.
     """
     readers = [_Reader(model, group, statistic, origin[group.name] if origin else None) for group in groups]
     _stream(model, readers, batches, start)
@@ -151,14 +156,14 @@ def collect(
 def unit_means(
     model: nn.Module, groups: Sequence[Group], batches: Batches, statistic: Statistic, start: Start | None = None
 ) -> Scores:
-    """`collect`, its mean over the tensors of a residual stream: group name -> (units,) float32."""
+    """Like `collect`, averaged over the tensors of a residual stream: group name -> (units,) float32."""
     return {name: cuts.mean(0).float() for name, cuts in collect(model, groups, batches, statistic, start).items()}
 
 
 def collect_by_label(
     model: nn.Module, groups: Sequence[Group], batches: Batches, statistic: Statistic, start: Start, classes: int
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """`collect` with a mean for each label, same passes: group name -> (cuts, classes, units), samples (classes,).
+    """Like `collect`, with one mean for each label: group name -> (cuts, classes, units); and samples (classes,).
 
     A mean over no samples is 0. Takes one group or more. Raises `InputError` for labels that are none of the `classes`.
     """
@@ -171,7 +176,7 @@ def collect_by_label(
 def _stream(
     model: nn.Module, readers: Sequence[_Reader], batches: Batches, start: Start | None, classes: int | None = None
 ) -> None:
-    """Let `readers` add up all batches; with `classes` by label."""
+    """Run all batches through the model, so that the hooks of `readers` sum them up; with `classes`, by label."""
     device = device_of(model)
     with evaluating(model):
         for reader in readers:
@@ -190,7 +195,7 @@ def _stream(
 
 
 def _encode_labels(labels: Tensor, classes: int) -> Tensor:
-    """1 at each sample's label, (n, classes)."""
+    """Labels as one-hot rows, (n, classes). Raises `InputError` for a label that is no class."""
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise InputError(f"labels go from {low} to {high}; expected 0 to {classes - 1}, the classes of the model")
@@ -200,9 +205,10 @@ def _encode_labels(labels: Tensor, classes: int) -> Tensor:
 def power(
     model: nn.Module, names: Sequence[str], batches: Batches, start: Start, *, side: Axis = "out"
 ) -> dict[str, Tensor]:
-    """E_x sum_p m_rp^2 at the outputs, or the inputs, of the modules `names`: module name -> (rows,) float64.
+    """Mean over samples of the squared gradient, summed over positions: module name -> (rows,) float64.
 
-    The multiplier m is the gradient at that tensor, the sum runs over positions and calls.
+    E_x sum_p m_rp^2, where m is the gradient at the outputs (or the inputs, by `side`) of the modules `names`; the sum
+    runs over positions and calls.
     """
     device = device_of(model)
     sums: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""By how much the pruned model's rows must be scaled and shifted to have the moments of the dense model's.
+"""Computes how to scale and shift rows of the pruned model so that they have the dense model's mean and variance.
 
 Both models run side by side over the same samples, so that the samples need not be like those of training, and where
 nothing has changed nothing is to be changed. In the spirit of Jordan et al., "REPAIR"
@@ -22,15 +22,15 @@ from pxcompress.state import device_of, evaluating
 from pxcompress.types import Axis, Batches
 
 LARGEST_SCALE = 10.0
-"""Largest factor (or inverse) by which a row is scaled: a variance of nearly zero says nothing."""
+"""Largest factor (or 1 / factor) by which a row is scaled, since a variance near zero is unreliable."""
 
 Change = tuple[Tensor, Tensor]
-"""Scale s and shift t, (rows,) float64 each: rows y become s y + t."""
+"""Scale s and shift t, (rows,) float64 each, that turn rows y into s y + t."""
 
 
 @dataclass(eq=False)
 class _Place:
-    """One module's input or output: its rows that are left of the dense ones, and sums over all batches and calls.
+    """Input or output of one module: which dense rows remain, and sums over all batches and calls of both models.
 
     `calls` holds the dense model's sums for every call in the current batch.
     """
@@ -44,7 +44,7 @@ class _Place:
 def moment_changes(
     dense: nn.Module, pruned: nn.Module, rows: Mapping[str, Tensor], side: Axis, batches: Batches
 ) -> dict[str, Change]:
-    """Changes of the inputs (side "in") or outputs of modules: name -> scale and shift, (rows left,) float64.
+    """Scale and shift for the inputs (side "in") or outputs of modules: module name -> (remaining rows,) float64 each.
 
     `rows` holds for every module the dense model's rows that the pruned one still has. One pass of each model. While
     they run, each batch leaves a module with the dense model's moments of that batch, so that later modules see what
@@ -84,7 +84,7 @@ def moment_changes(
 def _hook(
     module: nn.Module, side: Axis, place: _Place, use: Callable[[_Place, Tensor, nn.Module], Tensor | None]
 ) -> RemovableHandle:
-    """Let `use` see, and replace, what `module` reads or returns."""
+    """Call `use` with what `module` reads or returns; a tensor that it returns takes its place."""
     if side == "out":
         return module.register_forward_hook(lambda module, args, output: use(place, output, module))
 
@@ -104,7 +104,7 @@ def _sum_rows(value: Tensor, module: nn.Module, rows: Tensor | None = None) -> R
 
 
 def _compute_change(dense: RowSums, pruned: RowSums) -> Change:
-    """The change that gives the pruned rows the dense ones' moments; rows that do not vary are only shifted."""
+    """The change that gives pruned rows the mean and deviation of the dense ones; constant rows are only shifted."""
     ratio = (dense.deviation / pruned.deviation).clamp(1 / LARGEST_SCALE, LARGEST_SCALE)
     scale = torch.where((pruned.deviation > 0) & (dense.deviation > 0), ratio, torch.ones_like(ratio))
     return scale, dense.mean - scale * pruned.mean

@@ -1,4 +1,4 @@
-"""What is done where memory does not suffice: the same in smaller batches, and in the end one clear line."""
+"""Reacts to a lack of memory: repeats the work in smaller batches, and in the end raises one clear error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(stage_name: str, error: BaseException) -> OutOfMemoryError:
-    """The error that is shown to the user: `stage_name` did not fit."""
+    """The error for the user that `stage_name` ran out of memory."""
     return OutOfMemoryError(
         f"{stage_name} ran out of memory ({short(error, 120) or type(error).__name__}); "
         "use a machine with more of it, a smaller --input-size or another method"
@@ -32,9 +32,10 @@ def out_of_memory(stage_name: str, error: BaseException) -> OutOfMemoryError:
 def in_smaller_batches(
     work: Callable[..., T], batches: Batches, note: Callable[[str], None], *other_batches: Batches, least_size: int = 1
 ) -> T:
-    """`work(batches, *more)`; where memory does not suffice, again with batches of half the size, down to `least_size`.
+    """Call `work(batches, *other_batches)`, and if memory is too small again with half the batch size, down to
+    `least_size`.
 
-    `work` must leave everything as it was when it raises. `note` is told about every new try.
+    `work` must leave everything as it was when it raises. `note` gets a message about every new attempt.
     """
     size = 0
     while True:

@@ -1,4 +1,4 @@
-"""First and second moments of what layers read, once for every scorer and every repair.
+"""Means and covariances of the inputs of layers, computed once for all scorers and repairs.
 
 Moments are means over samples and positions of all batches and all processes, apart for two halves of the samples.
 """
@@ -20,7 +20,7 @@ from pxcompress.state import device_of, evaluating
 from pxcompress.types import Batch, Batches
 
 MOST_POSITIONS = 1024
-"""Largest number of random positions of a sample that moments are taken over: neighbours are alike."""
+"""Most positions of a sample that are used for moments, chosen at random, since neighbours are alike."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,21 +36,21 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """E[x x^T] - E[x] E[x]^T, (features, features)."""
+        """The covariance matrix E[x x^T] - E[x] E[x]^T, (features, features)."""
         return self.around(self.mean)
 
     def around(self, centre: Tensor) -> Tensor:
-        """E[(x - c) (x - c)^T] for a centre c (features,), (features, features)."""
+        """Second moments around a centre c (features,): E[(x - c) (x - c)^T], (features, features)."""
         cross = torch.outer(self.mean, centre)
         return self.second - cross - cross.T + torch.outer(centre, centre)
 
 
 @dataclass(frozen=True, eq=False)
 class InputMoments:
-    """Moments of what a layer reads on each half of the samples, so that a fit to one is judged on the other.
+    """Moments of a layer's inputs on each half of the samples, so that a fit to one half is judged on the other.
 
-    `samples` is the number of samples, whatever their positions: what a feature's positions share is not independent.
-    `solutions` is room for what costs much and depends on the moments alone.
+    `samples` is the number of samples, not of positions: positions of one sample are not independent. `solutions` is a
+    cache for costly results that depend on the moments alone.
     """
 
     halves: tuple[Moments, Moments]
@@ -76,14 +76,14 @@ class InputMoments:
 
     @property
     def folds(self) -> tuple[tuple[Moments, Moments], ...]:
-        """Pairs of the moments to fit to and those to judge by: each half in both roles, none where one is empty."""
+        """Pairs (moments to fit to, moments to judge by): each half in both roles; empty if a half is empty."""
         first_half, second_half = self.halves
         return ((first_half, second_half), (second_half, first_half)) if first_half.count and second_half.count else ()
 
 
 @dataclass(eq=False)
 class MomentCache:
-    """Batches with a cache of one model's input moments, each computed once; the model must not change any more."""
+    """Batches with a cache of one model's input moments, each computed once; the model must not change afterwards."""
 
     batches: Batches
     model: nn.Module
@@ -94,7 +94,7 @@ class MomentCache:
 
 
 def collect_moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches) -> dict[str, InputMoments]:
-    """Input moments of the modules named in `layouts`, which gives the rows of every feature, (features, k).
+    """Moments of the inputs of the layers named in `layouts`, which gives each feature's rows, (features, k).
 
     Layouts are those of `input_layouts`; `MomentCache` batches of this model are read only for what they do not know.
     """
@@ -140,15 +140,17 @@ def collect_moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Ba
 
 
 def in_first_half(first_number: int, count: int) -> Tensor:
-    """Which of `count` samples, from number `first_number` on, are in the first half of all, (count,) bool.
+    """Mask (count,) of the samples, numbered from `first_number`, that belong to the first half of all.
 
-    Runs of neighbours stay together: they may be frames of one film.
+    Runs of neighbours stay together, since they may be frames of one film.
     """
     return torch.arange(first_number, first_number + count) // RUN_LENGTH % 2 == 0
 
 
 def draw_positions(values: Tensor, turn: int) -> Tensor:
-    """`values` (n, units, positions) at `MOST_POSITIONS` random positions at most, the same for the same `turn`."""
+    """`values` (n, units, positions) at no more than `MOST_POSITIONS` random positions, which depend on `turn`
+    alone.
+    """
     if values.shape[2] <= MOST_POSITIONS:
         return values
     draw = torch.Generator().manual_seed(turn)
@@ -156,7 +158,7 @@ def draw_positions(values: Tensor, turn: int) -> Tensor:
 
 
 class _Sums:
-    """Sums over columns x (features, m): of 1, of x, and of x x^T, float64.
+    """Running sums over columns x (features, m): their count, sum of x, and sum of x x^T, float64.
 
     Products are of float32 numbers around the mean of the first columns, which keeps what is lost to rounding small
     beside the variance.
@@ -169,7 +171,7 @@ class _Sums:
         self.second = torch.zeros(features, features, dtype=torch.float64, device=device)
 
     def add(self, columns: Tensor) -> None:
-        """Add `columns`; those in float64 are multiplied as such."""
+        """Add `columns` (features, m); products are computed in float32 unless they are float64."""
         if not columns.shape[1]:
             return
         columns = columns if columns.dtype == torch.float64 else columns.float()
@@ -181,7 +183,7 @@ class _Sums:
         self.second += around @ around.T
 
     def sum_processes(self) -> Moments:
-        """The moments over the columns of all processes; zeros where there are none."""
+        """The moments over the columns of all processes; zeros if there are none."""
         centre = self.centre.double().flatten()
         shift = torch.outer(self.first, centre)
         second = sum_over_processes(self.second + shift + shift.T + self.count * torch.outer(centre, centre))
@@ -192,14 +194,14 @@ class _Sums:
 
 @dataclass
 class RowSums:
-    """Sums over samples and positions of the rows of a tensor and of their squares, each (rows,) float64."""
+    """Sums over samples and positions of a tensor's rows and of their squares, each (rows,) float64."""
 
     count: int = 0
     first: Tensor | float = 0.0
     second: Tensor | float = 0.0
 
     def add(self, rows: Tensor) -> None:
-        """Add rows (n, rows, positions): in their own precision around each sample's mean, the rest in float64."""
+        """Add a tensor (n, rows, positions), in its own precision around each sample's mean, the rest in float64."""
         rows = rows.detach() if rows.dtype == torch.float64 else rows.detach().float()
         samples, _, positions = rows.shape
         mean = rows.mean(2)
@@ -210,7 +212,7 @@ class RowSums:
         self.second = self.second + (around + positions * mean.square()).sum(0)
 
     def include(self, sums: RowSums) -> None:
-        """Add sums over other rows of the same tensor."""
+        """Add the sums of further calls or batches for the same rows."""
         self.count, self.first, self.second = (
             self.count + sums.count,
             self.first + sums.first,
@@ -218,7 +220,7 @@ class RowSums:
         )
 
     def sum_processes(self) -> RowSums:
-        """The sums of all processes."""
+        """The sums added up over all processes."""
         first, second = torch.as_tensor(self.first), torch.as_tensor(self.second)
         count = sum_over_processes(torch.tensor(self.count, device=first.device))
         return RowSums(int(count), sum_over_processes(first), sum_over_processes(second))
@@ -230,5 +232,5 @@ class RowSums:
 
     @property
     def deviation(self) -> Tensor:
-        """Standard deviation, (rows,)."""
+        """Standard deviation of every row, (rows,)."""
         return (torch.as_tensor(self.second) / self.count - self.mean.square()).clamp_min(0).sqrt()

@@ -1,4 +1,4 @@
-"""Batches in smaller parts: what a pass holds at a time does not depend on how the data come."""
+"""Cuts batches into smaller parts, so that memory does not depend on the batch size of the data."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pxcompress.notes import Message, Note
 from pxcompress.types import Batch, Batches
 
 NUMBERS_AT_ONCE = 1_500_000
-"""Input values that are worked on at a time, 9 images of 224 x 224: a backward pass keeps all activations."""
+"""Input values that are processed at a time (9 images of 224 x 224), since a backward pass stores all activations."""
 
 
 @dataclass(frozen=True, eq=False)
 class SplitBatches:
-    """`batches` in parts of at most `size` samples; without a size, of about `NUMBERS_AT_ONCE` numbers."""
+    """`batches` cut into parts of at most `size` samples; without a size, of about `NUMBERS_AT_ONCE` numbers."""
 
     batches: Batches
     size: int | None = None
@@ -29,15 +29,15 @@ class SplitBatches:
 
 
 RUN_LENGTH = 4
-"""Number of consecutive samples that are held out together, or are in one half: they may be frames of a film."""
+"""Number of consecutive samples that stay together when data are divided, since they may be frames of a film."""
 
 HELD_OUT_EVERY = 6
-"""One in this many runs of neighbours is held out."""
+"""One in this many runs of `RUN_LENGTH` samples is held out."""
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """The samples that are held out of a batch stream or, with `others`, all the remaining ones."""
+    """The held-out samples of a stream of batches or, with `others`, the remaining ones."""
 
     batches: Batches
     others: bool = False
@@ -53,7 +53,7 @@ class HeldOut:
 
 
 def spread_samples(batches: Batches, count: int) -> list[Batch]:
-    """About `count` of the samples, or all, evenly from all batches: these may be sorted by class."""
+    """About `count` samples, taken evenly from all batches, since these may be sorted by class; all if fewer."""
     total = sum(len(labels) for _, labels in batches)
     step = max(1, total // max(count, 1))
     parts: list[Batch] = []
@@ -69,7 +69,7 @@ def spread_samples(batches: Batches, count: int) -> list[Batch]:
 
 @dataclass(frozen=True, eq=False)
 class WatchedBatches:
-    """Batches that say how far a pass over them is, at most once a second."""
+    """Batches that report progress while they are iterated, at most once a second."""
 
     batches: Sequence[Batch]
     say: Note
@@ -87,5 +87,5 @@ class WatchedBatches:
 
 
 def watch_batches(parts: Mapping[str, Batches], say: Note) -> dict[str, Batches]:
-    """Wrap batches, by role, as `WatchedBatches` where their number is known."""
+    """Wrap batches, by role, in `WatchedBatches` if their number is known."""
     return {role: WatchedBatches(part, say) if isinstance(part, Sequence) else part for role, part in parts.items()}

@@ -1,4 +1,4 @@
-"""How strongly a regression is held back: chosen by its error on samples that it was not fitted to."""
+"""Chooses the strength of ridge regularisation by the error on samples that a regression was not fitted to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ USUAL = RIDGES.index(1e-2)
 
 
 def choose_ridge(error: Callable[[float], float]) -> float:
-    """The one of `RIDGES` at which `error` is least, sought downhill from the usual one: few are tried."""
+    """The one of `RIDGES` with the least `error`, searched downhill from the usual one, so that few are tried."""
     place, least_error = USUAL, error(RIDGES[USUAL])
     for step in (1, -1):
         while 0 <= place + step < len(RIDGES) and (next_error := error(RIDGES[place + step])) < least_error:

@@ -1,1 +1,1 @@
-"""From scores and prices to the units that go."""
+"""Turns scores and costs into a plan: which units are removed."""

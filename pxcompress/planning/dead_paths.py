@@ -1,4 +1,4 @@
-"""Units on no live path: nothing that varies comes in, or nothing reads them. They go without any loss.
+"""Removes units that do nothing, without any loss: their output is constant, or no layer reads them.
 
 Such paths are left over where weights are exactly zero ("Sparsest Models Elude Pruning": pruners leave them behind).
 """
@@ -21,11 +21,11 @@ from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.types import Axis, Group, Meter, Pruned
 
 CONSTANT_TOLERANCE = 1e-7
-"""Largest difference between two values of one constant, as a share of its size (or of 1)."""
+"""Largest difference between values that count as one constant, as a share of its size (or of 1)."""
 
 
 def remove_dead_paths(pruned: Pruned, example: Tensor, meter: Meter, limits: Limits) -> Pruned:
-    """Remove units of `pruned` whose output is constant, until there are none; the constant goes into the next bias.
+    """Remove units of `pruned` that are constant or unread, until none is left; constants go into later biases.
 
     Outputs stay what they were, to rounding. Widths stay aligned as `limits` says, and one unit of every group stays.
     `meter` prices the dense model. May change `pruned.model`.
@@ -51,9 +51,9 @@ def remove_dead_paths(pruned: Pruned, example: Tensor, meter: Meter, limits: Lim
 
 
 def _find_dead_units(model: nn.Module, group: Group, constants: Mapping[str, Tensor]) -> list[int]:
-    """Units whose weights are zero in all consumers, or in all producers while their value never changes.
+    """Units whose weights are zero in all layers that read them, or in all that write them while they are constant.
 
-    Directions of a stream are none: norms read them all.
+    Directions of a stream never count, since norms read them all.
     """
     if group.kind == "direction":
         return []
@@ -71,7 +71,7 @@ def _find_dead_units(model: nn.Module, group: Group, constants: Mapping[str, Ten
 
 
 def _find_constants(model: nn.Module, groups: Sequence[Group], example: Tensor) -> dict[str, Tensor]:
-    """The value of every input row of the groups' consumers, (rows,); NaN where it varies, or is lost at a border."""
+    """The constant value of each input row of the layers that read the groups, (rows,); NaN if it varies."""
     constants: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -91,7 +91,7 @@ def _find_constants(model: nn.Module, groups: Sequence[Group], example: Tensor) 
 
 
 def _draw_inputs(model: nn.Module, example: Tensor) -> Tensor:
-    """Four inputs of which nothing is the same: texts and other packed inputs like the example, without padding."""
+    """Four random inputs; texts and other packed inputs are variations of the example, without padding."""
     inputs = example.expand(4, *example.shape[1:])
     if isinstance(model, Adapter) and model.signature_.inputs:
         return perturb(model, inputs)
@@ -99,7 +99,7 @@ def _draw_inputs(model: nn.Module, example: Tensor) -> Tensor:
 
 
 def _absorb(pruned: Pruned, constants: Mapping[str, Tensor]) -> None:
-    """Put the lost constants into the biases; those that nothing read leave nothing."""
+    """Add the effect of removed constants to the biases of the layers that read them, in place."""
     for layer in find_consumers(pruned):
         shift = output_of_constants(layer, constants[layer.name].nan_to_num())
         if shift.any():

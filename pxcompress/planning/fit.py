@@ -1,4 +1,4 @@
-"""Closed loop for budgets that only the exported file can tell: plan, cut, export, measure, correct, until it fits."""
+"""Finds a plan for budgets that only an exported file shows: plan, prune, export, measure, correct, until it fits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pxcompress.types import Attempt, FileBudget, OpenAxes, Plan, ScoredModel
 ATTEMPTS = 4
 AIM = 0.98
 CLOSE_ENOUGH = 0.93
-"""Share of the allowed cost above which an attempt is good enough; below it more units could have stayed."""
+"""An attempt that costs at least this share of the allowed cost is accepted; below it, more units could stay."""
 
 
 def fit_to_file(
@@ -24,7 +24,7 @@ def fit_to_file(
     limit: float | None = None,
     axes: OpenAxes = ANY_BATCH,
 ) -> tuple[Plan, tuple[Attempt, ...]]:
-    """The plan whose exported file is nearest below what is allowed, and all that were tried.
+    """The plan whose exported file costs just less than allowed, and all attempts.
 
     `plan_of` gives the plan that removes a share of the dense cost; it is asked for `scored.ratio` first. Allowed is
     `limit`, in the budget's unit, or without it the same share of the dense file's own cost. What later attempts are

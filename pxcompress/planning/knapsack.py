@@ -1,4 +1,4 @@
-"""Widths of all groups at once: the least saliency whose cost fits, a multiple-choice knapsack.
+"""Chooses the widths of all groups together: the least loss of saliency that fits the cost, as a knapsack problem.
 
 A ranking pays for every unit what it costs in the dense model. But a channel gets cheaper while its neighbours get
 narrower, and milliseconds go in steps. Here every group chooses among its widths by saliency + price * cost, with costs
@@ -25,17 +25,18 @@ HALVINGS = 40
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """Widths that one group may be cut to, ascending, the last one whole, and the saliency kept at each, (widths,)."""
+    """The widths that a group may have, ascending up to the whole, and the saliency lost at each, (widths,)."""
 
     name: str
     widths: tuple[int, ...]
     saliency: Array
 
 
-def least_saliency(choices: Sequence[Choice], meter: Meter, limit: float) -> Widths:
-    """Width of every group, of cost at most `limit`; the least widths must fit.
+def choose_widths(choices: Sequence[Choice], meter: Meter, limit: float) -> Widths:
+    """Choose the width of every group so that the cost is at most `limit` and little saliency is lost.
 
-    Not always the optimum: costs of groups depend on each other, and the best of `SWEEPS` rounds is taken.
+    The smallest widths must fit. It is not always the optimum: costs of groups depend on each other, and the best of
+    `SWEEPS` rounds is taken.
     """
     current = {choice.name: choice.widths[-1] for choice in choices}
     best_widths, least_harm = {choice.name: choice.widths[0] for choice in choices}, np.inf
@@ -52,7 +53,7 @@ def least_saliency(choices: Sequence[Choice], meter: Meter, limit: float) -> Wid
 
 
 def _choose_at_price(choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, limit: float) -> Widths:
-    """The widths at the lowest price of cost at which the whole fits."""
+    """The widths that minimise lost saliency + price * cost, for the lowest price at which they fit the limit."""
 
     def at(price: float) -> Widths:
         cheapest_places = (
@@ -76,7 +77,7 @@ def _choose_at_price(choices: Sequence[Choice], costs: Sequence[Array], meter: M
 def _fill_limit(
     choices: Sequence[Choice], costs: Sequence[Array], meter: Meter, limit: float, widths: Widths
 ) -> Widths:
-    """`widths` with what is left of the limit spent, the most saliency undone for its cost first."""
+    """`widths` enlarged as far as the limit allows, by the steps that regain the most saliency for their cost."""
     widths = dict(widths)
     steps = []
     for choice, cost in zip(choices, costs, strict=True):

@@ -1,4 +1,4 @@
-"""What a plan may do to a group: how much stays in any case, and to which widths."""
+"""Limits on what a plan may do to a group: how many units must stay, and which widths are allowed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pxcompress.planning.order import NORMALISATIONS
 from pxcompress.types import Group
 
 ROUNDING = 1e-9
-"""Share by which products of ratios and counts may be off: 0.1 * 10 is not quite 1."""
+"""Share by which products of ratios and counts may be off by floating-point rounding."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a plan may do: `round_to` aligns the units that stay (channels and neurons), `min_keep` is the least share.
+    """Limits of a plan: widths of channels and neurons are multiples of `round_to`, and the share `min_keep` stays.
 
     `floors` are other least shares for the groups whose names their globs fit. One unit of every group stays in any
     case; groups with fewer than 2 * round_to units are not aligned.
@@ -37,13 +37,17 @@ class Limits:
             raise InputError(f"min-keep is {self.min_keep}; expected a share from 0 up to, but without, 1")
 
     def floor(self, group: Group) -> int:
-        """Units of `group` that stay in any case."""
+        """Least number of units of `group` that must stay."""
         shares = [share for glob, share in self.floors.items() if fnmatchcase(group.name, glob)]
         return max(1, math.ceil(group.units * max(shares, default=self.min_keep) * (1 - ROUNDING)))
 
 
 def align_width(group: Group, width: int, limits: Limits) -> int:
-    """`width` rounded to the nearest multiple of `round_to` (ties upwards), within the group's floor and size."""
+    """`width` rounded to the nearest multiple of `round_to`, ties upwards, but not below the group's floor or above its
+    size.
+
+    Heads, and groups with fewer than 2 * round_to units, are not rounded.
+    """
     if width == group.units:
         return width
     floor = limits.floor(group)
@@ -56,7 +60,7 @@ def align_width(group: Group, width: int, limits: Limits) -> int:
 
 
 def narrowest(group: Group, width: int, limits: Limits) -> int:
-    """The least aligned width, above zero, that has room for `width` units."""
+    """The smallest allowed width of a group that is at least `width`."""
     if group.kind == "head" or group.units < 2 * limits.round_to:
         return max(1, width)
     return min(group.units, max(1, -(-width // limits.round_to)) * limits.round_to)

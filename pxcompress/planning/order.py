@@ -1,4 +1,4 @@
-"""Which unit goes first: scores of different groups made comparable, and the order of units inside each."""
+"""The order in which units are removed: makes scores of different groups comparable, and sorts units."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from pxcompress.types import Group, Meter, Plan, Scores
 
 Normalisation = Callable[[Tensor, Tensor], Tensor]
-"""Scores and prices, both (units,) of groups that are ranked together -> comparable scores (units,)."""
+"""A function from scores and costs, both (units,), of groups ranked together, to comparable scores (units,)."""
 
 
 def _rank(scores: Tensor, prices: Tensor) -> Tensor:
-    """Share of the units that rank below, ties by index: equal ratios."""
+    """Replace scores by ranks from 0 to 1, ties by index; so every group loses the same share of its units."""
     order = torch.argsort(scores, stable=True)
     ranks = torch.empty_like(scores)
     ranks[order] = (torch.arange(len(scores), dtype=scores.dtype) + 0.5) / len(scores)
@@ -22,7 +22,7 @@ def _rank(scores: Tensor, prices: Tensor) -> Tensor:
 
 
 def _divide_by(scale: Callable[[Tensor], Tensor]) -> Normalisation:
-    """Divide scores by a scale; a group whose scale is zero stays as it is."""
+    """A normalisation that divides scores by a scale, computed from them; if it is zero they stay as they are."""
 
     def normalise(scores: Tensor, prices: Tensor) -> Tensor:
         size = scale(scores.abs())
@@ -42,27 +42,27 @@ NORMALISATIONS: Mapping[str, Normalisation] = {
     "isomorphic": _rank,
     "knapsack": lambda scores, prices: scores,
 }
-"""How the scores of one group are made comparable with those of another.
+"""Ways to make the scores of different groups comparable, by name.
 
 "cost" divides by what a unit costs, in the budget's unit: saliency for each unit of cost. "isomorphic" ranks groups of
-the same form together (Fang et al., https://arxiv.org/abs/2407.04616), the others rank each by itself. "knapsack" does
-not rank: it solves for the widths that fit and lose the least (`knapsack`).
+the same form together (Fang et al., https://arxiv.org/abs/2407.04616), the others rank each group by itself. "knapsack"
+does not rank: it solves for the widths that fit and lose the least (`knapsack`).
 """
 
 KNAPSACK = "knapsack"
 
 ACROSS_GROUPS = ("none", "cost", KNAPSACK)
-"""Normalisations that compare scores of different groups as they are."""
+"""Normalisations that compare scores of different groups directly, without ranking each group by itself."""
 
 REMOVED_SCORE = -torch.inf
-"""Score of a unit that an earlier round of pruning has removed."""
+"""Score of a unit that an earlier round of pruning removed."""
 
 Orders = Mapping[str, tuple[Tensor, Tensor]]
-"""Normalised scores (units,) of every group, and its units in the order in which they are removed."""
+"""Group name -> normalised scores (units,), and units in the order of removal."""
 
 
 def order_units(groups: Sequence[Group], scores: Scores, meter: Meter, normalise: str) -> Orders:
-    """The order of every group, its scores made comparable by one of `NORMALISATIONS`."""
+    """The order of removal in every group, with scores made comparable by one of `NORMALISATIONS`."""
     families: dict[object, list[Group]] = {}
     for group in groups:
         families.setdefault(_describe_form(group) if normalise == "isomorphic" else group.name, []).append(group)
@@ -86,14 +86,14 @@ def _check_scores(group: Group, scores: Tensor) -> Tensor:
 
 
 def _describe_form(group: Group) -> object:
-    """What two groups share when they play the same part in their blocks: kind, and rows of a unit in every member."""
+    """A value that is equal for groups of the same form: same kind, and same rows of a unit in every member."""
     return group.kind, tuple((member.axis, member.index.shape[1]) for member in group.members)
 
 
 def find_lowest(groups: Sequence[Group], scores: Scores, rate: float, normalise: str) -> Plan:
-    """The lowest `rate` of all units, ranked globally, without a floor for any group: PXP's order of pruning.
+    """A plan that removes the lowest share `rate` of all units, ranked globally without floors, as PXP does.
 
-    Meant for `graph.mask_units`; prices do not count, so that normalise=cost leaves scores as they are.
+    It is meant for `graph.mask_units`; costs do not count, so "cost" as `normalise` leaves scores as they are.
     """
     ways = NORMALISATIONS[normalise]
     values = torch.cat([ways(scores[group.name].double(), torch.ones(group.units).double()) for group in groups])

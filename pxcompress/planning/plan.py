@@ -1,4 +1,4 @@
-"""From scores to a plan: one ranking over all groups, cut where the meter says the budget is met, or a knapsack.
+"""Turns scores into a plan: one ranking of all units, cut where the budget is met, or a knapsack.
 
 Pure and deterministic: ties fall by group order, then unit index. Inside a group units go by their scores; by ranking,
 the plans of growing ratios are nested as a whole.
@@ -12,17 +12,17 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from pxcompress.errors import BudgetError, InputError
-from pxcompress.planning.knapsack import Choice, least_saliency
+from pxcompress.planning.knapsack import Choice, choose_widths
 from pxcompress.planning.limits import ROUNDING, Limits, align_width
 from pxcompress.planning.order import KNAPSACK, REMOVED_SCORE, Orders, order_units
 from pxcompress.types import Group, Meter, Plan, Price, Scores
 
 MOST_CHOICES = 24
-"""Largest number of widths of one group among which the knapsack chooses."""
+"""Most widths of one group among which the knapsack chooses."""
 
 
 def check_reachable(groups: Sequence[Group], price: Price, ratio: float, limits: Limits) -> None:
-    """Raise, before anything is scored, where no plan can remove `ratio` of the dense price.
+    """Raise an error, before anything is scored, if no plan can remove `ratio` of the dense cost.
 
     `InputError` for a ratio outside (0, 1), `BudgetError` where even the smallest widths cost more; its message names
     the largest reachable ratio.
@@ -51,9 +51,9 @@ def _format_amount(cost: float) -> str:
 
 
 def make_plan(groups: Sequence[Group], scores: Scores, price: Price, ratio: float, limits: Limits) -> Plan:
-    """The plan that removes at least `ratio` of the dense cost and as few units as its ranking allows.
+    """The plan that removes at least `ratio` of the dense cost, and as few units as its ranking allows.
 
-    Units whose score is `REMOVED_SCORE` go in any case, and do not count when scores are normalised. Raises as
+    Units whose score is `REMOVED_SCORE` are removed in any case, and ignored when scores are normalised. Raises as
     `check_reachable` does.
     """
     check_reachable(groups, price, ratio, limits)
@@ -72,7 +72,7 @@ def make_plan(groups: Sequence[Group], scores: Scores, price: Price, ratio: floa
 def _cut_ranking(
     groups: Sequence[Group], orders: Orders, meter: Meter, limit: float, limits: Limits
 ) -> Mapping[str, int]:
-    """Widths after the shortest beginning of one ranking of all units that costs at most `limit`."""
+    """Group name -> width, when units are removed in one ranking until the cost is at most `limit`."""
     ranking = _rank_units(groups, orders)
 
     def widths(length: int) -> dict[str, int]:
@@ -89,7 +89,7 @@ def _cut_ranking(
 
 
 def _rank_units(groups: Sequence[Group], orders: Orders) -> list[str]:
-    """Group names, one entry for each removable unit, lowest score first."""
+    """Names of groups, one entry for each removable unit, sorted by the score of that unit, lowest first."""
     values = torch.cat([orders[group.name][0].sort(stable=True).values for group in groups])
     names = [group.name for group in groups for _ in range(group.units)]
     return [names[place] for place in torch.argsort(values, stable=True).tolist()]
@@ -98,7 +98,7 @@ def _rank_units(groups: Sequence[Group], orders: Orders) -> list[str]:
 def _solve_knapsack(
     groups: Sequence[Group], orders: Orders, meter: Meter, limit: float, limits: Limits
 ) -> Mapping[str, int]:
-    """Widths that cost at most `limit` and lose the least score in all."""
+    """Group name -> width, with a cost of at most `limit` and the least loss of score in all."""
     choices = []
     for group in groups:
         values, order = orders[group.name]
@@ -116,10 +116,10 @@ def _solve_knapsack(
                 cumulative_saliency[[group.units - removed_count - w for w in widths]].numpy(),
             )
         )
-    return least_saliency(choices, meter, limit)
+    return choose_widths(choices, meter, limit)
 
 
 def _choose_steps(count: int) -> list[float]:
-    """At most `MOST_CHOICES` places among `count`, the first and the last with them."""
+    """At most `MOST_CHOICES` evenly spaced indices below `count`, the first and the last included."""
     step_count = min(count, MOST_CHOICES)
     return [place * (count - 1) / max(step_count - 1, 1) for place in range(step_count)]

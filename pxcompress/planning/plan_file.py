@@ -1,4 +1,4 @@
-"""plan.json: a plan and the groups that it was made for."""
+"""Reads and writes plan.json: a plan and the groups that it was made for."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pxcompress.types import Group, Plan
 
 
 def plan_to_json(plan: Plan, groups: Sequence[Group]) -> str:
-    """plan.json: the plan and the sizes of the groups it was made for."""
+    """The text of plan.json: the plan, and kind and size of each group."""
     sizes = {group.name: {"kind": group.kind, "units": group.units} for group in groups}
     return json.dumps({**asdict(plan), "groups": sizes}, indent=1)
 
 
 def read_planned_streams(text: str) -> list[str]:
-    """Groups of directions that a plan.json was made for, by name."""
+    """Names of the groups in a plan.json whose units are directions of a residual stream."""
     groups = json.loads(text)["groups"]
     return [name for name, group in groups.items() if group["kind"] == "direction"]
 
 
 def read_planned_groups(text: str, groups: Sequence[Group]) -> list[Group]:
-    """The `groups` that a plan.json was made for."""
+    """Those of `groups` that a plan.json was made for. Raises `InputError` for other text."""
     try:
         names = json.loads(text)["groups"]
         return [group for group in groups if group.name in names]
@@ -32,7 +32,7 @@ def read_planned_groups(text: str, groups: Sequence[Group]) -> list[Group]:
 
 
 def plan_from_json(text: str, groups: Sequence[Group]) -> Plan:
-    """Read plan.json back; `InputError` where its groups are not those of the model at hand."""
+    """Read a plan from plan.json. Raises `InputError` if its groups are not those of the model."""
     try:
         content = json.loads(text)
         planned_for = content.pop("groups")

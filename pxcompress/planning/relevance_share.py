@@ -1,4 +1,4 @@
-"""How small by relevance alone: of every group the units go that together hold at most a share of its scores.
+"""Plans by scores alone: in each group the lowest units are removed that together hold a given share of its scores.
 
 Scale-free, as pruned LRP drops relevances (see `attribution.plrp`): no budget says when to stop, and no group is
 compared with another.
@@ -16,10 +16,10 @@ from pxcompress.types import Group, Plan, Price, Scores
 
 
 def plan_by_share(groups: Sequence[Group], scores: Scores, price: Price, share: float, limits: Limits) -> Plan:
-    """The plan that removes of every group the lowest units that hold at most `share` of the sizes of its scores.
+    """The plan that removes, in every group, the lowest units that together hold at most `share` of its scores.
 
-    Widths are aligned upwards, so that never more than the share is gone; floors hold. Raises
-    `BudgetError` where nothing goes.
+    Widths are rounded upwards, so that never more than the share is removed; floors hold. Raises `BudgetError` if
+    nothing can be removed.
     """
     removed_units: dict[str, tuple[int, ...]] = {}
     for group in groups:

@@ -1,4 +1,4 @@
-"""Pruning in rounds: what is left of the units after a round, and how the next one goes on from there.
+"""Pruning in several rounds: which units remain after a round, and how the next round continues.
 
 Plans stay in terms of the dense model throughout, so that one plan says what is gone; a round is carried out on the
 slim model as the round before left it, repaired.
@@ -21,12 +21,12 @@ AXES: tuple[Axis, ...] = ("in", "out")
 
 
 def list_ratios(ratio: float, rounds: int) -> tuple[float, ...]:
-    """Pruning ratio after each round, of the dense cost; every round removes the same share of what is left."""
+    """Pruning ratio after each round, of the dense cost; every round removes the same share of what remains."""
     return (*(1 - (1 - ratio) ** (turn / rounds) for turn in range(1, rounds)), ratio)
 
 
 def groups_left(pruned: Pruned) -> tuple[Group, ...]:
-    """The groups of `pruned` as its slim model has them: the units that are kept, at the rows where they are now."""
+    """The groups of the slim model: remaining units only, with the rows where these are now."""
     rows: dict[tuple[str, Axis], Tensor] = {}
     for axis in AXES:
         for module, owners in members_by_module(pruned.groups, axis).items():
@@ -46,7 +46,7 @@ def groups_left(pruned: Pruned) -> tuple[Group, ...]:
 
 
 def spread_scores(scores: Scores, pruned: Pruned) -> Scores:
-    """Scores of the slim model's units at the places they have in the dense one; `REMOVED_SCORE` for the others."""
+    """Scores of the slim model's units, placed at their dense positions; removed units get `REMOVED_SCORE`."""
     dense_scores = {}
     for group in pruned.groups:
         dense_scores[group.name] = torch.full((group.units,), REMOVED_SCORE)
@@ -55,7 +55,10 @@ def spread_scores(scores: Scores, pruned: Pruned) -> Scores:
 
 
 def plan_step(pruned: Pruned, plan: Plan) -> Plan:
-    """What `plan`, a plan for the dense model, removes beyond `pruned.plan`, in terms of the slim model."""
+    """The plan, in numbers of the slim model's units, for what `plan` removes beyond `pruned.plan`.
+
+    `plan` is a plan for the dense model.
+    """
     removed_places = {}
     for group in pruned.groups:
         planned_units = set(plan.removed.get(group.name, ()))
@@ -66,9 +69,10 @@ def plan_step(pruned: Pruned, plan: Plan) -> Plan:
 
 
 def prune_further(pruned: Pruned, remaining_groups: Sequence[Group], plan: Plan) -> Pruned:
-    """Remove from the slim model what `plan`, a plan for the dense one, removes beyond `pruned.plan`.
+    """Remove from the slim model the units that `plan`, for the dense model, removes beyond `pruned.plan`.
 
-    `remaining_groups` are those of the slim model, beside which the result stands; its `first` is beside the dense one.
+    `remaining_groups` are the slim model's groups. The result compares with the slim model before this step; its
+    `first` compares with the dense one.
     """
     pruned_further = prune(pruned.model, remaining_groups, plan_step(pruned, plan))
     return replace(pruned_further, first=Pruned(pruned_further.model, pruned.dense, pruned.groups, plan))

@@ -1,4 +1,4 @@
-"""Which groups a plan may touch: by name, by where they lie, and how much of each has to stay."""
+"""Selects which groups a plan may prune: by name, by where they lie, and how much of each must stay."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from pxcompress.types import Fixed, Group, Structure
 
 @dataclass(frozen=True)
 class Selection:
-    """Globs on group names: `only` these may lose units, these `keep` all, `floors` are least shares as GLOB=SHARE.
+    """Which groups may lose units, as globs on their names: `only` these, all but `keep`.
 
-    Scope "inner" leaves every group whole whose units several modules write, as the blocks of a residual stream do.
-    Raises `InputError` for a scope or a floor that is none.
+    `floors` are least shares, GLOB=SHARE. Scope "inner" leaves every group whole whose units are written by layers of
+    several modules, as in a residual stream. Raises `InputError` for a scope or a floor that is not valid.
     """
 
     only: Sequence[str] = ()
@@ -36,11 +36,14 @@ class Selection:
 
     @property
     def least(self) -> Mapping[str, float]:
-        """Least share of units that stays, by the glob of group names."""
+        """Glob of group names -> least share of their units that stays."""
         return dict(_parse_floor(text) for text in self.floors)
 
     def of(self, structure: Structure, model: nn.Module) -> Structure:
-        """`structure` with the groups that must stay whole made fixed; `InputError` for a glob that fits no group."""
+        """`structure` with unselected groups moved to those that stay.
+
+        Raises `InputError` for a glob that matches no group.
+        """
         names = [group.name for group in structure.groups]
         for option, globs in (("only", self.only), ("keep", self.keep), ("floors", tuple(self.least))):
             for glob in globs:
@@ -65,7 +68,7 @@ class Selection:
         return Structure(prunable_groups, (*structure.fixed, *kept_groups))
 
     def _explain_whole(self, group: Group, model: nn.Module) -> str:
-        """Why `group` stays whole; empty where it need not."""
+        """The reason why `group` is not selected; "" if it is."""
         if self.only and not any(fnmatchcase(group.name, glob) for glob in self.only):
             return "not among --only"
         if any(fnmatchcase(group.name, glob) for glob in self.keep):
@@ -76,7 +79,7 @@ class Selection:
 
 
 def _list_writers(group: Group, model: nn.Module) -> Iterator[str]:
-    """The parents of the layers that write a group's units."""
+    """Names of the parents of all layers that write a group's units."""
     for member in group.members:
         module = dict(model.named_modules()).get(member.module)
         if member.axis == "out" and isinstance(module, PRODUCERS) and not is_depthwise(module):

@@ -1,4 +1,4 @@
-"""What a user asks for: a recipe, made of its parts, one a file.
+"""Recipes: all options of a run as one record, made of several parts.
 
 A recipe is all of its parts side by side: each of their fields is one keyword in Python, one option of the command line
 and one key of --config and recipe.json. `Bench` and `Guarantee` are records within it. What works for a part takes that

@@ -1,4 +1,4 @@
-"""How latency is measured."""
+"""The part of a recipe about how latency is measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the exported files are like."""
+"""The part of a recipe about the exported files."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from pxcompress.errors import InputError, unknown
 from pxcompress.registry import option
 
 QUANT_DROP = 0.005
-"""How much int8 may lose where nothing is said."""
+"""Default of how much of the metric int8 may lose."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Precisions of the pruned model's files, in the order of `TARGETS`, float32 among them, and their batch size.
+    """How the pruned model is exported: in which precisions (float32 always), for which batch and image sizes.
 
-    Raises `InputError` for an unknown precision, and for a loss that is no share.
+    `targets` are sorted as `TARGETS`. Raises `InputError` for an unknown precision, and for a loss that is not between
+    0 and 1.
     """
 
     targets: Sequence[str] = option(

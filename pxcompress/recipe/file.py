@@ -1,4 +1,4 @@
-"""A recipe as people keep it: .json, .toml or .yaml."""
+"""Reads recipes from files, .json, .toml or .yaml."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     ".yaml": yaml.safe_load,
     ".yml": yaml.safe_load,
 }
-"""Readers of recipe files by suffix; all other files are JSON."""
+"""Ending of a recipe file -> the function that parses it; all other files are JSON."""
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The keys and values of a recipe file, .json, .toml or .yaml, unchecked; `InputError` where it holds none."""
+    """Keys and values of a recipe file, .json, .toml or .yaml, unchecked. Raises `InputError` for other content."""
     parse = _READERS.get(path.suffix.lower(), json.loads)
     try:
         content = parse(path.read_text())

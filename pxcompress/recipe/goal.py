@@ -1,4 +1,4 @@
-"""How small a model is to get, by what that is counted, and what may be removed for it."""
+"""The part of a recipe about how small the model must become, how that is measured, and what may be removed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 DEFAULT_BUDGET = "macs"
 MEASURED = 0
-"""Value of `round_to` that stands for the step of widths that measures best on the machine at hand."""
+"""Value of `round_to` for the step of widths that measures best on this machine."""
 
 
 @dataclass(frozen=True)
 class _Way:
-    """A way to say how small: what it counts by, its range, what is expected, and its end in a folder's name."""
+    """One way to give the goal: its budget, its range, a text on what is expected, and its ending in folder names."""
 
     budget: str
     above: float
@@ -40,16 +40,16 @@ GOALS = {
     "max_bytes": _Way("bytes", 0, "a size above 0, such as 20MB", "B"),
     "relevance_share": _Way("", 0, "a share of every layer's scores, between 0 and 1", "-relevance", below=1),
 }
-"""One of them is given. A goal with a budget sets it."""
+"""The ways to give the goal, by option; exactly one is used. One with a budget of its own sets the budget."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """How small: `ratio` is the share of the dense cost to remove, in the budget's unit, or another of `GOALS`.
+    """How small the model must become: `ratio`, the share of the dense cost to remove, or another of `GOALS`.
 
-    `budget` is a text like "latency:threads=2", put in short form. Which groups may lose units, and how many, say
-    `only`, `keep`, `scope`, `min_keep` and `floors`; `normalise` and `round_to` are as the budget wants them where
-    nothing is said. Raises `InputError` for anything unknown or out of range, and unless there is one goal.
+    `budget` is a text like "latency:threads=2", stored in short form. `only`, `keep`, `scope`, `min_keep` and `floors`
+    say which groups may lose units, and how many; `normalise` and `round_to` default to what suits the budget. Raises
+    `InputError` for anything unknown or out of range, and unless there is exactly one goal.
     """
 
     ratio: float | None = option(None, "Share of the model's cost to remove, 0 to 1; --budget says which cost.")
@@ -108,14 +108,14 @@ class Goal:
         object.__setattr__(self, "budget", self._shorten_budget())
 
     def _shorten_budget(self) -> str:
-        """The budget's text in its shortest form; `InputError` where it is none."""
+        """The budget's text in its shortest form. Raises `InputError` if it is not valid."""
         from pxcompress.budgets import BUDGETS
 
         return BUDGETS.text(BUDGETS.build(self.budget))
 
     @property
     def way(self) -> str:
-        """Name of the goal that is given, one of `GOALS`."""
+        """Name of the goal that was given, one of `GOALS`."""
         return next(name for name in GOALS if getattr(self, name) is not None)
 
     @property
@@ -127,20 +127,20 @@ class Goal:
 
     @property
     def selection(self) -> Selection:
-        """The groups that a plan may touch."""
+        """Which groups a plan may prune."""
         from pxcompress.planning.selection import Selection
 
         return Selection(self.only, self.keep, self.scope, self.floors)
 
     @property
     def limit(self) -> float | None:
-        """What the result may cost, in the budget's unit, where the goal says that; None where it is a share."""
+        """Most that the result may cost, in the budget's unit; None if the goal is a share."""
         return self.latency_ms if self.latency_ms is not None else self.max_bytes
 
     def share(self, cost: float) -> float:
-        """Share of the dense model's `cost`, in the budget's unit, that is to be removed.
+        """Share of the dense model's `cost`, in the budget's unit, that must be removed.
 
-        Raises `InputError` where the dense model is small or fast enough already.
+        Raises `InputError` if the dense model meets the goal already.
         """
         share_by_way = {
             "ratio": lambda value: value,
@@ -156,7 +156,7 @@ class Goal:
 
 
 def auto_normalise(budget: str) -> str:
-    """How groups are made comparable where nothing is said, for a budget's text: as the budget wants it."""
+    """Default of `normalise`, how groups are made comparable, for a budget's text."""
     return _budget(budget).normalise
 
 
@@ -166,7 +166,7 @@ def auto_round_to(budget: str) -> int:
 
 
 def _budget(text: str) -> type[Budget]:
-    """The budget's class; for an unknown one, which a report may hold, the class with the defaults."""
+    """The class of a budget; for an unknown name, which an old report may contain, the base class with the defaults."""
     from pxcompress.budgets import BUDGETS
     from pxcompress.types import Budget
 
@@ -175,7 +175,7 @@ def _budget(text: str) -> type[Budget]:
 
 
 def _check_goal(goal: Goal) -> None:
-    """Raise `InputError` unless one goal is given, within its range, with a budget that it can be counted by."""
+    """Raise `InputError` unless exactly one goal is given, in its range, with a budget that fits it."""
     values = {name: value for name in GOALS if (value := getattr(goal, name)) is not None}
     flags = {name: f"--{name.replace('_', '-')}" for name in GOALS}
     if not values:

@@ -1,4 +1,4 @@
-"""What is to be certified of a model."""
+"""The part of a recipe about what is to be certified of the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Guarantee:
-    """What is to be certified: with this confidence the risk, one of `certify.RISKS`, is at most `max_drop`.
+    """What to certify: with this confidence the risk, one of `certify.path.RISKS`, is at most `max_drop`.
 
     It is tested on `steps` ever smaller models, the last of which has the recipe's ratio; the smallest that passes
     is the result. `part` and `coverage` say which samples count, as `parts.Part` does; with a `group`, a column of the
@@ -62,18 +62,21 @@ class Guarantee:
 
     @property
     def limit(self) -> RiskLimit:
-        """The risk and its limits as `pxcompress.certify` takes them."""
+        """The risk and its limits, as functions in `certify` take them."""
         from pxcompress.certify.path import RiskLimit
 
         return RiskLimit(self.risk, alpha=self.max_drop, delta=round(1 - self.confidence, 12))
 
     @property
     def counted_part(self) -> Part:
-        """The samples that count."""
+        """Which samples count, as a `Part`."""
         from pxcompress.certify.parts import Part
 
         return Part(self.part, self.coverage)
 
     def ratios(self, last: float) -> tuple[float, ...]:
-        """The ratios of the path, ascending in equal steps; it is frozen before any sample to certify on is seen."""
+        """Pruning ratios of the models to test, ascending in equal steps to `last`.
+
+        Fixed before any certify sample is seen.
+        """
         return tuple(last * step / self.steps for step in range(1, self.steps + 1))

@@ -1,4 +1,4 @@
-"""What a user gives: a model, its weights, and data."""
+"""The part of a recipe about the model, its weights, and the data."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pxcompress.errors import InputError, unknown
 from pxcompress.registry import names_in, option
 
 IN_PYTHON = "batches in Python"
-"""Name of data that are no name's: batches given in Python, with a module."""
+"""Name of the data if batches were given in Python, with a module."""
 
 
 @dataclass(frozen=True)
 class ModelAndData:
-    """A model, where its weights come from, and the data it is for.
+    """A model, where its weights come from, and the data.
 
-    `classes` are the only ones of the data and of the model's outputs that are kept, in this order (none: all);
+    `classes` are the only ones of the data and of the model's outputs that are kept, in this order (empty: all);
     `input_size` is a side in pixels, or height and width (None: the model's own, or the embedded data's). Raises
-    `InputError` for what is out of range.
+    `InputError` for values out of range.
     """
 
     model: str = option(
@@ -82,7 +82,7 @@ class ModelAndData:
 
 
 def _check_classes(names: Sequence[str]) -> None:
-    """Raise `InputError` for a task that is none; no names stand for all classes."""
+    """Raise `InputError` for a selection of classes that is a single one or has repetitions; an empty one means all."""
     if len(names) == 1:
         raise InputError(f"classes are only {names[0]!r}; expected two or more names, or a file with one per line")
     for name in names:

@@ -1,4 +1,4 @@
-"""All that a user asks for, as one frozen record of plain values: it prints, compares, hashes and travels as JSON."""
+"""The recipe: all options of a run as one frozen record of plain values, which can be saved as JSON."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pruning(Export, Repairing, Scoring, Goal):
-    """How a model, whichever it is, is pruned, timed and exported: all parts that say nothing of model and data.
+    """All options on how a model is pruned, timed and exported, whatever model and data are.
 
-    Every field of a part is a field of this, so that each option has one name everywhere; a stage is handed this as
-    the part that it needs. Raises `InputError` where parts do not go together.
+    It has the fields of all its parts, so that each option has one name everywhere; a stage gets it as the part that it
+    needs. Raises `InputError` for options that contradict each other.
     """
 
     bench: Bench = field(default_factory=Bench, kw_only=True)
@@ -40,7 +40,7 @@ class Pruning(Export, Repairing, Scoring, Goal):
             raise InputError(f"rounds is {self.rounds}; --relevance-share is met in one, leave --rounds out")
 
     def _shorten_budget(self) -> str:
-        """The budget's text in short form; one in milliseconds has the bench's conditions unless it says others."""
+        """The budget's text in short form; a latency budget takes the bench's conditions unless it has its own."""
         from pxcompress.budgets import BUDGETS
 
         budget = BUDGETS.build(self.budget)
@@ -53,7 +53,7 @@ class Pruning(Export, Repairing, Scoring, Goal):
 
     @property
     def open_axes(self) -> OpenAxes:
-        """Which axes of the exported files are open."""
+        """Which axes of exported files may have any size."""
         from pxcompress.types import OpenAxes
 
         return OpenAxes(self.bench.batch_size if self.fixed_batch else None, self.dynamic_size)
@@ -61,7 +61,7 @@ class Pruning(Export, Repairing, Scoring, Goal):
 
 @dataclass(frozen=True)
 class Recipe(Pruning, ModelAndData):
-    """One run: what is given, how small it is to get, how, and what is to be certified of it.
+    """All options of one run: model and data, how small it must become, how, and what is to be certified.
 
     Raises `InputError` for anything unknown or out of range.
     """
@@ -86,7 +86,7 @@ class Recipe(Pruning, ModelAndData):
 
     @property
     def label(self) -> str:
-        """Name of the run folder: model, budget, ratio, to how many classes, and what is guaranteed."""
+        """Name of the run folder, made of model, budget, ratio, number of classes, and guarantee."""
         promise = f"-drop-{self.guarantee.max_drop:g}" if self.guarantee else ""
         if self.guarantee and (scope := self.guarantee.group or self.guarantee.part) != "all":
             promise += f"-{make_file_name(scope)}"
@@ -95,7 +95,7 @@ class Recipe(Pruning, ModelAndData):
 
     @property
     def stem(self) -> str:
-        """Model and budget, as a folder may be named."""
+        """First part of the run folder's name: model and budget."""
         return f"{make_file_name(self.model)}-{self.budget.partition(':')[0]}"
 
     @property
@@ -115,7 +115,7 @@ class Recipe(Pruning, ModelAndData):
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
-        """Read a recipe; unknown keys are refused, the known ones listed."""
+        """Read a recipe from JSON. Raises `InputError` for unknown keys, with a list of the known ones."""
         try:
             return cls.from_dict(json.loads(text))
         except (ValueError, RecursionError) as error:
@@ -123,7 +123,7 @@ class Recipe(Pruning, ModelAndData):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Recipe:
-        """A recipe of plain values, as `to_json` writes them. Raises as `from_json` does."""
+        """Make a recipe from plain values, as `to_json` writes them. Raises as `from_json` does."""
         if not isinstance(content, Mapping):
             raise InputError(f"not a recipe but {short(repr(content), 40)}; expected what recipe.json holds")
         for part, values in ((cls, content), (Bench, content.get("bench")), (Guarantee, content.get("guarantee"))):

@@ -1,4 +1,4 @@
-"""How a pruned model gets back what it lost, and in how many rounds it is pruned."""
+"""The part of a recipe about how a pruned model regains quality, and in how many rounds it is pruned."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from pxcompress.registry import names_in, option
 CLOSED_FORM = ("fold", "least-squares", "batchnorm")
 DEFAULT_REPAIR = (*CLOSED_FORM, "finetune")
 NAMED = {AUTO: DEFAULT_REPAIR, "closed-form": CLOSED_FORM}
-"""Names that stand for several repairs."""
+"""Names that stand for several repairs in a row."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repairing:
-    """The repairs in order, texts like "fold:ridge=0.1" put in short form, after each of so many `rounds` of pruning.
+    """The repairs in order, as texts like "fold:ridge=0.1" in short form, and the number of `rounds` of pruning.
 
-    "auto" stands for `DEFAULT_REPAIR`, "closed-form" for those of them that do not train, () for none. Raises
-    `InputError` for an unknown repair, one given twice, and one that stands before another whose result it needs.
+    All repairs run after each round. "auto" means `DEFAULT_REPAIR`, "closed-form" those of them that do not train, ()
+    none. Raises `InputError` for an unknown repair, for one given twice, and for one in front of another whose result
+    it needs.
     """
 
     repair: Sequence[str] = option(
@@ -51,7 +52,7 @@ class Repairing:
 
 
 def _check_one_each(repairs: Sequence[str]) -> None:
-    """Raise `InputError` where one text names several repairs: commas are for the options of one."""
+    """Raise `InputError` if one text names several repairs; commas separate options of one repair."""
     for text in repairs:
         names = text.partition(":")[0].split(",")
         if len(names) > 1:
@@ -60,7 +61,10 @@ def _check_one_each(repairs: Sequence[str]) -> None:
 
 
 def _check_order(repairs: Sequence[str], phases: Sequence[int]) -> None:
-    """Raise `InputError` where a repair stands twice, or before one of an earlier phase, as a place in `PHASES`."""
+    """Raise `InputError` for a repair that is given twice, or before one of an earlier phase.
+
+    `phases` are the repairs' phases, as positions in `PHASES`.
+    """
     names = [text.partition(":")[0] for text in repairs]
     for name in names:
         if names.count(name) > 1:

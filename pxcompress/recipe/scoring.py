@@ -1,4 +1,4 @@
-"""By what units are scored."""
+"""The part of a recipe about how units are scored."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pxcompress.registry import names_in, option
 AUTO = "auto"
 
 AUTO_SCORERS = ("lrp-residual", "lrp-residual:metric=weights")
-"""Scorers among which held-out samples choose where nothing is said: errors weighed by relevance, or all alike."""
+"""The scorers among which held-out samples choose by default: errors weighed by relevance, or all alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """How units are scored: `scorer` is a text like "lrp:centre=true", checked and put in short form.
+    """How units are scored: `scorer` is a text like "lrp:centre=true", checked and stored in short form.
 
-    "auto" stands for that one of `AUTO_SCORERS` which held-out samples choose. Raises `InputError` for what is unknown.
+    "auto" means the one of `AUTO_SCORERS` that does best on held-out samples. Raises `InputError` for anything unknown.
     """
 
     scorer: str = option(
@@ -40,5 +40,8 @@ class Scoring:
 
     @property
     def scorers(self) -> tuple[str, ...]:
-        """The scorer, or those among which held-out samples choose; the first one where there are none."""
+        """The scorers to try: one, or for "auto" several among which held-out samples choose.
+
+        Without held-out samples the first one is used.
+        """
         return AUTO_SCORERS if self.scorer == AUTO else (self.scorer,)

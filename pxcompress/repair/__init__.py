@@ -1,4 +1,4 @@
-"""How a pruned model gets back what it lost: one method a file, found by itself."""
+"""Repairs: methods by which a pruned model regains quality. One file a method; files are found by themselves."""
 
 from typing import get_args
 

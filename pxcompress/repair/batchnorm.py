@@ -1,4 +1,4 @@
-"""Correct BatchNorm statistics: pruning shifts what every normalisation sees."""
+"""Corrects BatchNorm statistics, since pruning changes the inputs of every normalisation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pxcompress.types import Batches, Phase, Pruned, Repair
 @REPAIRS.register("batchnorm")
 @dataclass(frozen=True)
 class BatchNormStatistics(Repair):
-    """Running mean and variance such that every layer's output has the moments it has in the dense model.
+    """Set running mean and variance so that every BatchNorm's output has the same moments as in the dense model.
 
     Both are taken on the same samples: those at hand are seldom like the ones that the weights were trained on, and
     statistics re-estimated on them alone would change a model of which nothing was removed.
@@ -27,7 +27,10 @@ class BatchNormStatistics(Repair):
     phase: ClassVar[Phase] = "statistics"
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
-        """One pass of the dense and one of the pruned model over `batches`; changes running statistics only."""
+        """Correct the model with one pass of the dense and one of the pruned model over `batches`.
+
+        Changes running statistics only.
+        """
         norms = {
             name: norm for name, norm in _find_norms(pruned.model).items() if name in _find_norms(pruned.whole.dense)
         }
@@ -40,7 +43,7 @@ class BatchNormStatistics(Repair):
 
 
 def _find_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """BatchNorm layers that keep statistics, by name."""
+    """BatchNorm layers with running statistics, by name."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -49,7 +52,7 @@ def _find_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def _find_rows_left(pruned: Pruned) -> dict[str, Tensor]:
-    """The dense rows that every BatchNorm layer still has."""
+    """BatchNorm layer -> the dense channels that it still has."""
     owners = members_by_module(pruned.groups, "out")
     return {
         name: complement(norm.num_features, list_removed_rows(owners.get(name, ()), pruned.plan))
@@ -58,7 +61,7 @@ def _find_rows_left(pruned: Pruned) -> dict[str, Tensor]:
 
 
 def _apply_(norm: _BatchNorm, change: Change) -> None:
-    """Change statistics, in place, as if the layer's input y were s y + t."""
+    """Change running statistics in place, with the same effect as replacing the layer's input y by s y + t."""
     scale, shift = change
     assert norm.running_mean is not None
     assert norm.running_var is not None

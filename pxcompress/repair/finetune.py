@@ -1,4 +1,4 @@
-"""Some steps of training towards the dense model's predictions: for what the closed-form repairs leave over.
+"""A short training towards the dense model's predictions, for losses that closed-form repairs leave.
 
 Distillation without labels (Hinton et al., https://arxiv.org/abs/1503.02531) in which both models see the same moved
 images (Beyer et al., https://arxiv.org/abs/2106.05237): the loss is T^2 KL(dense / T || slim / T) over the classes or,
@@ -53,19 +53,19 @@ from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.types import Batch, Batches, Phase, Pruned, Repair
 
 WARM_UP = 0.1
-"""Share of the steps of a cycle in which the learning rate rises."""
+"""Share of a cycle's steps in which the learning rate rises."""
 
 NEXT_RATE = 0.2
-"""Highest learning rate of a cycle, as a share of that of the one before it."""
+"""Highest learning rate of a cycle, as a share of the previous cycle's."""
 
 RATE_TOO_HIGH = 2.0
-"""A cycle ends where held-out samples have this many times the least error so far."""
+"""A cycle ends early once the error on held-out samples is this many times the least error so far."""
 
 CHECKS = 12
-"""Most evaluations on held-out samples, spread evenly over the steps."""
+"""Most evaluations on held-out samples, evenly spread over the steps."""
 
 PASSES, MOST_STEPS = 5, 300
-"""How long training takes where nothing is said: about as long as the rest of a run, 15 to 20 forward passes."""
+"""Default length of training, about as long as the rest of a run: passes over the samples, and most steps."""
 
 LONGER, SMALL_WORK = 4, 3e12
 """Small models train so many times as long, where that is at most so many MACs: a minute on two CPU cores."""
@@ -74,13 +74,16 @@ CROPPED_SIDE = 128
 """Pixels from which on a part of an image still shows what it is of; smaller images are moved as a whole."""
 
 SAVE_SECONDS = 60.0
-"""Time between two checkpoints, seconds."""
+"""Seconds between two checkpoints."""
 
 
 @REPAIRS.register("finetune")
 @dataclass(frozen=True)
 class FineTune(Repair):
-    """AdamW towards the dense model's predictions, without labels; what does best on held-out samples is kept."""
+    """Train with AdamW towards the dense model's predictions, without labels.
+
+    The best weights on held-out samples win.
+    """
 
     phase: ClassVar[Phase] = "train"
     costly: ClassVar[bool] = True
@@ -104,7 +107,7 @@ class FineTune(Repair):
 
     @property
     def needs_labels(self) -> bool:
-        """Whether it takes labels (n,) and logits (n, classes)."""
+        """Whether it trains on labels (n,), which needs logits (n, classes)."""
         return self.labels
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
@@ -147,9 +150,10 @@ class FineTune(Repair):
         return pruned
 
     def _usual_steps(self, samples: int, macs: int) -> int:
-        """As many as `PASSES` over all processes' samples take, of which this one has `samples`, `MOST_STEPS` at most.
+        """The default number of steps: `PASSES` over the samples of all processes, but at most `MOST_STEPS`.
 
-        More for small models; `macs` are those of training on one sample.
+        `samples` is the number in this process, `macs` are those of training on one sample. Small models train up to
+        `LONGER` times as long, for `SMALL_WORK` MACs at most.
         """
         everyone = int(sum_over_processes(torch.tensor(samples)))
         samples_of_step = self.batch_size * self.accumulate * processes()
@@ -157,7 +161,7 @@ class FineTune(Repair):
         return max(usual, min(LONGER * usual, int(SMALL_WORK / (macs * samples_of_step))))
 
     def _within(self, size: int) -> FineTune:
-        """These options with batches of at most `size` samples, and no fewer samples in a step."""
+        """A copy of these options with batches of at most `size` samples, and as many samples in a step as before."""
         if self.batch_size <= size:
             return self
         return replace(self, batch_size=size, accumulate=self.accumulate * -(-self.batch_size // size))
@@ -165,7 +169,7 @@ class FineTune(Repair):
 
 @dataclass
 class _Progress:
-    """How far a training is: its cycle of learning rates, in steps, and the error of the best weights so far."""
+    """The state of a training in numbers: step, cycle of the learning rate, and the least error so far."""
 
     cycle_end: int
     step: int = 0
@@ -175,7 +179,7 @@ class _Progress:
 
 
 class _Training:
-    """A slim model on its way: its weights, those that did best, the optimiser, and how far it is."""
+    """A training in progress: the model's weights, the best weights so far, the optimiser, and the progress."""
 
     def __init__(self, options: FineTune, model: nn.Module, aim: Objective, seed: int) -> None:
         self._options = options
@@ -189,7 +193,7 @@ class _Training:
         self._progress = _Progress(cycle_end=-(-options.steps // 2))
 
     def run(self, feed: ShuffledBatches, judge: Validation | None, path: Path) -> None:
-        """Train to the end, from the checkpoint in `path` on where there is one; what did best is in the model then."""
+        """Train to the end, resuming from the checkpoint in `path` if there is one; the model gets the best weights."""
         self._model.zero_grad()
         self._resume(path)
         options, progress = self._options, self._progress
@@ -212,7 +216,10 @@ class _Training:
             path.unlink()
 
     def _begin_cycle(self) -> None:
-        """Go on from the best weights at a lower rate: for half of the steps left if the first cycle was cut short."""
+        """Start a new cycle from the best weights at a lower learning rate.
+
+        It lasts to the end, or for half of the remaining steps if the cycle before was cut short.
+        """
         progress, steps = self._progress, self._options.steps
         self._put(self._best)
         self._optimizer = adamw(self._model, self._options.learning_rate, weight_decay=0.0)
@@ -222,7 +229,10 @@ class _Training:
         progress.cycle_end = steps if is_last else steps - (steps - progress.step) // 2
 
     def _step(self, batches: Iterator[Batch]) -> None:
-        """One step of the optimiser. What it draws follows from the seed and its number alone: it can be redone."""
+        """Make one step of the optimiser.
+
+        Its randomness depends on the seed and its number alone, so it can be repeated.
+        """
         options, progress = self._options, self._progress
         torch.manual_seed(mix_seed(self._seed, 1 + rank(), progress.step))
         total = 0.0
@@ -262,9 +272,10 @@ class _Training:
         return self._aim.loss(outputs, target, labels)
 
     def _check(self, judge: Validation) -> bool:
-        """Keep the weights if they do better than all before; true where they do so badly that the rate is too high.
+        """Evaluate the weights and store them if they are the best so far.
 
-        The share of wrong answers, which counts with labels, jumps too much to tell that.
+        Returns whether the learning rate is too high. The share of wrong answers, which counts with labels, jumps too
+        much to tell that.
         """
         error = judge(self._model)
         if error < self._progress.error:
@@ -278,7 +289,7 @@ class _Training:
                 self._weights[name].copy_(value)
 
     def _save(self, path: Path) -> None:
-        """Keep where the training stands. A full or read-only disk costs only the checkpoint."""
+        """Write a checkpoint. If the disk is full or read-only, only the checkpoint is missing."""
         parts: dict[str, dict[str, Tensor]] = {"weights": {**self._weights}, "best": self._best}
         for name, value in self._weights.items():
             for kind, moment in self._optimizer.state[value].items():
@@ -290,7 +301,7 @@ class _Training:
                 save_file(state, beside, metadata={"progress": json.dumps(asdict(self._progress))})
 
     def _resume(self, path: Path) -> None:
-        """Go on from the checkpoint in `path`; from the start where not every process has one of the same step."""
+        """Load the checkpoint in `path`; start anew unless all processes have one, of the same step."""
         progress, state = self._progress, dict[str, Tensor]()
         with (
             suppress(OSError, SafetensorError, TypeError),
@@ -330,7 +341,7 @@ def _to_plain(tensor: Tensor) -> Tensor:
 
 
 def _hash_samples(batches: Batches) -> tuple[int, str]:
-    """How many samples there are, and the sha256 of all of them."""
+    """Number of samples, and the sha256 of all of them."""
     samples, digest = 0, hashlib.sha256()
     for inputs, labels in batches:
         samples += len(inputs)
@@ -339,7 +350,7 @@ def _hash_samples(batches: Batches) -> tuple[int, str]:
 
 
 def _hash(model: nn.Module) -> str:
-    """sha256 of a model's values, and of which of them are trained."""
+    """sha256 of a model's values, and of which parameters are trained."""
     digest = hashlib.sha256(repr([(name, value.requires_grad) for name, value in model.named_parameters()]).encode())
     _add(digest, model.state_dict().values())
     return digest.hexdigest()

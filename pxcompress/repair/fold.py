@@ -1,4 +1,4 @@
-"""Fold what the removed units carried into the ones that stay: closed form, no labels, no training.
+"""Folds what removed units carried into the remaining ones, in closed form, without labels or training.
 
 The removed inputs P of a layer are predicted from the kept ones S, x_P = B x_S + c, by ridge regression on the dense
 model's moments; its weights take the prediction over: W_S += W_P B, bias += W_P c.
@@ -24,7 +24,9 @@ from pxcompress.types import Batches, Phase, Pruned, Repair
 @REPAIRS.register("fold")
 @dataclass(frozen=True)
 class Fold(Repair):
-    """Ridge prediction of removed inputs from kept ones, folded into every consumer's weights."""
+    """Predict removed inputs from kept ones by ridge regression, and fold the prediction into the next layers'
+    weights.
+    """
 
     phase: ClassVar[Phase] = "absorb"
 
@@ -42,7 +44,7 @@ class Fold(Repair):
     )
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
-        """Fold into all consumers of pruned groups; moments come from one pass of the dense model over `batches`."""
+        """Change the weights of all layers that lost inputs, from one pass of the dense model over `batches`."""
         layers = find_consumers(pruned)
         inputs_of = collect_moments(pruned.dense, {layer.name: layer.layout for layer in layers}, batches)
         for layer in layers:
@@ -51,7 +53,9 @@ class Fold(Repair):
         return pruned
 
     def _delta(self, layer: Consumer, input_moments: InputMoments) -> tuple[Tensor, Tensor | None]:
-        """What to add to the kept weights (outputs, inputs, ...) and, if centred, to the bias (outputs,)."""
+        """The change of the kept weights (outputs, inputs, ...) and, if means are subtracted, of the bias
+        (outputs,).
+        """
         weight: Tensor = layer.dense.weight  # type: ignore[assignment]
         features, taps = layer.layout.shape
         is_centred = self._is_centred(layer.dense)
@@ -88,7 +92,9 @@ class Fold(Repair):
         removed_weights: Tensor,
         is_centred: bool,
     ) -> float:
-        """The one whose error at the outputs is least on the half of the samples that is not fitted to."""
+        """The ridge strength with the least output error on the half of the samples that the regression is not fitted
+        to.
+        """
         if not input_moments.folds:
             return RIDGES[USUAL]
         fit, check = input_moments.folds[0]
@@ -104,12 +110,16 @@ class Fold(Repair):
 
 
 def _second_moments(moments: Moments, fit: Moments, span: slice, is_centred: bool) -> Tensor:
-    """Second moments of the features in `span`, around the mean of `fit` if centred, around zero if not."""
+    """Second moments of the features in `span`, around the mean of `fit` if `is_centred`, else around zero."""
     return (moments.around(fit.mean) if is_centred else moments.second)[span, span]
 
 
 def _output_error(matrix: Tensor, parts: tuple[Tensor, Tensor], removed_weights: Tensor, predict: Tensor) -> float:
-    """tr(W E W^T) with E the second moment of x_P - B x_S and W the `removed_weights` (outputs, removed, taps)."""
+    """Mean squared error of a layer's outputs, tr(W E W^T), when removed inputs are predicted as `predict` @ kept.
+
+    E is the second moment of x_P - B x_S, with P the removed and S the kept features, and W the `removed_weights`
+    (outputs, removed, taps).
+    """
     kept_features, removed_features = parts
     cross = predict @ matrix[kept_features][:, removed_features]
     residual = (
@@ -123,7 +133,7 @@ def _output_error(matrix: Tensor, parts: tuple[Tensor, Tensor], removed_weights:
 
 
 def _solve_ridge(matrix: Tensor, kept_features: Tensor, removed_features: Tensor, ridge: float) -> Tensor:
-    """B = Q_PS (Q_SS + lambda I)^-1, (removed, kept), with lambda = ridge * mean diagonal of Q_SS."""
+    """The regression B = Q_PS (Q_SS + lambda I)^-1, (removed, kept), with lambda = ridge * mean diagonal of Q_SS."""
     kept_features, removed_features = kept_features.to(matrix.device), removed_features.to(matrix.device)
     block = matrix[kept_features][:, kept_features].clone()
     level = ridge * block.diagonal().mean() + 1e-12

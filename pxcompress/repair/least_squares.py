@@ -1,4 +1,4 @@
-"""Refit the layers behind a removal, in the order they run in: least squares on what the dense model computes.
+"""Refits the layers behind removed units, in the order they run: least squares towards the dense model's outputs.
 
 A layer's update D minimises E[w |D x - r|^2] + lambda |D|^2: x is its input in the slim model as repaired so far, and r
 what its output lacks of the dense model's at the same sample and position, so that D also makes up for earlier layers.
@@ -41,34 +41,34 @@ RIDGES = (10.0, 1.0, 1e-1, 1e-2)
 
 ROWS_PER_INPUT = 16
 ROWS_PER_SAMPLE = 64
-"""Rows that a sample gives, where it has as many positions: more samples than that takes are not read."""
+"""Most positions of a sample that are used as rows of the regression."""
 
 ROUNDING = 1e-9
-"""Added to the variance of the inputs, as a share of their mean square: what float32 inputs that are alike vary by."""
+"""Added to the variance of the inputs, as a share of their mean square, to cover rounding of float32 inputs."""
 
 WIDEST = 8192
-"""Inputs of an output up to which a layer is refitted: it takes about five matrices of their square, in float64."""
+"""Most inputs an output of a layer that is refitted, which takes about five float64 matrices of their square."""
 
 MEMORY_BYTES = 1 << 29
-"""What the rows of the dense model may take at a time, and the matrices of layers that are refitted together."""
+"""Most memory at a time for rows of the dense model, and for matrices of layers refitted together, bytes."""
 
 EXACT_BYTES = 1 << 24
-"""Float32 rows of one layer beyond which they are kept in half precision; sums over them stay float64."""
+"""Size of a layer's float32 rows above which they are stored in half precision; sums over them stay float64."""
 
 LARGEST_HALF = 1024.0
-"""What the largest number of rows in half precision becomes."""
+"""Value to which the largest number is scaled when rows are stored in half precision."""
 
 TOGETHER = 3
-"""Layers of a wave at most. Each makes up for the errors before it as if the others did not: many of them overshoot."""
+"""Most layers refitted together (a wave). Each corrects the errors before it alone: too many overshoot."""
 
 PLAIN = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
-"""What a subclass must not have replaced: with a padding of its own, say, its inputs are not those that we take."""
+"""Forward methods of layers that can be refitted; a subclass with its own forward may read other inputs."""
 
 
 @REPAIRS.register("least-squares")
 @dataclass(frozen=True)
 class LeastSquares(Repair):
-    """Least-squares refit of every convolution and linear layer that lost inputs; of all it does harm with few data."""
+    """Refit every layer that lost inputs by least squares. With few data, refitting all layers does harm."""
 
     waves: int = option(16, "parts in which layers are refitted, each with those before it repaired", low=1, high=9999)
     rows: int = option(
@@ -109,7 +109,7 @@ class LeastSquares(Repair):
     def _rows(
         self, model: nn.Module, parts_by_layer: Mapping[_Layer, int], batches: Batches
     ) -> dict[_Layer, list[_Rows]]:
-        """Rows of the dense model's outputs, drawn from as many batches, in all processes, as `parts_by_layer` says."""
+        """Rows of the dense model's outputs, drawn from the first `parts_by_layer` batches of all processes."""
         rows_by_layer: dict[_Layer, list[_Rows]] = {layer: [] for layer in parts_by_layer}
 
         def hook(layer: _Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -138,20 +138,20 @@ class LeastSquares(Repair):
         return rows_by_layer
 
     def _weighs_by_relevance(self, model: nn.Module) -> bool:
-        """Half the MACs of glyphs' U-Net and detector: 5.7 and 4.2 points lost with rows alike, 6.2 each weighted."""
+        """Whether rows are weighted by relevance; "auto": for classifiers (U-Net: 6.2 points lost, 5.7 without)."""
         several = isinstance(model, Adapter) and model.signature_.logits is not None
         return self.weighting == "relevance" or (self.weighting == "auto" and not several)
 
 
 def _count_parts(wave: Sequence[_Layer], parts: int, samples: int) -> int:
-    """How many of the `parts` batches, with `samples` in all, a wave is fitted to."""
+    """Number of batches, of `parts` with `samples` in all, that suffice to fit the layers of a wave."""
     needed_samples = max(layer.rows / min(layer.positions, ROWS_PER_SAMPLE) for layer in wave)
     return max(1, min(parts, math.ceil(parts * needed_samples / samples)))
 
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """A layer to refit, to `rows` rows; `outputs` are the dense layer's output rows that are still there.
+    """A layer to refit on `rows` rows; `outputs` are the dense layer's output rows that remain.
 
     A sample gives a row at each of `positions`.
     """
@@ -164,30 +164,30 @@ class _Layer:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Groups of a grouped convolution, outputs of a group, inputs of an output."""
+        """Number of convolution groups, outputs in a group, and inputs of an output."""
         weight: Tensor = self.slim.weight  # type: ignore[assignment]
         groups = getattr(self.slim, "groups", 1)
         return groups, len(weight) // groups, weight[0].numel()
 
     @property
     def sum_bytes(self) -> int:
-        """Memory of two float64 matrices (inputs, inputs) of every convolution group, bytes."""
+        """Memory for two float64 matrices (inputs, inputs) of every convolution group, bytes."""
         groups, _, inputs = self.shape
         return 2 * 8 * groups * inputs**2
 
     def row_type(self, rows: int) -> torch.dtype:
-        """What so many of the dense model's output rows are kept in."""
+        """Type in which `rows` of the dense model's output rows are stored."""
         return torch.float16 if 4 * rows * len(self.outputs) > EXACT_BYTES else torch.float32
 
     @property
     def row_bytes(self) -> int:
-        """Most memory that the dense model's output rows take, bytes."""
+        """Most memory for the dense model's output rows, bytes."""
         return self.row_type(self.rows).itemsize * self.rows * len(self.outputs)
 
 
 @dataclass(eq=False)
 class _Rows:
-    """Rows of one batch at a layer: `places` (m,) among samples and positions, and what the dense model gives there.
+    """Rows drawn from one batch at a layer: `places` (m,) among samples and positions, and the dense outputs there.
 
     That is `values` (m, kept outputs) times `scale`. `weights` is (m,) float64; `fits` (m,) says which half of the
     samples a row is from.
@@ -201,16 +201,16 @@ class _Rows:
 
     @property
     def dense(self) -> Tensor:
-        """(m, kept outputs), float32."""
+        """The dense model's outputs at these rows, (m, kept outputs) float32."""
         return self.values.float() * self.scale
 
     def weigh_(self, layer: _Layer, gradient: Tensor) -> None:
-        """Add the power of `gradient`, (n, outputs, positions ...), to the weights."""
+        """Add the squared `gradient` (n, outputs, positions ...) at these rows to their weights."""
         self.weights += _pick_rows(gradient, self.places)[:, layer.outputs].double().square().sum(1)
 
 
 def _draw_rows(layer: _Layer, values: Tensor, counted: Tensor | None, turn: int, parts: int) -> _Rows:
-    """Rows of the batch number `turn` out of `parts`: the same whenever it is asked for; `values` (n, outputs, ...).
+    """Draw rows from batch number `turn` of `parts`, always the same ones; `values` are (n, outputs, ...).
 
     Of texts only positions that are `counted` (n, length).
     """
@@ -232,7 +232,7 @@ def _draw_rows(layer: _Layer, values: Tensor, counted: Tensor | None, turn: int,
 
 @dataclass(eq=False)
 class _Sums:
-    """Sums over weighted rows, float64: x is an input row with a 1 behind it, r what the output lacks there.
+    """Sums over weighted rows, float64: x is an input row with a 1 appended, r the error of the outputs there.
 
     `gram` is sum w x x^T (groups, inputs + 1, inputs + 1), `cross` sum w r x^T (groups, outputs, inputs + 1), `power`
     sum w |r|^2.
@@ -244,13 +244,13 @@ class _Sums:
 
     @classmethod
     def of(cls, layer: _Layer) -> _Sums:
-        """Sums of no rows."""
+        """Sums without any rows, all zero."""
         groups, outputs, inputs = layer.shape
         sizes = ((groups, inputs + 1, inputs + 1), (groups, outputs, inputs + 1), ())
         return cls(*(torch.zeros(size, dtype=torch.float64, device=layer.outputs.device) for size in sizes))
 
     def add_(self, inputs: Tensor, lack: Tensor, weights: Tensor) -> None:
-        """Add rows: inputs (groups, m, inputs), lack (groups, m, outputs), weights (m,)."""
+        """Add rows: inputs (groups, m, inputs), errors `lack` (groups, m, outputs) and weights (m,)."""
         x = F.pad(inputs.double(), (0, 1), value=1.0)
         weighted_rows = x * weights[:, None]
         self.gram.baddbmm_(weighted_rows.transpose(1, 2), x)
@@ -258,11 +258,11 @@ class _Sums:
         self.power += (lack.double().square() * weights[:, None]).sum()
 
     def sum_processes(self) -> _Sums:
-        """The sums of all processes."""
+        """The sums added up over all processes."""
         return _Sums(sum_over_processes(self.gram), sum_over_processes(self.cross), sum_over_processes(self.power))
 
     def update(self, ridge: float) -> Tensor:
-        """D and d for which D x + d is nearest to r, lambda = ridge * mean variance: (groups, outputs, inputs + 1).
+        """Ridge regression of r on x, as [D d] (groups, outputs, inputs + 1), lambda = ridge * mean variance.
 
         Where inputs hardly vary, or the numbers fail, D is 0 or nearly so: there is nothing to learn it from.
         """
@@ -280,18 +280,18 @@ class _Sums:
         return torch.cat([weight, lack - weight @ mean], 2)
 
     def error(self, update: Tensor) -> float:
-        """Sum w |D x + d - r|^2."""
+        """The squared error that an update leaves, sum w |D x + d - r|^2."""
         return float(self.power + (update * (update @ self.gram - 2 * self.cross)).sum())
 
 
 class _WaveFinished(Exception):
-    """The last layer of a wave has run; what follows is not needed."""
+    """Raised to stop a pass once the last layer of a wave has run."""
 
 
 def _collect_sums(
     model: nn.Module, wave: Sequence[_Layer], rows: dict[_Layer, list[_Rows]], batches: Batches
 ) -> dict[_Layer, tuple[_Sums, _Sums]]:
-    """What a refit needs, for each half of the samples: a pass of the slim model, up to the last layer of the wave."""
+    """Sums for a refit, one for each half of the samples, by a slim pass up to the last layer of the wave."""
     sums = {layer: (_Sums.of(layer), _Sums.of(layer)) for layer in wave}
     turns = len(rows[wave[0]])
     streams = {layer: iter(rows.pop(layer)) for layer in wave}
@@ -321,7 +321,7 @@ def _collect_sums(
 
 
 def _refit_(layer: _Layer, fit: _Sums, check: _Sums) -> None:
-    """Update a layer with the ridge that does best on `check`, unless none is better than no update."""
+    """Update a layer with the ridge that does best on `check`, unless every update is worse than none."""
     errors = {ridge: check.error(fit.update(ridge)) for ridge in RIDGES}
     best_ridge = min(RIDGES, key=lambda ridge: errors[ridge])
     if errors[best_ridge] < float(check.power):
@@ -332,7 +332,7 @@ def _refit_(layer: _Layer, fit: _Sums, check: _Sums) -> None:
 
 
 def _find_layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
-    """The layers that lost inputs, in the order they run in."""
+    """The layers to refit, which lost inputs, in the order they run."""
     positions: dict[str, list[int]] = {}
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -362,7 +362,7 @@ def _find_layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
 
 
 def _split_by_size(items: Iterable[T], size: Callable[[T], float]) -> list[list[T]]:
-    """Consecutive items whose sizes add up to 1 at most; a larger one stands alone."""
+    """Lists of consecutive items whose sizes sum to at most 1; a larger item is alone."""
     runs: list[list[T]] = []
     room = 0.0
     for item in items:
@@ -375,12 +375,12 @@ def _split_by_size(items: Iterable[T], size: Callable[[T], float]) -> list[list[
 
 
 def _channels_first(value: Tensor, module: nn.Module) -> Tensor:
-    """A layer's input or output as (n, rows, positions ...)."""
+    """A layer's input or output as (n, rows, positions ...), with channels as rows."""
     return value.movedim(-1, 1) if isinstance(module, nn.Linear) else value
 
 
 def _unfold_patches(value: Tensor, module: nn.Module) -> Tensor:
-    """What a layer reads for each output position: a view (n, input rows, positions ..., taps of the kernel ...)."""
+    """A layer's inputs for each output position: a view (n, input rows, positions ..., kernel taps ...)."""
     if not isinstance(module, _ConvNd):
         return _channels_first(value, module)
     if any(module._reversed_padding_repeated_twice):

@@ -1,4 +1,4 @@
-"""Put the mean of what the removed units carried into the biases: the least that a repair can do."""
+"""Adds the mean effect of removed units to biases, the simplest repair."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ from pxcompress.types import Batches, Phase, Pruned, Repair
 @REPAIRS.register("mean-absorption")
 @dataclass(frozen=True)
 class MeanAbsorption(Repair):
-    """bias += W_P E[x_P] in every consumer. A centred fold does this too: give one of the two."""
+    """Add what removed units contributed on average to the next layers' biases: bias += W_P E[x_P].
+
+    A centred fold does this too: give one of the two.
+    """
 
     phase: ClassVar[Phase] = "absorb"
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
-        """One pass of the dense model over `batches`. At zero-padded borders the mean is put in as well."""
+        """Change the biases of all layers that lost inputs, from one pass of the dense model over `batches`.
+
+        The mean is also added at borders that are padded with zeros.
+        """
         layers = find_consumers(pruned)
         inputs_of = collect_moments(pruned.dense, {layer.name: layer.layout for layer in layers}, batches)
         for layer in layers:

@@ -1,4 +1,4 @@
-"""What a slim model is trained towards, the dense model's outputs or labels too, and how far it is from there."""
+"""The objective of training a slim model: to follow the dense model's outputs, and labels if asked for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOGITS = "logits"
 
 
 class Objective:
-    """What a slim model is to follow: the dense model and, where asked for, the labels too."""
+    """What a slim model is trained towards: the dense model's outputs and, if asked for, labels."""
 
     def __init__(self, dense: nn.Module, temperature: float, labels: bool) -> None:
         self.dense = dense
@@ -28,7 +28,7 @@ class Objective:
         self._labels = labels
 
     def loss(self, outputs: Outputs, target: Outputs, labels: Tensor) -> Tensor:
-        """Mean over samples of what is minimised. `target` are the dense model's outputs."""
+        """The loss to minimise, a mean over samples. `target` are the dense model's outputs."""
         if isinstance(self.dense, Adapter):
             return _distances(self.dense, outputs, target).mean().float()
         logits = outputs[LOGITS]
@@ -44,7 +44,10 @@ class Objective:
         return loss + F.cross_entropy(logits, labels)
 
     def error(self, outputs: Outputs, target: Outputs, labels: Tensor) -> float:
-        """Sum over samples of what weights are chosen by: the distance or, where labels count, wrong answers."""
+        """The error by which weights are chosen, summed over samples: distance from the dense model, or wrong answers.
+
+        Wrong answers count if labels are used.
+        """
         if isinstance(self.dense, Adapter):
             return float(_distances(self.dense, outputs, target).sum())
         if self._labels:
@@ -53,9 +56,9 @@ class Objective:
 
 
 def named_predictions(model: nn.Module, inputs: Tensor) -> Outputs:
-    """A classifier's `LOGITS` (n, classes); of an adapted module all outputs (n, ...) by name.
+    """A model's outputs by name: `LOGITS` (n, classes) for a classifier, all outputs (n, ...) for an adapted module.
 
-    Where they have a value for every position of a text, those of padding are 0.
+    If they have a value for every position of a text, those of padding are 0.
     """
     if not isinstance(model, Adapter):
         return {LOGITS: model(inputs).float()}
@@ -71,10 +74,10 @@ def named_predictions(model: nn.Module, inputs: Tensor) -> Outputs:
 
 
 def _distances(dense: Adapter, outputs: Outputs, target: Outputs) -> Tensor:
-    """How far `outputs` are from the dense model's, (n,).
+    """Distance of `outputs` from the dense model's for every sample, (n,).
 
-    By the task's divergence where it wants that, else as a mean over the outputs that are floating-point numbers of
-    their squared errors over the variance of the dense ones.
+    It is the task's divergence if it has one, else the mean over floating-point outputs of their squared errors over
+    the variance of the dense ones.
     """
     if dense.signature_.divergence is not None:
         return dense.signature_.divergence(outputs, target)
@@ -83,13 +86,16 @@ def _distances(dense: Adapter, outputs: Outputs, target: Outputs) -> Tensor:
 
 
 def _divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(target / T || logits / T), summed over samples; the factor keeps the size of gradients."""
+    """T^2 KL(target / T
+
+    logits / T), summed over samples, with temperature T; T^2 keeps the size of gradients.
+    """
     log_slim, log_dense = (logits / temperature).log_softmax(1), (target / temperature).log_softmax(1)
     return temperature**2 * F.kl_div(log_slim, log_dense, reduction="sum", log_target=True)
 
 
 class Validation:
-    """How wrong a model is on held-out samples, on average."""
+    """A function from a model to its mean error on held-out samples; it stores the dense model's outputs for that."""
 
     def __init__(self, aim: Objective, held_out: Batches, samples: int, device: torch.device) -> None:
         self._aim = aim
@@ -99,7 +105,7 @@ class Validation:
         self._targets = [target for target, _ in self._outputs(aim.dense)]
 
     def __call__(self, model: nn.Module) -> float:
-        """Mean of the aim's error, with the model's weights as they are."""
+        """Mean error of `model`, with its present weights, over the held-out samples of all processes."""
         pairs = zip(self._outputs(model), self._targets, strict=True)
         error = sum(self._aim.error(outputs, target, labels) for (outputs, labels), target in pairs)
         total, samples = sum_over_processes(
@@ -108,7 +114,7 @@ class Validation:
         return float(total / samples)
 
     def _outputs(self, model: nn.Module) -> Iterator[tuple[Outputs, Tensor]]:
-        """Outputs and labels, batch by batch."""
+        """The model's outputs and the labels, batch by batch."""
         for inputs, labels in self._held_out:
             with torch.no_grad():
                 outputs = named_predictions(model, inputs.to(self._device))

@@ -1,4 +1,4 @@
-"""Give layers the output mean and variance that they had, in nets without BatchNorm whose statistics could change."""
+"""Restores the mean and variance of layers' outputs, for nets without BatchNorm, whose statistics could be changed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pxcompress.types import Batch, Batches, Phase, Pruned, Repair
 @REPAIRS.register("variance-matching")
 @dataclass(frozen=True)
 class VarianceMatching(Repair):
-    """Scale and shift every output of a consumer so that its mean and variance are those it had in the dense model."""
+    """Scale and shift the outputs of layers that lost inputs, so that mean and variance are the dense model's."""
 
     phase: ClassVar[Phase] = "statistics"
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
-        """One pass of the dense and one of the pruned model over `batches`; a layer sees those before it matched.
+        """Match layers from one pass of the dense and one of the pruned model; later layers see earlier ones matched.
 
         Layers whose outputs go straight into BatchNorm are left to the repair `batchnorm`.
         """

@@ -1,4 +1,4 @@
-"""Which of all measured models to ship: a table, a picture, and one sentence, also where it is not the pruned one."""
+"""Which of all measured models to ship: a table, a picture and one sentence, whether or not it is the pruned one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pxcompress.report.record import Report
 from pxcompress.report.summary import format_bytes, format_change_span, format_count, format_milliseconds, format_span
 
 NEAR = 0.05
-"""Share by which a latency may be above what was asked for: what is noise on an idle machine."""
+"""Share by which a latency may exceed the requested one, for noise on an idle machine."""
 
 COLUMNS = ("model", "input", "p50", "size", "MACs", "quality", "change to dense")
 
@@ -17,7 +17,7 @@ Cells = tuple[str, ...]
 
 
 def describe_choice(report: Report) -> str:
-    """What to ship for the asked milliseconds, in one sentence with intervals; empty without rivals."""
+    """One sentence on which model to ship for the requested latency, with intervals; "" without other models."""
     if not report.contenders:
         return ""
     limit, words = _find_limit(report)
@@ -46,7 +46,7 @@ _OURS = ("pruned", "pruned-int8")
 
 
 def list_contenders(report: Report) -> Sequence[Cells]:
-    """One row a model under `COLUMNS`, fastest first; a star where none measured is both as fast and as good."""
+    """Table rows, one a model, fastest first; a star marks models that no other one beats in speed and quality."""
     metric = report.metric
     rows = []
     for each in sorted(report.contenders, key=lambda each: each.latency_ms.p50):
@@ -67,7 +67,7 @@ def list_contenders(report: Report) -> Sequence[Cells]:
 
 
 def is_best_at_its_speed(one: Contender, report: Report) -> bool:
-    """Whether no other model is at least as fast and at least as good, and better in one of both (Pareto)."""
+    """Whether no other model is at least as good in speed and quality, and better in one of them (Pareto)."""
 
     def figures(of: Contender) -> tuple[float, float]:
         return -of.latency_ms.p50, report.metric.gain(of.quality.value)
@@ -80,7 +80,7 @@ def is_best_at_its_speed(one: Contender, report: Report) -> bool:
 
 
 def _find_limit(report: Report) -> tuple[float, str]:
-    """The milliseconds that a call may take, and whence they are, in words."""
+    """The most milliseconds that a call may take, and words on where that limit comes from."""
     dense, pruned = report.contenders[:2]
     if report.recipe.latency_ms is not None:
         return report.recipe.latency_ms, f"{report.recipe.latency_ms:g} ms a call"
@@ -98,7 +98,7 @@ def _format_figures(of: Contender, report: Report) -> str:
 
 
 def _describe_difference(of: Contender, report: Report) -> str:
-    """How a model compares with the pruned one on the same samples."""
+    """Text on how a model's quality compares with the pruned one's on the same samples."""
     metric, change = report.metric, of.beside_pruned
     text = f"{metric.format_change(change.value)} ({format_change_span(change, metric)}) {metric.change_unit}".rstrip()
     return f"; {text} against the pruned model" + ("" if change.is_shown else ", no difference shown")

@@ -1,4 +1,4 @@
-"""report.json: the report's fields as they are named in `record.Report`, nested records as objects."""
+"""Reads and writes report.json, whose keys are the fields of `record.Report`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pxcompress.report.record import Report
 
 
 def to_json(report: Report) -> str:
-    """report.json as ASCII text, `schema_version` first. Raises `ValueError` for NaN and infinity: JSON lacks them."""
+    """The text of report.json, ASCII, `schema_version` first. Raises `ValueError` for NaN and infinity."""
     content = {"schema_version": report.schema_version, **dataclasses.asdict(report)}
     return json.dumps(content, indent=1, allow_nan=False)
 
 
 def from_json(text: str) -> Report:
-    """The report that `to_json` wrote. `InputError` names the key that is unknown, missing or of the wrong type."""
+    """Read a report that `to_json` wrote. `InputError` names the key that is unknown, missing or of the wrong type."""
     report = read_record(Report, text, "report.json")
     if report.metric.unit == "share":
         for name, quality in _list_qualities(report).items():
@@ -32,19 +32,19 @@ def from_json(text: str) -> Report:
 
 
 def _list_qualities(report: Report) -> dict[str, float]:
-    """The quality of every model, by where it stands in the file."""
+    """The quality of every model in the report, by its key in the file."""
     qualities = {"dense": report.dense.quality, "pruned": report.pruned.quality}
     qualities |= {f"targets.{place}": of.quality for place, of in enumerate(report.targets)}
     return {name: quality.value for name, quality in qualities.items()}
 
 
 def read_report(folder: Path) -> Report:
-    """The report of a run folder. Raises as `from_json` does, and where there is none."""
+    """The report of a run folder. Raises as `from_json` does, and if there is none."""
     return from_json(read_text(folder / "report.json", "give a run folder"))
 
 
 def check_files(folder: Path, sha256: Mapping[str, str]) -> None:
-    """Raise `InputError` where a file of a run folder is not the one that had this hash; files may be missing."""
+    """Raise `InputError` for a file of a run folder whose hash is not the recorded one; files may be missing."""
     for name, digest in sha256.items():
         file = folder / name
         if file.parent != folder:
@@ -56,6 +56,6 @@ def check_files(folder: Path, sha256: Mapping[str, str]) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of a file, in hexadecimal."""
+    """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""A Markdown model card: what the model is, what it costs and can do, how to run it, what it is not good for."""
+"""Writes a model card in Markdown: what the model is, what it costs, how to run it, and its limits."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from pxcompress.report.summary import (
 from pxcompress.report.targets import list_columns, list_targets
 
 _CLASSES = 20
-"""Class names that a card lists; the ONNX file has all."""
+"""Most class names that a card lists; the ONNX file has all."""
 
 
 def to_card(report: Report) -> str:
-    """The card as Markdown; what the user named (classes, folder, notes) cannot become markup."""
+    """The model card as Markdown; names given by the user (classes, folder, notes) are escaped."""
     model, images = _escape_text(report.recipe.model), takes_images(report)
     classes = list_some([f"`{_escape_code(name)}`" for name in report.data.classes], _CLASSES)
     parts = (
@@ -64,7 +64,7 @@ def to_card(report: Report) -> str:
 
 
 def _describe_repair(report: Report) -> str:
-    """What became of the units that stay; nothing where there was no repair."""
+    """Words on how the remaining units were repaired; "" without a repair."""
     repairs = report.recipe.repair
     if not repairs:
         return ""
@@ -99,7 +99,7 @@ def _describe_explanations(report: Report) -> Sequence[str]:
 
 
 def _describe_inputs(report: Report) -> str:
-    """What the file takes."""
+    """A sentence on the inputs of the file."""
     if report.inputs:
         shapes = [(_escape_code(each.name), ", ".join(map(str, ("batch", *each.shape)))) for each in report.inputs]
         listed = ", ".join(f"`{name}`, ({shape})" for name, shape in shapes)
@@ -108,14 +108,14 @@ def _describe_inputs(report: Report) -> str:
 
 
 def _describe_outputs(report: Report) -> str:
-    """What the file returns."""
+    """Words on the outputs of the file."""
     if is_classifier(report):
         return f"output: `logits`, (batch, {len(report.data.classes)})"
     return "outputs: those of the dense model, by name"
 
 
 def _list_limits(report: Report) -> Sequence[str]:
-    """What the run told, and what holds for every one."""
+    """The limits of the model: warnings of this run, and some that hold for every run."""
     data = report.data
     return (
         *(note.text for note in report.notes),
@@ -134,11 +134,11 @@ def _format_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def _escape_text(text: str) -> str:
-    """Words that are not markup, on one line."""
+    """`text` on one line, with characters escaped that Markdown or HTML would interpret."""
     harmless = html.escape(" ".join(text.split()), quote=False)
     return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else letter for letter in harmless)
 
 
 def _escape_code(text: str) -> str:
-    """Words for inside backticks."""
+    """`text` on one line, fit to stand between backticks."""
     return " ".join(text.replace("`", "'").replace("|", "/").split())

@@ -1,4 +1,4 @@
-"""How reports show a certificate: its badge, its path, and what it counts."""
+"""Parts of reports about a certificate: its badge, its path of models, and which samples it counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pxcompress.report.summary import format_bytes, format_count
 
 @dataclass(frozen=True)
 class Badge:
-    """The certificate's result as a label of a few words, and whether a smaller model is certified."""
+    """A label of a few words for a certificate's result, and whether a smaller model is certified."""
 
     title: str
     passed: bool
@@ -21,7 +21,7 @@ _WHERE = {"all": "", "confident": " where the dense model is confident", "classe
 
 
 def make_badge(record: CertificateRecord) -> Badge:
-    """The badge of a certificate, for reports."""
+    """The badge for a certificate."""
     titles = {None: "Not certified", 0: "Only the dense model is certified"}
     where = " in every group" if record.group else _WHERE[record.part]
     title = titles.get(record.chosen, f"Certified{where}")
@@ -29,7 +29,7 @@ def make_badge(record: CertificateRecord) -> Badge:
 
 
 def list_path_rows(record: CertificateRecord) -> list[tuple[str, str, str, str, str]]:
-    """Name, size, errors, p-value and outcome of every model of a certificate's path, as text.
+    """Table rows for the models of a certificate's path: name, size, errors, p-value and outcome, as text.
 
     Where every class counts by itself, the errors are those in the weakest one.
     """
@@ -45,7 +45,7 @@ def list_path_rows(record: CertificateRecord) -> list[tuple[str, str, str, str, 
 
 
 def describe_part(record: CertificateRecord) -> str:
-    """Which samples a certificate counts, in one sentence; empty where it counts all of them."""
+    """One sentence on which samples a certificate counts; "" if it counts all."""
     noun = "groups" if record.group else "classes"
     sentences = {
         "all": "",
@@ -59,7 +59,7 @@ def describe_part(record: CertificateRecord) -> str:
 
 
 def describe_labels(record: CertificateRecord) -> str:
-    """How many labels a certificate on unlabelled images took, in one sentence; nothing where all were labelled."""
+    """One sentence on how many labels a certificate on unlabelled images needed; "" if all were labelled."""
     if record.labels is None:
         return ""
     asked_labels, answered_labels = record.labels.asked, record.labels.answered

@@ -1,4 +1,4 @@
-"""How reports show what each class lost: answers of the shipped file, and relevance of the removed units."""
+"""Parts of reports about what each class lost: right answers, and relevance of the removed units."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pxcompress.report.record import Report
 from pxcompress.report.summary import capitalise, format_percent, format_points
 
 _MOST = 20
-"""Classes that the page shows; report.json has all."""
+"""Most classes that the page shows; report.json has all."""
 
 
 def describe_class_changes(report: Report) -> str:
-    """How many classes lost and gained answers, and the one that lost most; empty where samples have no class."""
+    """One line on how many classes lost and gained right answers, and which lost most; "" without classes."""
     changes = _sort_by_loss(report)
     if not changes:
         return ""
@@ -30,7 +30,7 @@ def describe_class_changes(report: Report) -> str:
 
 
 def describe_class_relevance(report: Report) -> str:
-    """The class that lost most and the mean over classes, in one line; empty where no class scores were asked for."""
+    """One line on the class whose relevance shrank most, and the mean over classes; "" without class scores."""
     worst = _sort_by_removed(report)
     if not worst:
         return ""
@@ -45,7 +45,7 @@ def describe_class_relevance(report: Report) -> str:
 
 
 def view_classes(report: Report) -> Mapping[str, Any]:
-    """What the page shows of classes, the largest losses first."""
+    """The page's values about classes, the largest losses first."""
     changes, worst = _sort_by_loss(report), _sort_by_removed(report)
     line, relevance = describe_class_changes(report), describe_class_relevance(report)
     names_without_samples = [row.name for row in report.class_shares if row.removed is None]
@@ -61,7 +61,7 @@ def view_classes(report: Report) -> Mapping[str, Any]:
 
 
 def _sort_by_loss(report: Report) -> list[ClassChange]:
-    """Classes by the share of their test samples that was lost."""
+    """Classes sorted by the share of their test samples that was lost, largest first."""
     return sorted(report.class_changes, key=lambda of: (of.pruned - of.dense) / of.samples)
 
 
@@ -75,7 +75,7 @@ def _view_change(of: ClassChange) -> Row:
 
 
 def _sort_by_removed(report: Report) -> list[tuple[str, float, int]]:
-    """Name, removed share and samples of every class that was scored, the largest share first."""
+    """Name, removed share of relevance, and samples of every scored class, the largest share first."""
     shares = [(row.name, row.removed, row.samples) for row in report.class_shares if row.removed is not None]
     return sorted(shares, key=lambda row: -row[1])
 

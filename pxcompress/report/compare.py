@@ -1,4 +1,4 @@
-"""Several runs on one page, and as one table for the terminal."""
+"""Compares several runs, on one page and as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ HEAD = ("run", "quality", "change", "MACs", "parameters", "file size", "latency 
 
 @dataclass(frozen=True)
 class Row:
-    """One file of a run. `speedup` and `change` are against the run's own dense model; None for that one."""
+    """One file of a run.
+
+    `speedup` and `change` are relative to the run's own dense model; None for the dense model itself.
+    """
 
     run: str
     precision: str
@@ -40,27 +43,27 @@ class Row:
 
     @property
     def is_dense(self) -> bool:
-        """Whether this is the model that the others are held against."""
+        """Whether this is the dense model, with which the others are compared."""
         return self.of is self.dense
 
     @property
     def quality(self) -> str:
-        """The value with the metric's name."""
+        """The quality as text, with the metric's name."""
         return f"{self.metric.format(self.of.quality.value)} {self.metric.name}"
 
     @property
     def difference(self) -> str:
-        """The change against the dense model, signed."""
+        """The signed change from the dense model as text; "" for the dense model."""
         return "" if self.change is None else self.metric.format_change(self.change.value)
 
     @property
     def interval(self) -> str:
-        """The 95 % interval of the change."""
+        """The 95 % interval of the change as text; "" for the dense model."""
         return "" if self.change is None else format_change_span(self.change, self.metric)
 
     @property
     def faster(self) -> str:
-        """The speed-up as text, with "slower" or "not shown" where there is none: "2.00x"."""
+        """The speed-up as text: "2.00x", with "slower" or "not shown" where the interval says so."""
         if self.speedup is None:
             return "reference"
         words = "" if self.speedup.low > 1 else ", slower" if self.speedup.high < 1 else ", not shown"
@@ -68,7 +71,7 @@ class Row:
 
 
 def list_rows(reports: Named) -> list[Row]:
-    """Every run's files, float32 first; a dense model stands once, before the first of its runs."""
+    """Every run's files, float32 first; a dense model shared by several runs is listed once, before the first."""
     rows: list[Row] = []
     identities: set[tuple[object, ...]] = set()
     for name, report in reports.items():
@@ -94,14 +97,14 @@ def list_rows(reports: Named) -> list[Row]:
 
 
 def _identify(report: Report) -> tuple[object, ...]:
-    """What makes two dense models the same; their files differ in what they say about the run."""
+    """A key that is equal for runs with the same dense model; the files themselves differ, as they describe the run."""
     recipe = report.recipe
     origin = (recipe.model, recipe.checkpoint, recipe.seed, report.weights)
     return (*origin, report.data, report.input_shape, report.dense.params, report.dense.quality)
 
 
 def describe_runs(reports: Named) -> tuple[str, dict[str, str]]:
-    """Settings of runs: those that all have in common, in one line, and by the name of a run those that differ."""
+    """Settings that all runs share, in one line, and the settings that differ, by the name of the run."""
     parts = {name: list(_list_settings(report)) for name, report in reports.items()}
     first_parts, *other_parts = parts.values()
     common = [part for part in first_parts if all(part in parts_of_run for parts_of_run in other_parts)]
@@ -112,7 +115,7 @@ def describe_runs(reports: Named) -> tuple[str, dict[str, str]]:
 
 
 def _list_settings(report: Report) -> Iterator[str]:
-    """Model, how small, scores, repairs, and what is certified."""
+    """Texts on a run's settings: model, goal, scorer, repairs, and what is certified."""
     recipe = report.recipe
     yield recipe.model
     yield describe_goal(recipe, report.plan.unit)
@@ -123,7 +126,7 @@ def _list_settings(report: Report) -> Iterator[str]:
 
 
 def list_differences(reports: Named) -> tuple[str, ...]:
-    """Why figures of these runs cannot be set side by side; nothing where they can."""
+    """Sentences on why figures of these runs cannot be compared; empty if they can."""
     settings = {_describe_setting(report) for report in reports.values()}
     data = {(report.data.name, report.data.test, len(report.data.classes)) for report in reports.values()}
     datasets = [f"{name}, {test} samples of {classes} classes" for name, test, classes in sorted(data)]
@@ -132,13 +135,15 @@ def list_differences(reports: Named) -> tuple[str, ...]:
 
 
 def _describe_setting(report: Report) -> str:
-    """What latency depends on beside the model."""
+    """Everything besides the model that latency depends on, as one text."""
     threads, batch = report.environment.threads, report.pruned.batch_size
     return f"{describe_hardware(report)}, {report.provider.got}, {threads} CPU threads, batch {batch}"
 
 
 def list_notes(reports: Named) -> tuple[str, ...]:
-    """Notes of the page: what cannot be compared, then the runs' own, each with its run's name unless all share it."""
+    """Notes for the page: what cannot be compared, then the runs' own, with the run's name unless all share the
+    note.
+    """
     notes_of_first = next(iter(reports.values())).notes
     common = [note.text for note in notes_of_first if all(note in of.notes for of in reports.values())]
     notes_of_one = [
@@ -148,7 +153,10 @@ def list_notes(reports: Named) -> tuple[str, ...]:
 
 
 def to_comparison_table(reports: Named) -> str:
-    """Several runs as a table for the terminal: under each run its files, 80 columns wide. No newline at the end."""
+    """Several runs as text for the terminal: under each run its files, 80 columns wide.
+
+    It has no newline at the end.
+    """
     rows = list_rows(reports)
     quality, change = _choose_titles(rows)
     cells = [_narrow(row, with_metric=quality == _MIXED) for row in rows]
@@ -165,11 +173,11 @@ def to_comparison_table(reports: Named) -> str:
 
 
 _MIXED = "quality"
-"""Title of the values of several metrics; each has the name of its own."""
+"""Title of the column of values if runs have different metrics; each value then names its own."""
 
 
 def _choose_titles(rows: Sequence[Row]) -> tuple[str, str]:
-    """Titles of the values and of their changes: name and unit of the metric where all rows have the same."""
+    """Titles for the columns of quality and its change: the metric and its unit, if all rows have the same."""
     metric, *other_metrics = {row.metric for row in rows}
     return (_MIXED, "change") if other_metrics else (metric.name, metric.change_unit or "change")
 
@@ -189,7 +197,7 @@ def _narrow(row: Row, *, with_metric: bool) -> tuple[str, ...]:
 
 
 def _make_wide(row: Row, report: Report, asked_for: str) -> Sequence[Cell]:
-    """A row of the page: intervals stand under what they are of, and under a run how it was asked for."""
+    """The cells of one row of the page: intervals below their values, settings below the run's name."""
     of, metric = row.of, row.metric
     name = _stack(row.run, asked_for) if of is report.pruned else f"{row.run}, {row.precision}"
     return (
@@ -209,7 +217,7 @@ def _stack(text: str, under: str) -> Cell:
 
 
 def to_comparison(reports: Named) -> str:
-    """The page: table, figures, conditions and how to make every run again. One self-contained file in ASCII."""
+    """The page as one self-contained HTML file: table, figures, conditions, and commands to repeat every run."""
     common, asked_for = describe_runs(reports)
     return render(
         "comparison.html",

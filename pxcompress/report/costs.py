@@ -1,4 +1,4 @@
-"""How reports show where the work and the time went: calls, blocks of layers, types of operators."""
+"""Parts of reports about where work and time go: calls, blocks of layers, types of operators."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pxcompress.report.record import Report
 from pxcompress.report.summary import describe_change, format_count, format_milliseconds, typeset_factors
 
 _ROWS = 24
-"""Blocks that the page shows; layers are put together by the longest names that give no more."""
+"""Most blocks that the page shows; layers are joined by the longest name prefixes that give no more."""
 
 _LEAST = 0.01
-"""Share of the time below which a type of operator is not shown."""
+"""Types of operators with a smaller share of the time are not shown."""
 
 
 def view_latency(report: Report) -> Mapping[str, Any]:
-    """How the calls of both models are distributed, on one scale."""
+    """The page's values on the distribution of both models' call times, on one scale."""
     models = {"dense": report.dense.latency_ms, "pruned": report.pruned.latency_ms}
     end = max(_get_percentile(of, 95) for of in models.values())
     strips = [(name, _strip(name, of, end), format_milliseconds(of.p50), str(of.runs)) for name, of in models.items()]
@@ -38,7 +38,7 @@ def _get_percentile(of: Latency, share: int) -> float:
 
 
 def list_blocks(report: Report) -> Sequence[Row]:
-    """Multiply-accumulates by block."""
+    """Table rows with the multiply-accumulates of each block of layers."""
     costs = _sum_by_block(report)
     largest = max((dense for _, dense, _ in costs), default=0)
     if not largest:
@@ -47,7 +47,7 @@ def list_blocks(report: Report) -> Sequence[Row]:
 
 
 def _sum_by_block(report: Report) -> list[tuple[str, int, int]]:
-    """Name, dense and pruned MACs of the layers that share the first parts of their names."""
+    """Name, dense MACs and pruned MACs of each block, which is all layers with the same start of their names."""
     costs: dict[str, tuple[int, int]] = {}
     for depth in (4, 3, 2, 1):
         costs = {}
@@ -61,7 +61,10 @@ def _sum_by_block(report: Report) -> list[tuple[str, int, int]]:
 
 
 def list_operators(report: Report) -> Sequence[Row]:
-    """Time by type of operator: shares of either model's profile times its p50, as profiling slows all of them down."""
+    """Table rows with the time of each type of operator: its share of the profile times the model's p50.
+
+    Only shares are taken from profiles, since profiling slows every operator down.
+    """
     dense, pruned = report.dense.latency_ms.p50, report.pruned.latency_ms.p50
     times = [(of.name, dense * of.dense, pruned * of.pruned) for of in report.operators]
     largest = max((max(pair) for _, *pair in times), default=0.0)
@@ -75,7 +78,7 @@ def list_operators(report: Report) -> Sequence[Row]:
 
 
 def _make_row(name: str, pair: tuple[float, float], largest: float, text: Callable[[float], str], less: str) -> Row:
-    """A name with bars and texts of what the dense and the pruned model cost, and how that changed."""
+    """One table row: a name, bars and texts for the dense and the pruned cost, and how it changed."""
     dense, pruned = pair
     bars = Bars(f"{name}: pruned against dense", (Bar(dense / largest, "dense"), Bar(pruned / largest, "pruned")))
     return name, bars, text(dense), text(pruned), typeset_factors(describe_change(dense, pruned, less, "more"))

@@ -1,4 +1,4 @@
-"""What `pxcompress explain` found: the records, as JSON and as a table for a terminal."""
+"""Records of what `pxcompress explain` computes, as JSON and as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from pxcompress.types import Kind
 _WIDTH = 80
 _NAME_WIDTH = 30
 _LAYERS = 8
-"""Layers that the table lists; explain.json has all."""
+"""Most layers that the table lists; explain.json has all."""
 
 Map = NDArray[np.float32]
 
 TARGET_COLOUR = (255, 224, 130)
-"""Colour (red, green, blue) of the positions of a sequence that make its class."""
+"""Colour (red, green, blue) for positions of a sequence that decide its class."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a model says of an input, in words; a class has its softmax probability."""
+    """A model's answer for an input, in words; a class comes with its softmax probability."""
 
     name: str
     probability: float | None
@@ -40,7 +40,9 @@ class Decision:
 
 @dataclass(frozen=True)
 class CarryingUnit:
-    """A unit that a decision of the dense model rests on, and whether the plan kept it; relevance is over the logit."""
+    """A unit with much of the relevance for a decision of the dense model (divided by the logit), and whether it was
+    kept.
+    """
 
     layer: str
     kind: Kind
@@ -51,8 +53,10 @@ class CarryingUnit:
 
 @dataclass(frozen=True, eq=False)
 class Marks:
-    """What a model draws on an image: `boxes` x1, y1, x2, y2 in pixels, with the numbers of their classes and a name
-    each, or `regions` with the class of every pixel.
+    """What a model draws on an image.
+
+    `boxes` are x1, y1, x2, y2 in pixels, each with the number of its class and a name; or `regions` have the class of
+    every pixel.
     """
 
     boxes: tuple[tuple[float, ...], ...] = ()
@@ -63,7 +67,7 @@ class Marks:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """The input as an image (height, width, 3) uint8, and relevance at it, (height, width).
+    """The input as an image (height, width, 3) uint8, and heatmaps of relevance (height, width).
 
     `dense` and `pruned` are for the dense model's class, `own` is for the pruned model's where that is another one. An
     input that is no image has colours (positions, 3), maps (positions,), and as its `text` the letters or words that it
@@ -79,7 +83,7 @@ class Pictures:
 
     @property
     def is_line(self) -> bool:
-        """Whether the input is a sequence, which is drawn as a line of cells."""
+        """Whether the input is a sequence, drawn as a line of cells."""
         return self.dense.ndim == 1
 
 
@@ -104,7 +108,7 @@ class Case:
 
 @dataclass(frozen=True)
 class KindSimilarity:
-    """How alike the explanations of both models are, and how sparse each: means over samples of one kind.
+    """Similarity of both models' heatmaps, and the sparsity of each: means over samples of one kind.
 
     They are of the dense model's class; `cosine_own` is between those of the class that each model predicts itself.
     """
@@ -121,7 +125,7 @@ class KindSimilarity:
 
 @dataclass(frozen=True)
 class TargetRelevance:
-    """Relevance on the positions that make the class, which the data's masks mark: means over samples.
+    """How much relevance lies on the positions that decide the class, by masks in the data: means over samples.
 
     `mass` is the share of the positive relevance that lies there, `rank` the share of its K positions among the K
     with the most relevance; `covered` is its share of all positions, what chance gives.
@@ -137,7 +141,7 @@ class TargetRelevance:
 
 @dataclass(frozen=True)
 class LayerRelevance:
-    """A layer, and the share of the dense model's relevance in it that the removed units carried, before repair."""
+    """The share of a layer's relevance in the dense model that removed units carried, before repair."""
 
     name: str
     kind: Kind
@@ -148,7 +152,7 @@ class LayerRelevance:
 
 @dataclass(frozen=True)
 class Flipping:
-    """Area under the pixel-flipping curve of a `measure`: by either model's relevance, and in a random order."""
+    """Areas under the pixel-flipping curve of a `measure`: by either model's relevance, and in a random order."""
 
     dense: float
     pruned: float
@@ -159,7 +163,7 @@ class Flipping:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What both models look at. Relevance is for the dense model's predicted class, or for the `subject` that is named.
+    """The comparison of both models' heatmaps, which are for the dense model's class, or for the named `subject`.
 
     A field may say otherwise.
     """
@@ -179,7 +183,7 @@ class Explanation:
 
 
 def format_explanation_json(explanation: Explanation) -> str:
-    """explain.json: the fields of the records, without pictures."""
+    """The text of explain.json: all fields of the records but the pictures."""
     return json.dumps({"schema_version": 3, **_to_plain(explanation)}, indent=1, allow_nan=False)
 
 
@@ -193,7 +197,7 @@ def _to_plain(record: Any) -> Any:
 
 
 def format_explanation(explanation: Explanation) -> str:
-    """An explanation as text for a terminal, 80 columns wide. No newline at the end."""
+    """An explanation as text for the terminal, 80 columns wide. It has no newline at the end."""
     rows: list[tuple[str, ...]] = [
         ("inputs", "n", "cosine", "rank corr.", "top 10 %", "own class", "Gini dense", "pruned")
     ]
@@ -213,7 +217,7 @@ def format_explanation(explanation: Explanation) -> str:
 
 
 def _shorten_front(name: str) -> str:
-    """A module's name in as many letters as there is room for; its end tells it from others."""
+    """A module's name cut at the front to the width of the column, since its end is more distinctive."""
     return name if len(name) <= _NAME_WIDTH else f"...{name[3 - _NAME_WIDTH :]}"
 
 
@@ -222,7 +226,7 @@ def _wrap(texts: Any) -> Sequence[str]:
 
 
 def format_means(row: KindSimilarity) -> tuple[str, ...]:
-    """The means of a row as text."""
+    """The means in a row as texts with three decimals."""
     values = (row.cosine, row.rank_correlation, row.top_overlap, row.cosine_own, row.gini_dense, row.gini_pruned)
     return tuple(f"{value:.3f}" for value in values)
 
@@ -230,11 +234,11 @@ def format_means(row: KindSimilarity) -> tuple[str, ...]:
 _CLASS = (
     "the class that the dense model predicts, in both models; own class: cosine where each explains its own decision"
 )
-"""What is explained of classifiers."""
+"""Words for what is explained in classifiers."""
 
 
 def describe_method(explanation: Explanation) -> str:
-    """How the maps were made, in one sentence."""
+    """One sentence on how the heatmaps were made."""
     pruning_note = f", {explanation.share:.0%} of the mass pruned in each layer" if explanation.share else ""
     subject = f"{explanation.subject}, in both models" if explanation.subject else _CLASS
     return (
@@ -244,7 +248,7 @@ def describe_method(explanation: Explanation) -> str:
 
 
 def describe_findings(explanation: Explanation) -> Sequence[str]:
-    """The results other than similarity, one sentence each."""
+    """Sentences on the results other than similarity."""
     return [
         describe_flipping(explanation.flipping),
         *([] if explanation.target_relevance is None else [describe_target_relevance(explanation.target_relevance)]),
@@ -252,7 +256,7 @@ def describe_findings(explanation: Explanation) -> Sequence[str]:
 
 
 def describe_target_relevance(target_relevance: TargetRelevance) -> str:
-    """How much relevance lies on the positions that make the class, in one sentence."""
+    """One sentence on how much relevance lies on the positions that decide the class."""
     return (
         f"relevance where the data know that the class is made, more is better: share of the mass dense "
         f"{target_relevance.mass_dense:.3f}, pruned {target_relevance.mass_pruned:.3f}; of the top ranks dense "
@@ -262,7 +266,7 @@ def describe_target_relevance(target_relevance: TargetRelevance) -> str:
 
 
 def describe_flipping(flipping: Flipping) -> str:
-    """Pixel flipping in one sentence."""
+    """One sentence on the results of pixel flipping."""
     return (
         f"pixel flipping, area under the curve of the {flipping.measure}, less is more faithful: dense "
         f"{flipping.dense:.3f}, pruned {flipping.pruned:.3f}, random order {flipping.random:.3f} "
@@ -271,14 +275,14 @@ def describe_flipping(flipping: Flipping) -> str:
 
 
 def describe_case(case: Case) -> str:
-    """A case in one line."""
+    """One line on a case."""
     agreement = "" if case.dense.probability is not None else f"agreement {case.agreement:.2f}, "
     cosine = f"{agreement}cosine {case.similarity['cosine']:.2f}"
     return f"{case.kind}: {case.sample}{describe_label(case)}: dense {case.dense}, pruned {case.pruned}, {cosine}"
 
 
 def describe_label(case: Case) -> str:
-    """What the data say of a case; "" where they say nothing."""
+    """The class or value that the data give for a case, as words to append; "" if they give none."""
     if case.label is None:
         return ""
     return f" of class {case.label}" if case.dense.probability is not None else f", by the data {case.label}"

@@ -1,4 +1,4 @@
-"""explain.html, and the same as sections of another page: what they show of what was found."""
+"""The values that HTML pages show of an explanation, as explain.html or as sections of report.html."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pxcompress.report.summary import capitalise, format_percent
 
 @dataclass(frozen=True)
 class CaseView:
-    """One input with its maps, and the units that carried the decision."""
+    """The values that a page shows of one case: heatmaps and the units that carried the decision."""
 
     heading: str
     description: str
@@ -32,7 +32,7 @@ class CaseView:
 
 @dataclass(frozen=True)
 class ExplanationView:
-    """How alike explanations are, cases, and layers."""
+    """The values that a page shows of an explanation: similarity, cases and layers."""
 
     method: str
     similarity: Sequence[Row]

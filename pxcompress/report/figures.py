@@ -1,4 +1,4 @@
-"""Pictures of runs, drawn by matplotlib: for the page that compares runs, and as files on demand."""
+"""Draws figures of runs by matplotlib, for pages and as files."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ _STYLE: Any = {
 }
 _LAYER_INCHES = 0.16
 _DECADE = 10
-"""Costs that span more than this factor are drawn on a logarithmic scale, others from 0 on."""
+"""Costs whose range exceeds this factor are drawn on a logarithmic scale, others from 0."""
 
 _MARKS = {"fp32": "o", "fp16": "s", "int8": "D"}
 
 Named = Mapping[str, Report]
-"""Name -> report of a run."""
+"""Reports by the name of their run."""
 
 
 @mpl.rc_context(_STYLE)
 def draw_tradeoffs(reports: Named) -> Mapping[str, Figure]:
-    """Quality with its 95 % interval against each cost, by the cost's name: dense, pruned, and other precisions."""
+    """Figures of quality, with 95 % intervals, against each cost, by the cost's name: dense, pruned, other
+    precisions.
+    """
     return {cost_name: _draw_tradeoff(reports, label, value) for cost_name, label, value in _COSTS}
 
 
@@ -59,7 +61,7 @@ def _draw_tradeoff(reports: Named, label: str, value: Callable[[float, int], flo
 
 
 def _draw_points(axes: Axes, report: Report, value: Callable[[float, int], float], style: tuple[str, str]) -> None:
-    """The models of one run from dense to smallest, joined."""
+    """Draw the models of one run as joined points, from dense to smallest."""
     scale = _scale(report)
     models = [("fp32", of.quality, of.latency_ms.p50, of.onnx_bytes) for of in (report.dense, report.pruned)]
     models += [(of.precision, of.quality, of.latency_ms.p50, of.onnx_bytes) for of in report.targets[2:]]
@@ -80,7 +82,7 @@ def _draw_points(axes: Axes, report: Report, value: Callable[[float, int], float
 
 @mpl.rc_context(_STYLE)
 def draw_contenders(report: Report) -> Figure:
-    """Quality with its 95 % interval against latency, of all models that could be shipped; a line joins the best."""
+    """A figure of quality with 95 % interval against latency for all contenders; a line joins the best ones."""
     scale = _scale(report)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -116,12 +118,12 @@ _COSTS: tuple[tuple[str, str, Callable[[float, int], float]], ...] = (
     ("latency", "latency p50, ms", lambda p50, size: p50),
     ("size", "file size, MB", lambda p50, size: size / 1e6),
 )
-"""Costs that quality is drawn against: name, axis label, and value from p50 in milliseconds and bytes."""
+"""Costs to draw quality against: name, axis label, and function of p50 in milliseconds and size in bytes."""
 
 
 @mpl.rc_context(_STYLE)
 def draw_widths(report: Report) -> Figure:
-    """Units of every group before and after."""
+    """A figure of every group's number of units before and after pruning."""
     groups = report.groups[::-1]
     figure = Figure(figsize=(7, max(2.0, 0.8 + _LAYER_INCHES * len(groups))), layout="constrained")
     axes = figure.subplots()
@@ -136,7 +138,7 @@ def draw_widths(report: Report) -> Figure:
 
 @mpl.rc_context(_STYLE)
 def draw_stages(report: Report) -> Figure:
-    """Quality on the select split after every stage that changed the model."""
+    """A figure of quality on the select split after every stage that changed the model."""
     scale = _scale(report)
     qualities = [
         (_escape(stage.name), scale * stage.quality_after) for stage in report.stages if stage.quality_after is not None
@@ -151,7 +153,7 @@ def draw_stages(report: Report) -> Figure:
 
 
 def render_figure(figure: Figure, form: Literal["svg", "png"]) -> bytes:
-    """`figure` as a file's content; the same figure always gives the same SVG."""
+    """The content of a file with `figure`; the same figure always gives the same SVG."""
     stream = io.BytesIO()
     with mpl.rc_context(_STYLE):
         figure.savefig(stream, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
@@ -159,7 +161,7 @@ def render_figure(figure: Figure, form: Literal["svg", "png"]) -> bytes:
 
 
 def write_figures(reports: Named, folder: Path) -> list[Path]:
-    """Every figure as SVG and as PNG in `folder`, which is made; returns the files."""
+    """Write every figure as SVG and PNG to `folder`, which is made; returns the paths."""
     figures = {f"tradeoff-{cost_name}": figure for cost_name, figure in draw_tradeoffs(reports).items()}
     for name, report in reports.items():
         label = make_file_name(name)
@@ -175,7 +177,7 @@ def write_figures(reports: Named, folder: Path) -> list[Path]:
 
 
 def _scale(report: Report) -> float:
-    """What a quality is multiplied by where it is drawn: shares are in percent."""
+    """Factor for drawing a quality: 100 for shares, which are drawn in percent, else 1."""
     return 100.0 if report.metric.unit == "share" else 1.0
 
 
@@ -184,5 +186,5 @@ def _label_axis(report: Report) -> str:
 
 
 def _escape(text: str) -> str:
-    """`text` without what matplotlib would take for mathematics."""
+    """`text` with characters escaped that matplotlib would take for mathematics."""
     return text.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Heatmaps as pictures: small PNGs for a page, and figures of a case as PNG and SVG."""
+"""Draws heatmaps: small PNGs for a page, and figures of cases as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from pxcompress.report.explanation import Case, Map, Marks
 
 COLOURS = "RdBu_r"
-"""Red speaks for the class, blue against it; told apart by people who are colour-blind, too."""
+"""Colour map: red is evidence for the class, blue against it; colour-blind people can tell them apart."""
 
 _FULL = 99.5
-"""Percentile of the sizes of relevances that has the full colour: one pixel must not take all of it."""
+"""Percentile of absolute relevance that gets the full colour, so that one pixel does not take the whole scale."""
 
 _PER_LINE, _CELL, _GAP = 40, (20, 28), 8
-"""Positions in a line of what is no image, width and height of each, and the space between two lines, in pixels."""
+"""For sequences: positions in a line; width and height of a cell, and space between lines, in pixels."""
 
 MARKS = ("red", "lime", "yellow", "cyan", "magenta", "orange", "white", "deepskyblue")
-"""Colours of boxes and regions, by the numbers of their classes in turns."""
+"""Colours for boxes and regions, assigned to class numbers in turn."""
 
 _MARKED, _LETTER = 320, 20
-"""Length of the longer side that images get at least before something is drawn on them, and of letters, in pixels."""
+"""Least length of the longer side of an image that is drawn on, and height of letters, in pixels."""
 
 _LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """A picture (height, width, 3) uint8 of a case, its title, and what it is for those who do not see it."""
+    """A picture (height, width, 3) uint8 of a case, its title, and a description for readers who do not see it."""
 
     title: str
     description: str
@@ -43,7 +43,7 @@ class Panel:
 
 
 def list_panels(case: Case) -> Sequence[Panel]:
-    """What is shown of a case: the input, with what both models draw on it if they do, and the heatmaps."""
+    """The pictures of a case: the input, with both models' answers drawn on it if they can be, and heatmaps."""
     pictures, subject = case.pictures, case.subjects[0]
     panels = [
         Panel(
@@ -70,7 +70,7 @@ def list_panels(case: Case) -> Sequence[Panel]:
 
 
 def draw_marks(image: NDArray[np.uint8], marks: Marks) -> NDArray[np.uint8]:
-    """An image with boxes and their names, or with the outlines of regions, large enough for them to be read."""
+    """An image enlarged enough to read, with boxes and their names, or the outlines of regions."""
     scale = max(1, -(-_MARKED // max(image.shape[:2])))
     picture = Image.fromarray(image.repeat(scale, 0).repeat(scale, 1))
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(_LETTER)
@@ -87,7 +87,7 @@ def draw_marks(image: NDArray[np.uint8], marks: Marks) -> NDArray[np.uint8]:
 
 
 def _draw_outlines(image: NDArray[np.uint8], regions: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """An image with a line in the colour of each region at its edges, two pixels wide."""
+    """An image with the outlines of regions, two pixels wide, in the colour of each region."""
     edges = np.zeros(regions.shape, dtype=bool)
     for step in (1, 2):
         edges[step:] |= regions[step:] != regions[:-step]
@@ -97,9 +97,9 @@ def _draw_outlines(image: NDArray[np.uint8], regions: NDArray[np.int64]) -> NDAr
 
 
 def draw_line(colours: NDArray[np.uint8], text: Sequence[str]) -> NDArray[np.uint8]:
-    """Positions (n, 3) as cells with their letters, if there are any, `_PER_LINE` to a line: (height, width, 3).
+    """A picture (height, width, 3) of a sequence: a coloured cell for each position, with its letter if any.
 
-    Cells of words are as wide as these.
+    There are `_PER_LINE` cells in a line; if the text has words, cells are as wide as these.
     """
     if any(len(word) > 1 for word in text):
         return _draw_words(colours, text)
@@ -116,7 +116,7 @@ def draw_line(colours: NDArray[np.uint8], text: Sequence[str]) -> NDArray[np.uin
 
 
 def _draw_words(colours: NDArray[np.uint8], words: Sequence[str]) -> NDArray[np.uint8]:
-    """Words as cells one behind the other, in lines of the usual width."""
+    """A picture of words as cells one after the other, in lines of the usual width."""
     width, height = _CELL
     font, across = ImageFont.load_default(0.6 * height), _PER_LINE * width
     cells, left, top = [], 0, 0
@@ -136,21 +136,21 @@ def _draw_words(colours: NDArray[np.uint8], words: Sequence[str]) -> NDArray[np.
 
 
 def colour(relevance: Map) -> NDArray[np.uint8]:
-    """A map (...) in colours (..., 3), scaled by its own largest sizes; white is 0."""
+    """A map (...) of relevance as colours (..., 3), scaled by its own largest values; white is 0."""
     limit = float(np.percentile(np.abs(relevance), _FULL)) or float(np.abs(relevance).max()) or 1.0
     positions = (relevance / limit).clip(-1, 1) / 2 + 0.5
     return matplotlib.colormaps[COLOURS](positions, bytes=True)[..., :3]
 
 
 def encode_png(picture: NDArray[np.uint8]) -> bytes:
-    """A picture as a PNG file, pixel for pixel."""
+    """The content of a PNG file with the picture."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
 def draw_case(case: Case) -> dict[str, bytes]:
-    """A case side by side, lines under each other, as the files "png" and "svg"."""
+    """A figure of a case as contents of files, "png" and "svg"; panels are side by side, sequences below each other."""
     pictures = list_panels(case)
     across, down = (1, len(pictures)) if case.pictures.is_line else (len(pictures), 1)
     size = (8, 1.9 * down) if case.pictures.is_line else (2.4 * across, 2.9)

@@ -1,4 +1,4 @@
-"""report.html: the result first, then everything needed to check it; what it shows, by the names in its template."""
+"""Makes report.html: the result first, then everything needed to check it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Tile:
-    """One of the large figures on top of the page; `colour` is "good", "bad" or none."""
+    """One of the large figures at the top of the page; `colour` is "good", "bad" or ""."""
 
     label: str
     value: str
@@ -74,7 +74,7 @@ class Tile:
 def to_html(report: Report, explanation: Explanation | None = None) -> str:
     """The report as one self-contained HTML document in ASCII: inline style and SVG, no script, nothing to load.
 
-    With an `explanation` its sections stand on the page as well.
+    An `explanation` adds its sections to the page.
     """
     return render(
         "report.html",
@@ -92,7 +92,7 @@ def to_html(report: Report, explanation: Explanation | None = None) -> str:
 
 
 def _view_top(report: Report) -> Mapping[str, Any]:
-    """What was asked, the headline, the verdict, four figures."""
+    """Values for the top of the page: goal, headline, verdict, and four figures."""
     result = f"{describe_speed_briefly(report)}, {describe_size_change(report)}, {describe_accuracy_briefly(report)}"
     goal = describe_share(report) or describe_goal(report.recipe, report.plan.unit)
     return {
@@ -135,7 +135,7 @@ def _format_before_after(figure: Figure) -> str:
 
 
 def _describe_intervals(report: Report) -> str:
-    """What stands behind the headline: speed-up and change of the quality, with their 95 % intervals."""
+    """The 95 % intervals of speed-up and change of quality, as a line below the headline."""
     metric, speedup = report.metric, report.speedup
     value, span = metric.format_change(report.change.value), format_change_span(report.change, metric)
     change = f"{metric.name} {value} ({span}) {metric.change_unit}".replace("-", _MINUS).rstrip()
@@ -145,7 +145,7 @@ def _describe_intervals(report: Report) -> str:
 
 
 def _view_measurements(report: Report) -> Mapping[str, Any]:
-    """Bars of both models for every figure, latency in full, and where the work went."""
+    """Values for the measurements: bars of both models, latency in full, and where the work goes."""
     latencies = {"dense": report.dense.latency_ms, "pruned": report.pruned.latency_ms}
     front = f"{report.metric.name} against latency"
     return {
@@ -188,7 +188,7 @@ def _view_accuracy(report: Report) -> Row:
 
 
 def _make_quality_bar(of: Estimate, name: str, report: Report) -> Bar:
-    """A bar from 0: shares as they are, numbers as shares of the largest that the page shows."""
+    """A bar for a quality: shares as they are, numbers relative to the largest one on the page."""
     largest = 1.0
     if report.metric.unit == "number":
         largest = max(abs(each.quality.high) for each in (report.dense, report.pruned)) or 1.0
@@ -205,7 +205,7 @@ def _view_figure(figure: Figure) -> Row:
 
 
 def _view_stage_accuracies(report: Report) -> Sequence[Row]:
-    """How accuracy fell with the removal and came back with the repairs."""
+    """Table rows on how quality fell with the removal and rose with the repairs."""
     metric = report.metric
     rows: list[Row] = []
     for stage in report.stages:
@@ -218,7 +218,7 @@ def _view_stage_accuracies(report: Report) -> Sequence[Row]:
 
 
 def _view_certificate(report: Report) -> Mapping[str, Any]:
-    """The path that a certificate was tested on, and the samples that count."""
+    """Values for the certificate: the path of models that was tested, and the samples that count."""
     record = report.certificate
     if record is None:
         return {}
@@ -230,7 +230,7 @@ def _view_certificate(report: Report) -> Mapping[str, Any]:
 
 
 def _view_widths(groups: Sequence[GroupWidth]) -> Mapping[str, Any]:
-    """One bar a group: the share of its units that stayed."""
+    """Values for one bar a group: the share of its units that remain."""
     totals = []
     for kind in dict.fromkeys(group.kind for group in groups):
         groups_of_kind = [group for group in groups if group.kind == kind]
@@ -249,7 +249,7 @@ def _view_widths(groups: Sequence[GroupWidth]) -> Mapping[str, Any]:
 
 
 def _view_provenance(report: Report) -> Mapping[str, Any]:
-    """What is needed to check the result and to make it again."""
+    """Values for the part of the page that shows how to check the result and make it again."""
     parity, provider = report.parity, report.provider
     return {
         "fixed": [

@@ -1,4 +1,4 @@
-"""A page on which a person says what images show; it is filled in a browser and saved as CSV. It loads nothing."""
+"""Makes a page to label images in a browser; answers are saved as CSV, and nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pxcompress.report.pages import Picture, render
 
 @dataclass(frozen=True)
 class LabelCase:
-    """One image: its name, what its line of the CSV says of the models, and their different answers, `choices`.
+    """One image to label: its name, the models' columns in its CSV line, and the different answers as `choices`.
 
-    The choices are in an order that does not tell whose they are.
+    The choices are in an order that does not tell which model gave them.
     """
 
     image: str
@@ -23,6 +23,6 @@ class LabelCase:
 
 
 def to_labelling_page(cases: Sequence[LabelCase], images: int, command: str) -> str:
-    """The page for `cases`, the ones among so many `images` on which the models disagree; `command` goes on with it."""
+    """The page for `cases`, the images (of `images` in all) on which models disagree; `command` is what to run then."""
     title = f"What do these {len(cases)} images show?"
     return render("labelling.html", title=title, cases=cases, total=images, command=command)

@@ -1,4 +1,4 @@
-"""What to do after a run, in one line: what its outcome calls for first."""
+"""Advice after a run, in one line: the most urgent next step."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pxcompress.report.summary import (
 )
 
 LARGE_LOSS = 0.01
-"""Loss that calls for more repair: a share of the samples, or of a number's value."""
+"""A loss that calls for more repair: a share of the samples, or of a number's value."""
 
 
 def next_step(report: Report) -> str:
-    """Advice on the next command, by the first rule that applies; empty where a goal was missed: the error says it."""
+    """Advice on the next command, by the first rule that applies; "" if a goal was missed, as the error says it."""
     return "" if report.missed else next(say(report) for holds, say in _RULES if holds(report))
 
 
 def _is_lossy(report: Report) -> bool:
-    """Whether a loss is shown that is more than small."""
+    """Whether the loss of quality is shown to be real and larger than `LARGE_LOSS`."""
     return loss_is_shown(report) and loss_share(report, report.change.value) > LARGE_LOSS
 
 
@@ -58,7 +58,10 @@ def _advise_own_data(report: Report) -> str:
 
 
 def _advise_shipping(report: Report) -> Iterator[str]:
-    """The file that is fastest by its whole interval and loses little against model.onnx, which alone is certified."""
+    """Advice on which file to ship: the fastest by its whole interval with little loss against model.onnx.
+
+    If there is a certificate it is model.onnx, which alone is certified.
+    """
     file_name = "model.onnx"
     if report.certificate is None:
         least_speedup = report.speedup.high
@@ -94,4 +97,4 @@ _RULES: tuple[tuple[Callable[[Report], bool], Callable[[Report], str]], ...] = (
     (lambda report: report.weights == "trained-here", _advise_own_data),
     (lambda report: True, lambda report: " ".join(_advise_shipping(report))),
 )
-"""Situations after a run, the most pressing first, each with the advice that helps."""
+"""Pairs of a condition on a report and the advice for it, the most urgent first."""

@@ -1,4 +1,4 @@
-"""Pages from templates: one self-contained HTML document each, in ASCII; what a run or a user named is escaped."""
+"""Renders HTML pages from templates, each self-contained and in ASCII; names from users are escaped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class Bar:
-    """A horizontal bar from 0 to `share` of the width, with its interval where given; `style` is a CSS class."""
+    """A horizontal bar from 0 to `share` of the width, with its interval if given; `style` is a CSS class."""
 
     share: float
     style: str
@@ -26,7 +26,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """Bars under each other, stretched to the width of what holds them; `title` says the same in words."""
+    """Horizontal bars below each other, as wide as their container; `title` describes them in words."""
 
     title: str
     items: tuple[Bar, ...]
@@ -35,7 +35,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Strip:
-    """A distribution: 5, 25, 50, 75 and 95 % of it, as shares of the width; `title` says the same in words."""
+    """A distribution drawn by its 5, 25, 50, 75 and 95 % points, as shares of the width; `title` says it in words."""
 
     title: str
     marks: tuple[float, float, float, float, float]
@@ -44,21 +44,21 @@ class Strip:
 
 @dataclass(frozen=True)
 class Stacked:
-    """A table cell with a text and a smaller one under it."""
+    """A table cell with a text and a smaller text below it."""
 
     text: str
     under: str
 
 
 Cell = str | Bars | Strip | Stacked
-"""What a table of a page may hold."""
+"""The kinds of cells in a page's tables."""
 
 Row = tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image inside the page, and a description of what it shows."""
+    """An image embedded in the page, and a description of it."""
 
     source: str
     description: str
@@ -66,24 +66,26 @@ class Picture:
 
     @classmethod
     def of(cls, file: bytes, kind: str, description: str, title: str = "") -> Picture:
-        """The image in `file`, of a kind such as "png" or "svg+xml"."""
+        """Embed the image in `file`, of a kind such as "png" or "svg+xml"."""
         return cls(f"data:image/{kind};base64,{b64encode(file).decode('ascii')}", description, title)
 
 
 def render(template: str, **view: object) -> str:
-    """The page `template` of what the `view` holds, as ASCII: other characters are references, so that no encoding
-    breaks them."""
+    """Render the page `template` with the values in `view`, as ASCII.
+
+    Other characters become references, so that no encoding breaks them.
+    """
     text = _TEMPLATES.get_template(template).render(**view)
     return text.encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 
 def _format_share(share: float) -> str:
-    """A share of a drawing's width of 100."""
+    """A share as a coordinate in a drawing that is 100 wide."""
     return f"{100 * min(max(share, 0.0), 1.0):.2f}"
 
 
 def _flatten(facts: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Names and values for a table; mappings inside become "outer.inner"."""
+    """Names and values for a table; nested mappings become "outer.inner"."""
     for key, value in facts.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
@@ -94,7 +96,7 @@ def _flatten(facts: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
 
 
 def _make_breakable(name: str) -> Markup:
-    """A dotted name that may be broken after its dots, and still copies as it is."""
+    """A dotted name as markup that may be broken after dots, and is copied without breaks."""
     return Markup(".<wbr>").join(name.split("."))
 
 

@@ -1,4 +1,4 @@
-"""How reports show whether probabilities can be trusted: calibration error and conformal sets of both models."""
+"""Parts of reports about whether probabilities can be trusted: calibration error and conformal sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MINUS = "\N{MINUS SIGN}"
 
 
 def describe_calibration(report: Report) -> str:
-    """Both figures in one line; empty where outputs are no probabilities."""
+    """One line on calibration error and conformal sets; "" if outputs are no probabilities."""
     record = report.calibration
     if record is None:
         return ""
@@ -28,7 +28,7 @@ def describe_calibration(report: Report) -> str:
 
 
 def list_calibration(report: Report) -> Sequence[Row]:
-    """Calibration errors and conformal sets as rows of a table, with 95 % intervals; none without probabilities."""
+    """Table rows with calibration errors and conformal sets, with 95 % intervals; empty without probabilities."""
     record = report.calibration
     if record is None:
         return []

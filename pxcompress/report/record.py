@@ -1,4 +1,4 @@
-"""The report of a run: everything that was measured, under which conditions."""
+"""The report of a run as a record: everything that was measured, and under which conditions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from pxcompress.types import Agreements, Attempt, Fixed
 
 @dataclass(frozen=True)
 class PlanCosts:
-    """Dense, planned and targeted cost of a plan, in the unit of its budget."""
+    """Cost of the dense model, of the plan, and the target, in the unit of the budget."""
 
     budget: str
     unit: str
@@ -48,7 +48,7 @@ class PlanCosts:
 
 @dataclass(frozen=True)
 class Report:
-    """The proof: everything that was measured, under which conditions. `to_json` of it is report.json.
+    """Everything that was measured in a run, under which conditions. `build.to_json` of it is report.json.
 
     `certificate` is None where no guarantee was asked for. `class_shares` is empty where no class scores were,
     `attempts` where the budget is counted and not measured, `targets` where float32 alone was made, `explanations` None

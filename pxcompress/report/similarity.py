@@ -1,4 +1,4 @@
-"""How reports show whether the pruned model looks at what the dense one looks at."""
+"""Parts of reports about whether the pruned model looks at the same things as the dense one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MEASURES = {"cosine": "cosine", "rank_correlation": "rank correlation", "top_ov
 
 
 def describe_similarity(report: Report) -> str:
-    """How alike the heatmaps are, in one line; empty where they were not compared."""
+    """One line on how similar the heatmaps are; "" if they were not compared."""
     similarity = report.explanations
     if similarity is None:
         return ""
@@ -24,7 +24,7 @@ def describe_similarity(report: Report) -> str:
 
 
 def list_similarities(report: Report) -> Sequence[Row]:
-    """Similarities of the heatmaps as bars; nothing where they were not compared."""
+    """Table rows with the similarities of the heatmaps as bars; empty if they were not compared."""
     similarity = report.explanations
     return (
         [] if similarity is None else [_make_row(text, getattr(similarity, name)) for name, text in _MEASURES.items()]
@@ -36,7 +36,7 @@ def _make_row(text: str, value: float) -> Row:
 
 
 def describe_heatmap_samples(report: Report) -> str:
-    """The rules and the number of samples by which heatmaps were compared; empty where they were not."""
+    """Words on the LRP rules and the number of samples for heatmaps; "" if they were not compared."""
     return "" if report.explanations is None else _describe_samples(report.explanations)
 
 

@@ -1,4 +1,4 @@
-"""What every view of a report says: the compared figures, their intervals, the conditions, and the command."""
+"""Words and numbers that all views of a report share: figures, intervals, conditions, and the command."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from pxcompress.report.record import Report
 from pxcompress.types import Kind
 
 _OPTIONS = {"scorer": "score"}
-"""Recipe keys whose command-line option has another name."""
+"""Fields of a recipe whose command-line option has another name -> that name."""
 
 _WITH_COMMAS = ("classes", "floors", "only", "keep", "targets")
-"""Options that take all their values at once."""
+"""Options that take several values in one text, separated by commas."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,19 @@ class Figure:
 
     @property
     def ratio(self) -> float:
-        """pruned / dense."""
+        """The pruned value divided by the dense one."""
         return self.pruned / self.dense if self.dense else float("nan")
 
 
 def is_dense_at_chance(report: Report) -> bool:
-    """Whether the dense model is a classifier no better than chance, so that it has no accuracy to lose."""
+    """Whether the dense model is a classifier that only guesses, and so has no accuracy to lose."""
     if not is_classifier(report):
         return False
     return is_chance_level(report.dense.quality.value, report.dense.samples, len(report.data.classes))
 
 
 def is_classifier(report: Report) -> bool:
-    """Whether outputs are the scores of classes, of which a sample has one."""
+    """Whether the outputs are scores of classes, of which each sample has one."""
     return report.task.partition(":")[0] == "classification"
 
 
@@ -63,28 +63,28 @@ def takes_images(report: Report) -> bool:
 
 
 def loss_is_shown(report: Report) -> bool:
-    """Whether the whole interval of the change is for the worse."""
+    """Whether the whole interval of the change of quality is for the worse."""
     return report.change.is_shown and report.metric.gain(report.change.value) < 0
 
 
 def loss_share(report: Report, change: float) -> float:
-    """How much of the quality a `change` loses: a share of the samples, or of a number's dense value."""
+    """The loss of quality by a `change`: a share of the samples, or of the dense model's value."""
     scale = 1.0 if report.metric.unit == "share" else abs(report.dense.quality.value) or 1.0
     return -report.metric.gain(change) / scale
 
 
 def format_span(low: float, high: float, metric: Metric) -> str:
-    """Both ends of an interval of the metric: "96.1% to 97.9%"."""
+    """An interval of the metric as text: "96.1% to 97.9%"."""
     return f"{metric.format(low)} to {metric.format(high)}"
 
 
 def format_change_span(change: Estimate, metric: Metric) -> str:
-    """Both ends of the interval of a change, signed: "-4.1 to -1.3"."""
+    """The interval of a change as text, signed: "-4.1 to -1.3"."""
     return f"{metric.format_change(change.low)} to {metric.format_change(change.high)}"
 
 
 def compare_figures(report: Report) -> tuple[Figure, ...]:
-    """Cost and speed of both models, one figure a row; quality is apart, as it has an interval."""
+    """Costs and speed of both models, a `Figure` each; quality is separate, as it has an interval."""
     return tuple(_make_figure(report, *figure) for figure in _FIGURES)
 
 
@@ -100,7 +100,7 @@ def _make_figure(
 
 
 def describe_change(dense: float, pruned: float, less_word: str, more_word: str) -> str:
-    """ "2.9x fewer", "1.1x more", or "same" where three digits show no difference."""
+    """A change in words: "2.9x fewer", "1.1x more", or "same" if three digits show no difference."""
     if not dense or not pruned:
         return "same" if dense == pruned else (less_word if pruned < dense else more_word)
     factor = f"{max(dense, pruned) / min(dense, pruned):.3g}"
@@ -164,7 +164,7 @@ def capitalise(text: str) -> str:
 
 
 def typeset_factors(text: str) -> str:
-    """Factors with a real multiplication sign."""
+    """`text` with the x of factors such as "2x" replaced by a multiplication sign."""
     return re.sub(r"(?<=\d)x\b", "\N{MULTIPLICATION SIGN}", text)
 
 
@@ -196,39 +196,39 @@ _FIGURES: tuple[tuple[str, Callable[[Measurement], float], Callable[[float], str
 
 
 def write_headline(report: Report) -> str:
-    """Speed, size and accuracy in one line, with the intervals that a reader must know."""
+    """One line on speed, size and accuracy, with the intervals that a reader must know."""
     return f"{describe_speed(report)}, {describe_size_change(report)}, {describe_accuracy(report)}"
 
 
 def describe_size_change(report: Report) -> str:
-    """ "4.6x smaller"."""
+    """The change of the file's size in words: "4.6x smaller"."""
     text = describe_change(report.dense.onnx_bytes, report.pruned.onnx_bytes, "smaller", "larger")
     return "same size" if text == "same" else text
 
 
 def describe_speed(report: Report) -> str:
-    """ "2.8x faster", or "not shown to be faster (1.84x, 95 % interval 0.91 to 2.60)"."""
+    """The speed-up in words: "2.8x faster", or "not shown to be faster (1.84x, 95 % interval 0.91 to 2.60)"."""
     if is_faster(report):
         return describe_speed_briefly(report)
     return f"{describe_speed_briefly(report)} ({report.speedup.ratio:.2f}x, 95 % interval {report.speedup.interval})"
 
 
 def describe_speed_briefly(report: Report) -> str:
-    """ "2.8x faster" or "slower" where the whole interval says so."""
+    """The speed-up in words: "2.8x faster", "slower" if the whole interval says so, or "not shown ..."."""
     if is_faster(report):
         return f"{report.ratios.speedup_p50:.3g}x faster"
     return "slower" if report.speedup.high < 1 else "not shown to be faster"
 
 
 def is_faster(report: Report) -> bool:
-    """Whether the pruned model is faster by the whole interval, and on average."""
+    """Whether the pruned model is shown to be faster, by the whole interval of p50 and by the mean."""
     return report.speedup.low > 1 and not disagrees_with_mean(
         report.speedup, report.dense.latency_ms, report.pruned.latency_ms
     )
 
 
 def describe_accuracy(report: Report) -> str:
-    """ "2.6 points top-1 lost (95 % interval of the change -4.1 to -1.3)"; with the change where none is shown."""
+    """The loss in words, "2.6 points top-1 lost (95 % interval of the change -4.1 to -1.3)", with its interval."""
     metric, change = report.metric, report.change
     words = describe_accuracy_briefly(report)
     if is_dense_at_chance(report):
@@ -238,7 +238,7 @@ def describe_accuracy(report: Report) -> str:
 
 
 def describe_accuracy_briefly(report: Report, with_metric: bool = True) -> str:
-    """ "2.6 points top-1 lost", or that the interval leaves both possible; a model that guesses has none to lose."""
+    """The loss in words, "2.6 points top-1 lost", or that none is shown, or that there was none to lose."""
     metric, change = report.metric, report.change
     if is_dense_at_chance(report):
         return "no accuracy to lose"
@@ -253,7 +253,7 @@ def describe_accuracy_briefly(report: Report, with_metric: bool = True) -> str:
 
 
 def describe_hardware(report: Report) -> str:
-    """The processor on which latency was measured."""
+    """Name of the processor or GPU on which latency was measured."""
     return report.environment.cpu_name if runs_on_cpu(report.provider) else report.environment.device_name
 
 
@@ -268,7 +268,7 @@ _WEIGHTS = {
 
 
 def describe_agreement(report: Report) -> str:
-    """How near outputs are to the dense model's, on held-out samples and on those fitted to; empty where unknown."""
+    """How similar outputs are to the dense model's, on held-out and on calibration samples; "" if unknown."""
     if report.agreements is None:
         return ""
     held_out, calibration = report.agreements.held_out, report.agreements.calibration
@@ -291,7 +291,7 @@ def describe_inputs(report: Report) -> str:
 
 
 def describe_conditions(report: Report) -> str:
-    """The conditions under which the figures hold, in one line."""
+    """The conditions of the figures in one line, such as hardware, provider and threads."""
     threads = report.environment.threads
     parts = (
         describe_hardware(report),
@@ -307,13 +307,13 @@ def describe_conditions(report: Report) -> str:
 
 
 def _describe_provider(placement: Placement) -> str:
-    """What ran the graph, with the options that it was given by name."""
+    """Name of the provider that ran the graph, with its options."""
     options = ", ".join(f"{name} {value}" for name, value in placement.options.items())
     return f"{placement.got} ({options})" if options else placement.got
 
 
 def describe_goal(pruning: Pruning, unit: str) -> str:
-    """What the user wanted: how small, or how fast. `unit` is that of the budget."""
+    """The user's goal in words: how small, or how fast. `unit` is the budget's."""
     scores = "relevance" if pruning.scorer.partition(":")[0] == "lrp" else "scores"
     words: Mapping[str, Callable[[Any], str]] = {
         "ratio": lambda value: f"{format_percent(value)} of the {unit} to remove",
@@ -328,7 +328,7 @@ def describe_goal(pruning: Pruning, unit: str) -> str:
 
 
 def describe_share(report: Report) -> str:
-    """Which ratio --relevance-share came to, in one line; empty where another goal was given."""
+    """One line on the ratio that --relevance-share led to; "" for other goals."""
     if report.recipe.relevance_share is None:
         return ""
     plan = report.plan
@@ -337,7 +337,7 @@ def describe_share(report: Report) -> str:
 
 
 def describe_removal(report: Report) -> str:
-    """How much was removed in the budget's unit, in units and in milliseconds: these shares differ from each other."""
+    """How much was removed: in the budget's unit, in units, and in milliseconds, as these shares differ."""
     plan = report.plan
     kinds = {kind: f"{kind}s" for kind in get_args(Kind) if kind in {of.kind for of in report.groups}}
     units = " and ".join(", ".join(kinds.values()).rsplit(", ", 1))
@@ -358,7 +358,7 @@ def describe_removal(report: Report) -> str:
 
 
 def format_command(recipe: Recipe) -> str:
-    """The `pxcompress run` line, or the call in Python, that a recipe stands for; without what is at its default."""
+    """The `pxcompress run` line, or the call in Python, for a recipe, without options at their default."""
     defaults = _list_defaults(recipe)
     if recipe.data == IN_PYTHON:
         values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Pruning)}
@@ -375,7 +375,7 @@ def format_command(recipe: Recipe) -> str:
 
 
 def _list_defaults(recipe: Recipe) -> dict[str, Any]:
-    """Default of every option; what "auto" stands for depends on the budget."""
+    """The default of every option; some depend on the budget."""
     fields = [field for cls in (Recipe, Bench, Guarantee) for field in dataclasses.fields(cls)]
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
     if recipe.budget.partition(":")[0] == (GOALS[recipe.way].budget or DEFAULT_BUDGET):

@@ -1,4 +1,4 @@
-"""The result for a terminal: plain ASCII, tables of at most 80 columns, verdict and next step last."""
+"""Formats results for a terminal: plain ASCII tables of at most 80 columns, verdict and next step last."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _Line = tuple[str, ...]
 
 
 def to_table(report: Report) -> str:
-    """What `pxcompress run` prints: figures of both models, conditions, notes, verdict, next step. No newline."""
+    """The output of `pxcompress run`: both models' figures, conditions, notes, verdict, next step. No final newline."""
     lines: list[_Line] = [("", "dense", "pruned", "ratio")]
     lines += _list_accuracy(report)
     lines += [
@@ -93,7 +93,7 @@ def to_table(report: Report) -> str:
 
 
 def format_certificate(record: CertificateRecord) -> str:
-    """The path of a certificate, model by model, and what it promises. No newline at the end."""
+    """A certificate as text: its path, model by model, and what it promises. It has no newline at the end."""
     lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *list_path_rows(record)]
     budget_text = record.budget.words if record.budget else ""
     notes = [
@@ -104,7 +104,7 @@ def format_certificate(record: CertificateRecord) -> str:
 
 
 def _list_accuracy(report: Report) -> list[_Line]:
-    """Quality, and under it the 95 % intervals of both values and of their difference."""
+    """Table rows with the quality of both models and, below, the 95 % intervals."""
     metric, change = report.metric, report.change
     unit = f" {metric.change_unit}" if metric.change_unit else ""
     return [
@@ -124,7 +124,10 @@ def _list_accuracy(report: Report) -> list[_Line]:
 
 
 def format_bench(rows: Sequence[BenchRow]) -> str:
-    """What `pxcompress bench` prints; speed is against the first line at the same batch. No newline at the end."""
+    """The output of `pxcompress bench`; speed is relative to the first line with the same batch.
+
+    It has no newline at the end.
+    """
     names = _name_rows(rows)
     calls: list[_Line] = [("file", "batch", "mean", "p50", "p90", "p99", "throughput")]
     files: list[_Line] = [("file", "batch", "size", "cold", "speed")]
@@ -163,7 +166,7 @@ def format_bench(rows: Sequence[BenchRow]) -> str:
 
 
 def format_conversion(converted: Converted) -> str:
-    """What was written for another ecosystem, and how near it is to PyTorch. No newline at the end."""
+    """Text on a converted file, and how close it is to PyTorch. It has no newline at the end."""
     parity = converted.parity
     inputs = [f"{name} {'x'.join(map(str, kind.shape))} {kind.dtype}" for name, kind in converted.inputs.items()]
     lines = [
@@ -181,7 +184,7 @@ def format_conversion(converted: Converted) -> str:
 
 
 def _name_rows(rows: Sequence[BenchRow]) -> list[tuple[str, str]]:
-    """File and batch size of each row: without its folder where all have the same, with the provider where several."""
+    """File and batch size of each row; without the folder if all share it, with the provider if there are several."""
     folders, providers = {Path(row.path).parent for row in rows}, {row.placement.asked for row in rows}
     names = [Path(row.path).name if len(folders) == 1 else row.path for row in rows]
     if len(providers) > 1:
@@ -190,7 +193,7 @@ def _name_rows(rows: Sequence[BenchRow]) -> list[tuple[str, str]]:
 
 
 def _list_disagreements(names: Sequence[tuple[str, str]], rows: Sequence[BenchRow]) -> Iterator[str]:
-    """Files of which p50 and the mean say the opposite."""
+    """Sentences on files for which p50 and the mean contradict each other."""
     reference_of_batch: dict[int, BenchRow] = {}
     for (name, batch), row in zip(names, rows, strict=True):
         reference = reference_of_batch.setdefault(row.batch_size, row)
@@ -203,14 +206,14 @@ def _list_disagreements(names: Sequence[tuple[str, str]], rows: Sequence[BenchRo
 
 
 def _describe_needs(row: BenchRow) -> str:
-    """The memory that a file takes on the GPU, and names and shapes of its inputs where it has more than one."""
+    """Text on a file's GPU memory, and on its inputs if it has several."""
     memory = f", {format_bytes(row.device_bytes)} of GPU memory" if row.device_bytes else ""
     shapes = [f"{name} {'x'.join(map(str, shape)) or 'scalar'}" for name, shape in row.inputs.items()]
     return f"{memory}, inputs {', '.join(shapes)}" if len(shapes) > 1 else memory
 
 
 def _describe_bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
-    """How it was measured, and how steady the machine was."""
+    """Lines on how it was measured, and how steady the machine was."""
     runs, threads, affinity = (
         ", ".join(sorted({str(value) for value in values}))
         for values in zip(*((row.latency_ms.runs, row.threads, row.affinity) for row in rows), strict=True)

@@ -1,4 +1,4 @@
-"""How reports show the exported precisions, side by side."""
+"""Parts of reports about the exported precisions, side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def list_columns(report: Report) -> tuple[str, ...]:
 
 
 def list_targets(report: Report) -> list[tuple[str, ...]]:
-    """One line for every file, under `list_columns`; none where float32 alone was asked for."""
+    """Table rows, one for each file, under `list_columns`; empty if only float32 was asked for."""
     return [
         (
             of.file,
@@ -32,6 +32,6 @@ AGREE = "agree: how far a file's decisions on the test samples are those of mode
 
 
 def describe_speed(change: Speedup) -> str:
-    """ "2.00x (1.90 to 2.10)", or "not shown (0.97 to 1.02)"."""
+    """A speed-up in words: "2.00x (1.90 to 2.10)", or "not shown (0.97 to 1.02)"."""
     text = "not shown" if change.low <= 1 <= change.high else f"{change.ratio:.2f}x"
     return f"{text} ({change.interval})"

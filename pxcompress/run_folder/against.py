@@ -1,4 +1,4 @@
-"""What else could be shipped instead: the dense model in other forms, and models that the user names, all measured."""
+"""Measures models that could be shipped instead: the dense one in other forms, and models that the user names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pxcompress.types import Batches
 from pxcompress.workload import Workload, load_workload, with_baseline
 
 SCALES = (0.86, 0.75)
-"""Sides of smaller images, as shares of the dense model's: about 3/4 and 9/16 of its MACs."""
+"""Sides of smaller images, as shares of the dense model's; about 3/4 and 9/16 of its MACs."""
 
 
 _KINDS: tuple[tuple[ContenderKind, ContenderKind], ...] = (("dense", "dense-int8"), ("pruned", "pruned-int8"))
@@ -39,7 +39,7 @@ _KINDS: tuple[tuple[ContenderKind, ContenderKind], ...] = (("dense", "dense-int8
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
-    """A file to measure with inputs of its own; costs are None where only the file is known."""
+    """A file to measure with its own inputs; costs are None if only the file is known."""
 
     name: str
     kind: ContenderKind
@@ -50,7 +50,7 @@ class _Entry:
 
 
 def check_against(recipe: Recipe, workload: Workload) -> None:
-    """Raise `InputError`, before any work, for a rival that cannot be found, and for tasks that judge by the model."""
+    """Raise `InputError`, before any work, for a rival that cannot be found, and for tasks without labels."""
     if recipe.against and workload.task.reads_dense:
         raise InputError("--against needs labels that say how good any model is, and this task judges by the dense one")
     for text in recipe.against:
@@ -68,10 +68,10 @@ def check_against(recipe: Recipe, workload: Workload) -> None:
 def measure_contenders(
     files: Files, models: tuple[Candidate, Candidate], workload: Workload, run: Run
 ) -> tuple[tuple[Contender, ...], tuple[Warning, ...]]:
-    """Dense and pruned model, both as int8, the dense one on smaller images, and the recipe's rivals, side by side.
+    """Measure side by side: dense and pruned model, both in int8, the dense one on smaller images, and rivals.
 
-    What is made for it lies in the folder `AGAINST` beside the models. Notes say what could not be made. Nothing where
-    the recipe names no rival.
+    Rivals are the models that the recipe names in `against`. New files are in the folder `AGAINST` beside the models.
+    Warnings say what could not be made. The result is empty if the recipe names no rival.
     """
     if not run.recipe.against:
         return (), ()
@@ -93,7 +93,7 @@ def measure_contenders(
 def _entries(
     files: Files, models: tuple[Candidate, Candidate], workload: Workload, run: Run, place: Path
 ) -> Iterator[_Entry | Warning]:
-    """Everything to measure, dense and pruned first; a warning in the place of what cannot be made."""
+    """Everything to measure, dense and pruned first; a warning for each file that cannot be made."""
     test = workload.splits.test
     for (name, _), model in zip(_KINDS, models, strict=True):
         yield _Entry(name, name, model.path, test, model.params, model.macs)
@@ -118,7 +118,7 @@ def _entries(
 
 
 def _at_size(sizes: tuple[int, ...], workload: Workload, recipe: Recipe, place: Path) -> _Entry | Warning:
-    """The dense model on images of smaller sides, position embeddings resampled."""
+    """The dense model exported for smaller images, position embeddings resampled; a warning if that is impossible."""
     preprocessing = workload.loaded.preprocessing
     words = "x".join(map(str, sizes)) + " pixels"
     model = workload.loaded.model
@@ -138,7 +138,7 @@ def _at_size(sizes: tuple[int, ...], workload: Workload, recipe: Recipe, place: 
 
 
 def _load_rival(text: str, workload: Workload, run: Run, place: Path) -> _Entry:
-    """A model that the user names, exported; an ONNX file as it is. Raises `InputError` where classes differ."""
+    """A model that the user names, exported, or an ONNX file as it is. Raises `InputError` if classes differ."""
     recipe, (name, _, checkpoint) = run.recipe, text.partition("=")
     if is_onnx(name):
         session = runtime.open_session(Path(name), "cpu")

@@ -1,4 +1,4 @@
-"""The table of images to label: written with both models' answers, read back with a person's."""
+"""Reads and writes the table of images to label, which has both models' answers and a person's."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from pxcompress.checks import read_text
 from pxcompress.errors import InputError, short, unknown
 
 NO_ANSWER_RIGHT = "-"
-"""What stands in the column `label` where no model's answer is right."""
+"""The word in the column `label` that means that no model's answer is right."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One image to label: its path below the folder, the dense model's answer, and those of the others that differ."""
+    """One image to label: its path below the folder, the dense model's answer, and different answers of other
+    models.
+    """
 
     image: str
     dense: str
@@ -27,7 +29,7 @@ class Question:
 
     @classmethod
     def of(cls, image: str, answers: Sequence[str]) -> Question:
-        """From the `answers` of all models, the dense one's first."""
+        """Make a question from the `answers` of all models, the dense one's first."""
         others = dict.fromkeys(answer for answer in answers[1:] if answer != answers[0])
         return cls(image, answers[0], " | ".join(others))
 
@@ -36,14 +38,14 @@ HEADER = tuple(field.name for field in fields(Question))
 
 
 def questions_csv(questions: Iterable[Question]) -> str:
-    """The table as CSV, one line an image; the column `label` is for a person to fill."""
+    """The table as CSV, one line an image; a person fills the column `label`."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([HEADER, *map(astuple, questions)])
     return text.getvalue()
 
 
 def read_answers(path: Path, questions: Sequence[Question], classes: Sequence[str]) -> dict[str, int]:
-    """The labels of a filled table: image -> class index, or `NEITHER`; those left empty are not in it.
+    """The labels in a filled table: image -> class index, or `NEITHER`; empty ones are left out.
 
     Raises `InputError`, with the line, for a label that is no class, and for a table of other questions.
     """
@@ -80,7 +82,7 @@ def _class(label: str, classes: Sequence[str], line: str) -> int:
 
 
 def _rows(path: Path) -> list[Mapping[str, str]]:
-    """The table's lines. Spreadsheets may have put a mark at its beginning, and semicolons between its columns."""
+    """The lines of the table, also as spreadsheets save it: with a byte-order mark, and semicolons between columns."""
     text = read_text(path, "give the filled to_label.csv, as UTF-8")
     header = text.partition("\n")[0]
     table = csv.DictReader(io.StringIO(text), delimiter=";" if ";" in header and "," not in header else ",")

@@ -1,4 +1,4 @@
-"""Inputs to calibrate an ONNX file on: images, or texts and several inputs where pxcompress wrote it."""
+"""Inputs on which an ONNX file is calibrated: images, or texts and several inputs for a file that pxcompress wrote."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from pxcompress.run_folder.saved import preprocessing_of
 from pxcompress.types import Batches, Preprocessing
 
 CALIBRATION_IMAGES = 128
-"""Number of calibration images, as many of each class; with more the extremes of activations hardly change."""
+"""Number of calibration images, the same number of each class; with more, ranges of activations hardly change."""
 
 _AT_ONCE = 16
 
 
 def read_calibration(session: Session, data: str, input_size: tuple[int, int, int] | None) -> Batches:
-    """Inputs of `session` in batches that it takes: samples of `data`, or random numbers where there are none.
+    """Calibration inputs for `session`, in batches that it takes: samples of `data`, or random numbers without data.
 
-    A file that does not say how images become its inputs gets them as ImageNet models do.
+    Images for a file that does not describe its preprocessing are normalised as ImageNet models expect.
     """
     several = bool(read_signature(session.metadata).inputs)
     shape = tuple(json.loads(session.metadata["input_size"])) if several else get_image_shape(session, input_size)
@@ -47,7 +47,10 @@ def read_calibration(session: Session, data: str, input_size: tuple[int, int, in
 
 
 def _draw_inputs(session: Session, shape: tuple[int, ...]) -> Iterator[Tensor]:
-    """Random inputs in batches of `shape`; several are packed, whole numbers within their bounds, texts unpadded."""
+    """Random inputs in batches of `shape`; several inputs are packed in it, with whole numbers in their ranges.
+
+    Texts have no padding.
+    """
     signature = read_signature(session.metadata)
     draw = torch.Generator().manual_seed(0)
     for _ in range(CALIBRATION_IMAGES // shape[0] or 1):

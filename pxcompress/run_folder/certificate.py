@@ -1,4 +1,4 @@
-"""The certificate of a run folder: exported files -> losses on the reserved samples -> certificate.json, and back.
+"""Makes the certificate of a run folder: exported files -> losses on reserved samples -> certificate.json, and back.
 
 Every model of a path is exported, and its losses come from that very file: what ships is what was tested, byte for
 byte. It runs on the CPU in float32, which every machine has, so that `verify` finds the same losses: on ONNX Runtime,
@@ -69,11 +69,11 @@ WHOLE = Part()
 
 @dataclass(frozen=True, eq=False)
 class ReservedSamples:
-    """The samples that are kept for certificates, and those of `select`, by which the threshold of confidence is set.
+    """The samples reserved for certificates, and those of `select`, which set the threshold of confidence.
 
-    `data` is the spec they come from; `counts` says how many are kept of each class, name -> number, or of all
-    where the `task` is no classification. Models run on `provider`. `contents` are those of `Splits`. The risk is held
-    for each of the `words` (n,) of the column `group` of the data's table, where one is named.
+    `data` is the spec they come from; `counts` is their number in each class, or in all if the `task` is no
+    classification. Models run on `provider`. `contents` are those of `Splits`. If a `group` is named, a column of the
+    data's table, the risk is held for each of its `words` (n,).
     """
 
     data: str
@@ -88,29 +88,29 @@ class ReservedSamples:
     words: tuple[str, ...] = ()
 
     def as_samples(self, hashes: Mapping[str, str]) -> Samples:
-        """The reserved samples as a test takes them."""
+        """The reserved samples as a `ledger.Samples`, the form that tests take."""
         return Samples(self.data, hashes["split"], self.contents, hashes)
 
     def masks(self, part: Part, labels: Array) -> Mapping[str, Array]:
-        """The parts in each of which the risk is held, name -> (n,): words of the group, or classes of `labels`."""
+        """Name -> mask (n,) of each part in which the risk is held: words of the group, or classes of `labels`."""
         if self.group:
             return {word: np.array(self.words) == word for word in sorted(set(self.words))}
         return part.classes(labels, list(self.counts))
 
     def check(self, limit: RiskLimit, part: Part) -> None:
-        """Raise `DataError` where they are too few, whatever the models do."""
+        """Raise `DataError` if there are too few samples for a certificate, however good the models are."""
         if self.group:
             check_groups(limit, self.masks(part, np.empty(0)), len(self.ids))
         else:
             part.check(limit, self.counts)
 
     def predict(self, file: Path, batches: Batches) -> tuple[Array, Array]:
-        """Logits (n, classes) of an ONNX file, and labels (n,)."""
+        """Logits (n, classes) of an ONNX file on `batches`, and the labels (n,)."""
         return predict_samples(file, batches, self.provider)
 
     @classmethod
     def of(cls, data: str, source: Source, splits: Splits, task: Task, group: str = "") -> ReservedSamples:
-        """The reserved samples of `source`, which `data` names; no image is read."""
+        """Collect the reserved samples of `source`, which `data` names; no image is read."""
         ids = splits.ids["certify"]
         counts = {"": len(ids)}
         if isinstance(task, Classification):
@@ -124,7 +124,7 @@ class ReservedSamples:
 
 
 def check_risk(risk: str, part: str, task: Task) -> None:
-    """Raise `InputError` for a risk, or a part of the samples, that only classifiers have."""
+    """Raise `InputError` for a risk, or a part of the samples, that only classifiers have, with another task."""
     if not isinstance(task, Classification) and (risk not in LOSS_RISKS or part != "all"):
         raise InputError(
             f"risk {risk!r} and --part are for classifiers; give --risk {one_of(LOSS_RISKS)}, which bound the task's "
@@ -133,7 +133,7 @@ def check_risk(risk: str, part: str, task: Task) -> None:
 
 
 def check_certifiable(recipe: Recipe, workload: Workload) -> None:
-    """Raise `DataError`, before any work, where the reserved samples are too few or serve another role as well."""
+    """Raise `DataError`, before any work, if the reserved samples are too few or have another role as well."""
     if recipe.guarantee is None:
         return
     cache_dir()  # the record of used splits is kept there
@@ -145,7 +145,7 @@ def check_certifiable(recipe: Recipe, workload: Workload) -> None:
 
 
 def _check_not_served(recipe: Recipe, splits: Splits) -> None:
-    """Raise `DataError` where reserved samples served the run that made the model, or its weights, in another role."""
+    """Raise `DataError` if reserved samples had another role in the run that made the model or its weights."""
     sources = [Path(name) for name in (recipe.model if is_onnx(recipe.model) else None, recipe.checkpoint) if name]
     has_served = read_served(sources, silent)
     if served := sum(map(has_served, splits.contents["certify"])):
@@ -156,7 +156,7 @@ def _check_not_served(recipe: Recipe, splits: Splits) -> None:
 
 
 def _reserve(guarantee: Guarantee, recipe: Recipe, workload: Workload) -> ReservedSamples:
-    """The samples that a run keeps for its certificate, and where it tests models on them."""
+    """The samples that a run reserves for its certificate, and the provider on which models are tested on them."""
     samples = ReservedSamples.of(recipe.data, workload.source, workload.splits, workload.task, guarantee.group)
     return replace(samples, provider=choose_provider(recipe.bench.provider))
 
@@ -164,7 +164,8 @@ def _reserve(guarantee: Guarantee, recipe: Recipe, workload: Workload) -> Reserv
 def find_smallest_certified(
     folder: Path, workload: Workload, slims: Iterable[PruneResult], run: Run
 ) -> tuple[PruneResult, Files]:
-    """Test `slims`, the dense model first, and write the smallest that passes as a run's files into `folder`.
+    """Test ever smaller models, the dense one first, and write the smallest that passes to `folder` as the run's
+    result.
 
     Where no smaller one passes the folder holds the dense model as its model, too. certificate.json holds the whole
     path. Raises as `written.export` does.
@@ -209,7 +210,7 @@ def find_smallest_certified(
 def judge_files(
     path: Iterable[tuple[str, float, Path]], samples: ReservedSamples, limit: RiskLimit, part: Part = WHOLE
 ) -> Certificate:
-    """The certificate of a path of (name, size, ONNX file), the dense model first; `part` has its threshold."""
+    """Certify a path of models, given as (name, size, ONNX file), the dense one first; `part` has its threshold set."""
     candidates, labels = judge_candidates(path, samples, limit.risk, part)
     return certify(candidates, part.with_scope(limit), samples.masks(part, labels))
 
@@ -217,7 +218,7 @@ def judge_files(
 def judge_candidates(
     path: Iterable[tuple[str, float, Path]], samples: ReservedSamples, risk: str, part: Part
 ) -> tuple[list[Candidate], Array]:
-    """The models of a path with their losses, and the labels (n,) of all samples, if their losses need them."""
+    """The models of a path with their losses on all samples, and the labels (n,), empty if no loss needs them."""
     if risk in LOSS_RISKS:
         return _judge_losses(list(path), samples, risk), np.empty(0, dtype=np.int64)
     candidates: list[Candidate] = []
@@ -231,7 +232,7 @@ def judge_candidates(
 
 
 def _judge_losses(path: Sequence[tuple[str, float, Path]], samples: ReservedSamples, risk: str) -> list[Candidate]:
-    """The models of a path with the losses that the task gives them on every sample."""
+    """The models of a path with the task's loss on every sample."""
     sessions = {name: runtime.open_session(file, samples.provider) for name, _, file in path}
     dense, task = path[0][0], samples.task
     if task.scaled:
@@ -244,7 +245,7 @@ def _judge_losses(path: Sequence[tuple[str, float, Path]], samples: ReservedSamp
 
 
 def choose_provider(provider: str) -> str:
-    """The provider on which a certificate is tested: a runtime for the CPU that was asked for by name, else "cpu"."""
+    """The provider on which a certificate is tested: the requested one if it runs on the CPU, else "cpu"."""
     named = provider != runtime.AUTO and runtime.get_device(provider) == "cpu"
     return provider if named else "cpu"
 
@@ -255,12 +256,12 @@ def is_smaller(certificate: Certificate) -> bool:
 
 
 def choose_threshold(part: Part, dense: Path, samples: ReservedSamples) -> Part:
-    """`part` "confident" with the threshold of confidence that the select split gives; another part as it is."""
+    """`part` with its threshold of confidence set on the select split; returned unchanged unless it is "confident"."""
     return part if part.coverage is None else part.with_threshold_from(samples.predict(dense, samples.select)[0])
 
 
 def predict_samples(file: Path, batches: Batches, provider: str = "cpu") -> tuple[Array, Array]:
-    """Logits (n, classes) of an ONNX file, and labels (n,)."""
+    """Logits (n, classes) of an ONNX file on `batches`, and the labels (n,)."""
     model = runtime.open_session(file, provider)
     pairs = [(model.predict(inputs), labels.cpu().numpy()) for inputs, labels in batches]
     return np.concatenate([logits for logits, _ in pairs]), np.concatenate([labels for _, labels in pairs])
@@ -273,14 +274,14 @@ def _name(step: int, slim: PruneResult) -> str:
 
 
 def _move(artifact: Artifact, folder: Path) -> Artifact:
-    """`artifact`, with the weights that lie beside it, in `folder`; names stay, since the file holds them."""
+    """Move an exported file and the weights beside it into `folder`; names stay, since the file refers to them."""
     for file in onnx_files(artifact.path):
         shutil.move(file, folder / file.name)
     return replace(artifact, path=folder / artifact.path.name)
 
 
 def hash_files(folder: Path, samples: ReservedSamples) -> dict[str, str]:
-    """sha256 by what it is of: the files that a certificate of a run folder names, and the ids of its samples."""
+    """sha256 of the files that a certificate names, and of the ids of its samples, by what was hashed."""
     return {
         "model": artifact_of(folder / SLIM).sha256,
         "dense": artifact_of(folder / DENSE).sha256,
@@ -293,7 +294,7 @@ def hash_files(folder: Path, samples: ReservedSamples) -> dict[str, str]:
 def make_record(
     certificate: Certificate, part: Part, samples: ReservedSamples, hashes: Mapping[str, str], unit: str
 ) -> CertificateRecord:
-    """What certificate.json holds; the use of the samples is not counted yet."""
+    """The content of certificate.json, in which this use of the samples is not counted yet."""
     part = Part("classes") if certificate.rows[0].classes else part
     record = CertificateRecord.of(
         certificate, part, reserved=len(samples.ids), hashes=hashes, unit=unit, data=samples.data
@@ -303,7 +304,7 @@ def make_record(
 
 @dataclass(frozen=True)
 class Draw:
-    """How samples to certify on are drawn from `data`: as by a run with this seed; `group` as in `ReservedSamples`."""
+    """How samples to certify on are drawn from `data`: as in a run with this seed; `group` as in `ReservedSamples`."""
 
     data: str
     seed: int = 0
@@ -312,10 +313,10 @@ class Draw:
 
 
 def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> ReservedSamples:
-    """The certify split of a draw, prepared as the files say.
+    """Draw the certify split, with samples prepared as the models' files say.
 
-    Samples that served the runs of the files in another role are left out, which `note` is told. Of data that come in
-    one piece and are new to these runs, all samples but those of select are taken.
+    Samples that had another role in the runs of the files are left out, and `note` is told so. If the data come in one
+    piece and are new to these runs, all samples but those of select are taken.
     """
     data, seed = draw.data, draw.seed
     preprocessing, classes = read_shared_metadata(files)
@@ -349,13 +350,13 @@ def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> R
 
 
 def _are_new(splits: Splits, has_served: Served) -> bool:
-    """Whether it is known that no sample served a run of the models."""
+    """Whether it is certain that no sample was used in a run of the models."""
     contents = itertools.chain.from_iterable(splits.contents.values())
     return has_served.complete and are_known_by_content(splits) and not any(map(has_served, contents))
 
 
 def read_shared_metadata(files: Sequence[Path]) -> tuple[Preprocessing, tuple[str, ...]]:
-    """Preprocessing and class names that ONNX files share; `InputError` where they do not."""
+    """Preprocessing and class names that all files share. Raises `InputError` if they differ."""
     facts = [runtime.open_session(file, "cpu").metadata for file in files]
     preprocessing = [_preprocessing(file, facts_of_file) for file, facts_of_file in zip(files, facts, strict=True)]
     for place, file in enumerate(files):
@@ -374,7 +375,7 @@ def _preprocessing(file: Path, facts: Mapping[str, str]) -> Preprocessing:
 
 
 def check_descending(path: Sequence[tuple[str, float, Path]]) -> None:
-    """Refuse a path out of order before it is run: `certify` would only say so afterwards."""
+    """Raise `InputError` if a path of (name, bytes, file) is not sorted from the largest to the smallest model."""
     for (larger_name, larger_size, _), (smaller_name, smaller_size, _) in itertools.pairwise(path):
         if smaller_size > larger_size:
             raise InputError(

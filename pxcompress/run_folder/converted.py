@@ -1,4 +1,4 @@
-"""The slim model of a run folder, handed to another ecosystem, beside the ONNX file."""
+"""Converts the slim model of a run folder for another ecosystem, into a file beside the ONNX file."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def convert_folder(
     precision: str = "",
     force: bool = False,
 ) -> HandOff:
-    """Convert the slim model of a run folder for `ecosystem`, by default to `folder`/model and the ecosystem's suffix.
+    """Convert the slim model of a run folder for `ecosystem`; the default `out` is `folder`/model with its suffix.
 
-    A `precision` names the folder's ONNX file in it, for a converter that reads ONNX. Raises as `convert_model` does,
-    and `InputError` for what is no run folder, has no such file, and for a place that is taken.
+    A `precision` chooses among the folder's ONNX files, for a converter that reads ONNX. Raises as `convert_model`
+    does, and `InputError` for a folder that is no run folder or has no such file, and for a path that exists.
     """
     converter = check_ecosystem(ecosystem)
     check_batch_size(batch_size)
@@ -59,7 +59,7 @@ def convert_folder(
 
 
 def _find_onnx(folder: Path, converter: Converter, ecosystem: str, precision: str) -> Path:
-    """The ONNX file of the slim model in a precision."""
+    """Path of the slim model's ONNX file in a precision. Raises `InputError` if there is none."""
     if precision and precision not in TARGETS:
         raise unknown("precision", precision, TARGETS)
     if precision in ("", "fp32"):
@@ -73,7 +73,7 @@ def _find_onnx(folder: Path, converter: Converter, ecosystem: str, precision: st
 
 
 def _notes(pruned: Pruned, converter: Converter, converted: Converted) -> Iterator[str]:
-    """What was not compared, and widths that the ecosystem pads."""
+    """Notes for the user: that the result was not compared, and that the ecosystem pads some widths."""
     if converted.parity is None:
         yield f"{converter.title} does not run on this machine: the result is not compared with PyTorch; try it there"
     widths = [len(pruned.plan.kept(group)) + group.rows_beside for group in pruned.groups if group.kind != "head"]

@@ -1,4 +1,4 @@
-"""What a recomputed certificate has that the recorded one has not."""
+"""Differences between a recorded certificate and the recomputed one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pxcompress.certify.record import CertificateRecord
 
 @dataclass(frozen=True)
 class Verification:
-    """A recorded certificate and what does not agree with it; it holds where nothing does."""
+    """A recorded certificate and messages about what contradicts it; it holds if there are none."""
 
     record: CertificateRecord
     problems: tuple[str, ...]
 
 
 def list_alterations(record: CertificateRecord, recomputed_record: CertificateRecord) -> list[str]:
-    """Messages about keys of a certificate that are not what is computed again."""
+    """Messages about keys of a certificate whose recomputed values differ."""
     values, recomputed_values = asdict(record), asdict(recomputed_record)
     return [
         f"its {key!r} is not what is found again"
@@ -31,12 +31,12 @@ def list_alterations(record: CertificateRecord, recomputed_record: CertificateRe
 
 
 def list_other_files(hashes: Mapping[str, str], hashes_now: Mapping[str, str]) -> list[str]:
-    """Messages about files and samples whose hashes are not those of the certificate."""
+    """Messages about files and samples whose hashes differ from the certificate's."""
     return [f"the {name} is not the certified one" for name in hashes if hashes_now.get(name) != hashes[name]]
 
 
 def find_differences(rows: Sequence[Tested], recomputed_rows: Sequence[Tested]) -> list[str]:
-    """Messages about rows of a certificate whose counts or p-value are not the recomputed ones."""
+    """Messages about models of a certificate whose counts or p-value differ from the recomputed ones."""
     problems = []
     for row, recomputed_row in zip(rows, recomputed_rows, strict=True):
         is_same = _counts(row) == _counts(recomputed_row) and math.isclose(
@@ -50,19 +50,19 @@ def find_differences(rows: Sequence[Tested], recomputed_rows: Sequence[Tested]) 
 
 
 def _describe_counts(row: Tested, other_row: Tested) -> str:
-    """The counts of `row` that `other_row` does not share, at most three, and its p-value."""
+    """Text with those counts of `row` that differ from `other_row`, at most three, and its p-value."""
     counts = [count for count in _counts(row) if count not in _counts(other_row)][:3] or _counts(row)[:1]
     words = [f"{errors:g} errors on {n} samples" + (f" of {name!r}" if name else "") for name, n, errors in counts]
     return f"{', '.join(words)} (p = {row.p_value:.3g})"
 
 
 def _counts(row: Tested) -> list[tuple[str, int, float]]:
-    """What was counted: (class, samples, errors), all samples first."""
+    """The counts of a row as (class, samples, errors); all samples first, under the name ""."""
     return [("", row.n, row.errors), *((each.name, each.n, each.errors) for each in row.classes)]
 
 
 def find_alterations(certificate: Certificate) -> list[str]:
-    """Messages about rows whose p-value does not follow from their errors; empty for all bounds but "binomial"."""
+    """Messages about models whose p-value does not follow from their errors; only for the bound "binomial"."""
     if certificate.limit.bound != "binomial":
         return []
     problems = []

@@ -1,4 +1,4 @@
-"""Certificates on images without labels: only those on which the models disagree are labelled, by a person.
+"""Certificates on images without labels: a person labels only those on which the models disagree.
 
     request_labels -> request.json, to_label.csv, to_label.html -> certify_answers -> answers.csv, certificate.json
 
@@ -50,20 +50,21 @@ from pxcompress.run_folder.unlabelled import BY_ANSWER, ModelAnswers, observe, w
 REQUEST, QUESTIONS, PAGE, ANSWERS = "request.json", "to_label.csv", "to_label.html", "answers.csv"
 
 ONCE = Procedure()
-"""A test of fixed size of all samples."""
+"""The default procedure: one test of fixed size on all samples."""
 
 _SIDE = 320
-"""Largest side of a picture on the page, pixels."""
+"""Largest side of a picture on the page, in pixels."""
 
 
 @dataclass(frozen=True)
 class LabelRequest:
-    """What request.json holds. `files` are the models from dense to smallest, name -> path; `hashes` their sha256, and
-    under "split" that of the images, `pages` those of what a person fills in; `to_label` of the `images` need a label.
+    """The content of request.json: which images need a label, for which certificate.
 
-    With a `budget` the test may stop at any time, and begins where others on these images ended, or goes on from the
-    `earlier` certificate. The risk is held for every word of the column `group` of the table of images, or for every
-    answer of the dense model.
+    `files` are the models from dense to smallest, name -> path; `hashes` their sha256, and under "split" that of the
+    images, `pages` those of the files that a person fills in; `to_label` of the `images` need a label. With a `budget`
+    the test may stop at any time, and begins where others on these images ended, or goes on from the `earlier`
+    certificate. The risk is held for every word of the column `group` of the table of images, or for every answer of
+    the dense model.
     """
 
     files: Mapping[str, str]
@@ -94,7 +95,7 @@ def request_labels(
     procedure: Procedure = ONCE,
     note: Note = silent,
 ) -> LabelRequest:
-    """Write to `folder`, a new one, which images of `unlabelled` need a label for `guarantee`; none may need any.
+    """Write a new `folder` that says which images of `unlabelled` need a label for `guarantee`; maybe none does.
 
     `files` are a run folder, or ONNX files from dense to smallest, `unlabelled` a folder of images, or a table of them.
     In an anytime test labelling may stop at any line, and what is not looked at stays fresh. Raises `InputError`.
@@ -136,7 +137,7 @@ def request_labels(
 
 
 def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Make `folder` and write texts by name of file."""
+    """Make `folder` and write text files into it, by name."""
     folder.mkdir(parents=True)
     for name, text in texts.items():
         (folder / name).write_text(text)
@@ -154,8 +155,10 @@ def _group_of_guarantee(guarantee: Guarantee | RiskLimit) -> str:
 
 
 def certify_answers(answers: Path, folder: Path, note: Note = silent) -> CertificateRecord:
-    """The certificate of what `folder` asked for, by the filled table `answers`; written to the folder, with a copy of
-    the table. Raises `InputError`, also where models or images have changed meanwhile.
+    """The certificate that `folder` asked labels for, from the filled table `answers`.
+
+    It is written to the folder, with a copy of the table. Raises `InputError`, also if models or images have changed
+    since.
     """
     request = read_request(folder)
     observed = observe_again(request, request.unlabelled, note)
@@ -170,36 +173,36 @@ def certify_answers(answers: Path, folder: Path, note: Note = silent) -> Certifi
 
 
 def recompute_answers(folder: Path, request: LabelRequest, observed: ModelAnswers) -> CertificateRecord:
-    """The certificate by the answers in `folder` once more, of which no use is counted. Raises `InputError`."""
+    """Compute the certificate from the answers in `folder` again, without counting a use. Raises `InputError`."""
     return _certificate(folder, request, observed, folder / ANSWERS)
 
 
 def observe_again(request: LabelRequest, unlabelled: str, note: Note) -> ModelAnswers:
-    """What the models of a request answer, with the images that need a label for it."""
+    """The answers of a request's models on its images, and which images need a label for it."""
     observed = observe(_files(request), unlabelled, request.group, note)
     return with_questions(observed, request.limit, _turn(request, observed))
 
 
 def _turn(request: LabelRequest, observed: ModelAnswers) -> ledger.Turn | None:
-    """What the test of a request may look at; None for one of fixed size."""
+    """The part of the samples that a request's test may look at; None for a test of fixed size."""
     if request.budget is None:
         return None
     return ledger.same_turn(observed.as_samples(request.unlabelled), request.budget, request.earlier)
 
 
 def next_command(folder: Path) -> str:
-    """How to go on with a filled table."""
+    """The command line to continue with a filled table."""
     return f"pxcompress certify --answers {QUESTIONS} --out {shlex.quote(str(folder))}"
 
 
 def read_request(folder: Path) -> LabelRequest:
-    """What a folder asks for; `InputError` where it is no folder of labels."""
+    """The request in a folder. Raises `InputError` if there is none."""
     advice = "with --out give the folder that certify --unlabelled wrote"
     return read_record_file(LabelRequest, folder / REQUEST, advice)
 
 
 def _name_files(files: Sequence[Path], unlabelled: str) -> dict[str, Path]:
-    """The models of a path by name; of a run folder, whose own data must not be the images, its two."""
+    """Models of a path by name; for a run folder, whose own data must not contain the images, its two models."""
     if len(files) == 1 and files[0].is_dir() and (files[0] / RECIPE).exists():
         recipe = read_run(files[0])
         if Path(recipe.data).is_dir():
@@ -212,7 +215,7 @@ def _name_files(files: Sequence[Path], unlabelled: str) -> dict[str, Path]:
 
 
 def _check_fresh(data: str, unlabelled: str) -> None:
-    """Raise `DataError` where an image below `unlabelled` is one of the `data` that the models were made from."""
+    """Raise `DataError` if an image below `unlabelled` is part of the `data` that the models were made from."""
     source = open_source(data)
     files = [pool.read for pool in (source.train, source.select, source.held_out)]
     used_paths = {(each.root / name).resolve() for each in files if isinstance(each, Files) for name in each.names}
@@ -234,7 +237,7 @@ def _files(request: LabelRequest) -> dict[str, Path]:
 
 
 def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, answers: Path) -> CertificateRecord:
-    """The certificate by the filled table `answers`, with the hashes of the table and of the request."""
+    """The certificate from the filled table `answers`, with the hashes of the table and of the request."""
     label_by_position = read_answers(answers, observed.questions, observed.classes)
     limit, dense, turn = request.limit, observed.predicted[0], _turn(request, observed)
     labels = completed_labels(
@@ -277,7 +280,7 @@ def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, an
 
 
 def list_changes(request: LabelRequest, hashes: Mapping[str, str]) -> list[str]:
-    """Messages about models and images that are not those that labels were asked for."""
+    """Messages about models and images that changed since labels were asked for."""
     description = {"split": "the images are"}
     return [
         f"{description.get(name, f'{name!r} is')} not what labels were asked for"
@@ -287,7 +290,7 @@ def list_changes(request: LabelRequest, hashes: Mapping[str, str]) -> list[str]:
 
 
 def _page(observed: ModelAnswers, folder: Path) -> str:
-    """The page to fill in, of a request in `folder`; no answer on it says which model gave it."""
+    """The page for a person to fill in; it does not tell which model gave which answer."""
     cases = [
         LabelCase(
             question.image,
@@ -302,7 +305,7 @@ def _page(observed: ModelAnswers, folder: Path) -> str:
 
 
 def _picture(image: Image.Image, name: str) -> Picture:
-    """A small copy for the page; drawings and tiny images stay exact."""
+    """A small copy of an image for the page; drawings and tiny images are stored without loss."""
     image.thumbnail((_SIDE, _SIDE))
     file = io.BytesIO()
     kind = "png" if max(image.size) <= 96 else "jpeg"

@@ -1,4 +1,4 @@
-"""The error budget of a split: what earlier anytime certificates left of it, and what one more takes."""
+"""Keeps account of the error budget of a split: what earlier anytime certificates left, and what the next one takes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from pxcompress.errors import InputError
 
 @dataclass(frozen=True)
 class Procedure:
-    """How losses are tested: whether the test may stop at any time, and goes on from the `earlier` certificate.
+    """How a test is done: whether it may stop at any time, and whether it goes on from the `earlier` certificate.
 
-    The risk is held for every word of the column `group` of the data's table, where one is named. Models run on
-    `provider`, where labelled data test them. To do a test again, `recorded` is the budget that it had.
+    If a `group` is named, a column of the data's table, the risk is held for each of its words. Models run on
+    `provider` when labelled data test them. To repeat a test, `recorded` is the budget that it had.
     """
 
     anytime: bool = False
@@ -44,19 +44,21 @@ class Procedure:
 
     @property
     def limit(self) -> RiskLimit | None:
-        """The limit of the risk in the earlier certificate; None where there is none."""
+        """The risk limit of the earlier certificate; None if there is none."""
         return self.earlier.certificate.limit if self.earlier else None
 
     @property
     def part(self) -> Part:
-        """The samples that count in the earlier certificate."""
+        """The samples that count in the earlier certificate; all if there is none."""
         return self.earlier.counted if self.earlier else Part()
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of a test: where they come from, the hash of their split, texts by which to know them again, and
-    hashes of the models.
+    """The samples of a test.
+
+    It has the data they come from, the hash of their split, texts that identify each one's content, and hashes of the
+    models.
     """
 
     data: str
@@ -66,18 +68,18 @@ class Samples:
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
-        """A short hash of every sample, by which a later test knows which were looked at."""
+        """A short hash of every sample, by which a later test recognises those that were looked at."""
         return tuple(map(short_hash, self.contents))
 
     @cached_property
     def order(self) -> Array:
-        """Positions of all samples, in the order of a test that may stop."""
+        """Indices of all samples in random order, always the same: the order in which an anytime test looks at them."""
         return random_order(len(self.contents), self.split)
 
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """The part of a split that one anytime test may look at: positions in its order, and its share of the error budget.
+    """The part of a split that one anytime test may look at, as indices in order, and its share of the error budget.
 
     It goes on from an `earlier` certificate, where there is one.
     """
@@ -88,7 +90,7 @@ class Turn:
 
 
 def read_earlier(path: Path) -> CertificateRecord:
-    """The anytime certificate at `path`, or in the folder `path`; `InputError` where there is none to go on from."""
+    """The anytime certificate at `path`, or in the folder `path`. Raises `InputError` if it cannot be continued."""
     file = path / "certificate.json" if path.is_dir() else path
     record = read_record_file(CertificateRecord, file, "give the certificate.json of a test with --anytime")
     if record.budget is None or not record.looked_at:
@@ -97,7 +99,7 @@ def read_earlier(path: Path) -> CertificateRecord:
 
 
 def find_turn(samples: Samples, limit: RiskLimit, procedure: Procedure) -> Turn | None:
-    """What an anytime test may look at, or looked at when it is done again; None for a test of fixed size."""
+    """What an anytime test may look at (or looked at, if it is repeated); None for a test of fixed size."""
     if not procedure.anytime:
         return None
     if procedure.recorded is not None:
@@ -106,7 +108,7 @@ def find_turn(samples: Samples, limit: RiskLimit, procedure: Procedure) -> Turn 
 
 
 def next_turn(samples: Samples, total: float, earlier: CertificateRecord | None = None) -> Turn:
-    """What the next anytime test of a split may look at, within an error budget of `total` for all of them.
+    """What the next anytime test of a split may look at, within an error budget of `total` for all tests.
 
     It begins where other tests of the split ended; one that goes on from an `earlier` certificate has all samples that
     this one has not looked at, and its stake. Raises `InputError` where nothing is left: samples or budget, and where
@@ -133,21 +135,21 @@ def next_turn(samples: Samples, total: float, earlier: CertificateRecord | None 
 
 
 def same_turn(samples: Samples, budget: Budget, earlier: CertificateRecord | None = None) -> Turn:
-    """What a test looked at, by the `budget` that its certificate or its request holds."""
+    """What a test looked at, from the `budget` in its certificate or request."""
     order = samples.order[budget.begins :] if earlier is None else _find_unseen(samples, earlier)
     return Turn(order, replace(budget, ends=budget.begins, samples=budget.begins + len(order), lost=False), earlier)
 
 
 def _find_unseen(samples: Samples, earlier: CertificateRecord) -> Array:
-    """Positions of the samples that an earlier certificate has not looked at, in the order of the test."""
+    """Indices of the samples that an earlier certificate has not looked at, in the order of the test."""
     seen = set(earlier.looked_at)
     return np.array([place for place in samples.order if samples.keys[place] not in seen], dtype=np.int64)
 
 
 def list_looked_at(samples: Samples, turn: Turn, budget: Budget) -> tuple[str, ...]:
-    """Short hashes of all samples that a test, and those that it goes on from, have looked at.
+    """Short hashes of all samples that a test, and the earlier ones it continues, have looked at.
 
-    `budget` is that of the turn, with what was used of it.
+    `budget` is the turn's budget after the test.
     """
     places = turn.order[: budget.ends - budget.begins]
     return (*(turn.earlier.looked_at if turn.earlier else ()), *(samples.keys[place] for place in places))
@@ -156,9 +158,9 @@ def list_looked_at(samples: Samples, turn: Turn, budget: Budget) -> tuple[str, .
 def certify_turn(
     candidates: Sequence[Candidate], limit: RiskLimit, samples: Samples, masks: Mapping[str, Array], turn: Turn
 ) -> tuple[Certificate, Budget, tuple[str, ...]]:
-    """An anytime certificate of a path by its losses on all samples of a split; what it has looked at comes with it.
+    """Certify a path by an anytime test on the losses of all samples; returns certificate, budget, and samples seen.
 
-    With `masks` (name -> (n,)) the risk is held in each of them.
+    The samples seen are short hashes. With `masks` (name -> (n,)) the risk is held in each of them.
     """
     limit = replace(limit, delta=turn.budget.stake)
     masks = {name: mask[turn.order] for name, mask in masks.items()}
@@ -171,9 +173,9 @@ def certify_turn(
 
 
 def count_use(record: CertificateRecord, samples: Samples, request: str = "") -> CertificateRecord:
-    """Enter a certificate into the record of used splits; returns it with how often its samples were used before.
+    """Record a certificate as a use of its split; returns it with the number of earlier uses of its samples.
 
-    The same `request` again is no new use; without one it is the certificate itself.
+    A repeated `request` is no new use; without one, a repeated certificate is none.
     """
     budget = record.budget
     use = Use(hash_of(request or json.dumps(asdict(record))))
@@ -185,7 +187,7 @@ def count_use(record: CertificateRecord, samples: Samples, request: str = "") ->
 
 
 def _check_models(earlier: CertificateRecord, hashes: Mapping[str, str]) -> None:
-    """Raise `InputError` where the path is another one than that of the earlier certificate."""
+    """Raise `InputError` if the models are not those of the earlier certificate."""
     for name in (row.name for row in earlier.rows):
         if name not in hashes or hashes[name] != earlier.hashes.get(name, ""):
             raise InputError(

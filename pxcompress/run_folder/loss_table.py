@@ -1,4 +1,4 @@
-"""Certificates for any task: from a CSV of losses, one line a sample, one column a model, from dense to smallest."""
+"""Certificates for any task from a CSV file of losses: a line for each sample, a column for each model, dense first."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from pxcompress.run_folder.ledger import Procedure, Samples, certify_turn, count
 def certify_losses(
     path: Path, limit: RiskLimit, group: str = "", earlier: CertificateRecord | None = None
 ) -> CertificateRecord:
-    """The certificate of the models whose losses the table `path` holds; the limit says whether it is an anytime one.
+    """Certify the models whose losses are in the table `path`; `limit` says whether by an anytime test.
 
-    The models are named in its first line. With `group`, a column of words, the risk is held for each of them by
-    itself. An anytime test goes on from an `earlier` certificate with the lines that it has not looked at, in a table
-    that has grown at its end, or with a table of other samples. Raises `InputError`.
+    The models are named in its first line. With `group`, a column of words, the risk is held for each word. An anytime
+    test goes on from an `earlier` certificate with the lines that it has not looked at, in a table that has grown at
+    its end, or with a table of other samples. Raises `InputError`.
     """
     return count_use(*_judge(path, limit, Procedure(limit.anytime, group, earlier)))
 
 
 def recompute_losses(record: CertificateRecord, data: str) -> CertificateRecord:
-    """A certificate of the table `data` once more, of which no use is counted. Raises `InputError`."""
+    """Compute a certificate of a loss table, now at `data`, again, without counting a use. Raises `InputError`."""
     again = _judge(Path(data), record.certificate.limit, Procedure.of(record))[0]
     return replace(again, data=record.data)
 
 
 def _judge(path: Path, limit: RiskLimit, procedure: Procedure) -> tuple[CertificateRecord, Samples]:
-    """The certificate of a table, whose use is not counted yet, and the samples that it is about."""
+    """The certificate of a table, before its use is counted, and its samples."""
     names, table, groups = read_losses(path, procedure.group)
     source = str(path.resolve())
     split = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -63,7 +63,7 @@ def _judge(path: Path, limit: RiskLimit, procedure: Procedure) -> tuple[Certific
 
 
 def _chain_lines(path: Path) -> list[str]:
-    """A text for every line below the first, of it and of all before it: equal lines are no equal samples."""
+    """A hash for every line below the first that covers it and all lines before it, so that equal lines differ."""
     chain, texts = "", []
     with path.open(encoding="utf-8-sig", newline="") as file:
         for line in csv.reader(file):
@@ -73,7 +73,7 @@ def _chain_lines(path: Path) -> list[str]:
 
 
 def read_losses(path: Path, group: str = "") -> tuple[tuple[str, ...], Array, Array]:
-    """Names of the models, their losses (n, models), and the words (n,) of the column `group`, where one is named.
+    """Names of the models, their losses (n, models), and the words (n,) in the column `group`, empty if none is named.
 
     `InputError` names the line that holds no numbers.
     """

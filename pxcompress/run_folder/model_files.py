@@ -1,4 +1,4 @@
-"""Certificates of ONNX files that are already there, on the samples that labelled data reserve."""
+"""Certificates of existing ONNX files, on the samples that labelled data reserve for certificates."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def certify_files(
     procedure: Procedure | None = None,
     note: Note = silent,
 ) -> CertificateRecord:
-    """Test ONNX files that pxcompress wrote, from dense to smallest, on the samples that `data` reserves.
+    """Certify ONNX files that pxcompress wrote, from dense to smallest, on the samples that `data` reserves.
 
-    Returns what certificate.json would hold; sizes are bytes. A single run folder stands for its dense and its pruned
-    file. `data` may be empty for it: its own. The `procedure` says whether the test stops when it is decided, so that
-    what it has not looked at stays fresh. Raises `InputError`, also for files that are not in order.
+    Returns the content of certificate.json; sizes are bytes. A single run folder stands for its dense and its pruned
+    file; for it `data` may be empty, which means its own. The `procedure` says whether the test stops once it is
+    decided, so that what it has not looked at stays fresh. Raises `InputError`, also for files that are not in order.
     """
     procedure = procedure or Procedure()
     skip_corrupt = False
@@ -67,7 +67,7 @@ def certify_files(
 
 
 def recompute_files(record: CertificateRecord, data: str, note: Note) -> CertificateRecord:
-    """A certificate of files once more, on its own samples, of which no use is counted. Raises `InputError`."""
+    """Compute a certificate of files again on its own samples, without counting a use. Raises `InputError`."""
     assert record.origin is not None
     for file in record.origin.files.values():
         if not Path(file).is_file():
@@ -80,7 +80,7 @@ def recompute_files(record: CertificateRecord, data: str, note: Note) -> Certifi
 def _judge(
     origin: Origin, draw: Draw, limit: RiskLimit, part: Part, procedure: Procedure, note: Note
 ) -> tuple[CertificateRecord, Samples]:
-    """The certificate of the files of `origin`, whose use is not counted yet, and the samples that it is about."""
+    """The certificate of the files in `origin`, before its use is counted, and its samples."""
     files = [Path(file) for file in origin.files.values()]
     runtime.check_provider(procedure.provider)
     reserved = reserve_samples(files, draw, note)
@@ -108,7 +108,7 @@ def _judge(
 
 
 def _split_guarantee(guarantee: Guarantee | RiskLimit, procedure: Procedure) -> tuple[RiskLimit, Part]:
-    """What is to be promised, and about which samples; those of the earlier certificate where a test goes on."""
+    """The risk limit, and which samples count; those of the earlier certificate if a test goes on."""
     if isinstance(guarantee, RiskLimit):
         return guarantee, procedure.part
     return guarantee.limit, guarantee.counted_part

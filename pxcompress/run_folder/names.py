@@ -1,9 +1,9 @@
-"""Files of a run folder that others read."""
+"""Names of files in a run folder."""
 
 DENSE, SLIM, PLAN, WEIGHTS = "dense.onnx", "model.onnx", "plan.json", "model.safetensors"
 
 TOKENIZER = "tokenizer.json"
-"""What makes inputs of texts, as the library tokenizers reads it; only models of texts have one."""
+"""Name of the tokenizer's file, in the format of the library tokenizers; only models for texts have one."""
 
 RECIPE = "recipe.json"
 """Name of the file that marks a folder as a run folder: only such a folder is ever replaced."""

@@ -1,4 +1,4 @@
-"""What a run folder holds for readers, written last: report.json, report.html, predict.py, and SHA256SUMS."""
+"""Writes the files for readers into a run folder, last of all: report.json, report.html, predict.py, SHA256SUMS."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from pxcompress.run_folder.sums import write_sums
 RECORD, PAGE = "report.json", "report.html"
 
 PREDICT = Path(__file__).parents[1] / "deploy" / "predict.py"
-"""Script that runs the model without pxcompress, copied as it is; it needs onnxruntime, numpy and pillow only."""
+"""Path of the script that is copied to run folders and runs the model with onnxruntime, numpy and pillow only."""
 
 PREDICT_TEXT = PREDICT.with_name("predict_text.py")
-"""The script for texts; it needs tokenizers in the place of pillow."""
+"""Path of the script that is copied to run folders of models for texts; it needs tokenizers instead of pillow."""
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write report.json, report.html, for images and texts predict.py, which runs the model without pxcompress, and
-    the digests of all files.
-    """
+    """Write report.json, report.html, the hashes of all files, and predict.py for models of images or texts."""
     if takes_images(report) or (folder / TOKENIZER).is_file():
         shutil.copyfile(PREDICT if takes_images(report) else PREDICT_TEXT, folder / PREDICT.name)
     (folder / RECORD).write_text(to_json(report))

@@ -1,4 +1,4 @@
-"""A run folder is written whole or not at all: built beside its final place by one process alone, then renamed."""
+"""Writes a run folder whole or not at all: it is built beside its final place by one process, then renamed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pxcompress.run_folder.names import RECIPE
 
 
 def check_place(path: Path, force: bool) -> None:
-    """Raise `InputError`, before any work, where the run folder `path` could not be put."""
+    """Raise `InputError`, before any work, if the run folder cannot be written at `path`."""
     if path.exists():
         if not force:
             raise InputError(
@@ -35,9 +35,10 @@ def check_place(path: Path, force: bool) -> None:
 
 @contextmanager
 def whole_folder(path: Path, force: bool) -> Iterator[Path]:
-    """A folder to fill that becomes `path` when the block ends well and vanishes, Ctrl-C included, when it does not.
+    """A context with a folder to fill: renamed to `path` if the block ends well, removed if it does not.
 
-    What a killed process left goes with the next one. Raises `InputError` where another one is writing `path`.
+    Ctrl-C counts as not well. What a killed process left is removed by the next one. Raises `InputError` if another
+    process is writing `path`.
     """
     check_place(path, force)
     with _claim(path):
@@ -58,7 +59,7 @@ def whole_folder(path: Path, force: bool) -> Iterator[Path]:
 
 @contextmanager
 def _claim(path: Path) -> Iterator[None]:
-    """One process at a time has `path`; the claim of one that was killed ends with it. `InputError` for the others."""
+    """A context in which no other process may write `path`; raises `InputError` if one already does."""
     lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
     try:
         lock.acquire()

@@ -1,4 +1,4 @@
-"""What was measured of a run folder's files, and the report that says it."""
+"""Measures the files of a run folder and assembles the report."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ from pxcompress.types import PruneResult
 from pxcompress.workload import Workload
 
 SPEED_TOLERANCE = 0.05
-"""Share by which a speed may be off in the last measurement: what is noise on an idle machine."""
+"""Share by which the last measurement may miss a goal of speed, for noise on an idle machine."""
 
 
 NOTHING_RIGHT = 0.01
-"""Share of what could be right below which a dense model shows nothing."""
+"""If the dense model's quality is below this share of the possible, the report says that it shows nothing."""
 
 
 DENSE_DRIFT_LIMIT = 0.2
-"""Share by which the dense model may be faster or slower in the end than when a plan was made for its speed."""
+"""If the dense model's speed differs by more than this share from when the plan was made, the report warns."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class RunMeasurements:
 
 
 def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> RunMeasurements:
-    """Make the other precisions, and measure all files side by side, once."""
+    """Convert to the other precisions, and measure all files side by side."""
     converted_files = _convert_files(files, workload, run)
     models = slim.pruned.dense, slim.pruned.model
     macs = [macs_by_module(model, workload.splits.example) for model in models]
@@ -92,7 +92,7 @@ def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> Ru
 
 
 def _compare_calibration(dense: Predictions, pruned: Predictions) -> CalibrationRecord | None:
-    """How far probabilities of both models can be trusted; None where there are none, or too few samples."""
+    """Calibration of both models' probabilities; None if there are none, or too few samples."""
     if dense.class_outputs is None or pruned.class_outputs is None:
         return None
     if dense.samples < LEAST_SAMPLES or dense.broken or pruned.broken:
@@ -102,7 +102,7 @@ def _compare_calibration(dense: Predictions, pruned: Predictions) -> Calibration
 
 
 def _targets(files: Files, converted_files: ConvertedFiles, timings: Sequence[FileTiming]) -> Targets:
-    """The files in all precisions, where others than float32 were asked for, and what to know about them."""
+    """Measurements of the files in all precisions, if others than float32 were asked for, and notes about them."""
     if not (converted_files.files or converted_files.failures):
         return Targets()
     targets = rate_targets(timings)
@@ -113,7 +113,7 @@ def _targets(files: Files, converted_files: ConvertedFiles, timings: Sequence[Fi
 
 
 def _convert_files(files: Files, workload: Workload, run: Run) -> ConvertedFiles:
-    """model.onnx in the other precisions that the recipe names, calibrated on the repair split."""
+    """Convert model.onnx to the other precisions of the recipe, calibrated on the repair split."""
     precisions = [name for name in run.recipe.targets if name != "fp32"]
     if not precisions:
         return ConvertedFiles()
@@ -123,7 +123,7 @@ def _convert_files(files: Files, workload: Workload, run: Run) -> ConvertedFiles
 
 
 def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMeasurements, run: Run) -> Report:
-    """The report of a run whose folder will stand at `place`."""
+    """The report of a run whose folder will be at `place`."""
     files, comparison, targets = measured.files, measured.comparison, measured.targets
     recipe, plan = run.recipe, slim.pruned.plan
     return Report(
@@ -175,14 +175,14 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMe
 
 
 def _summarise_data(workload: Workload) -> DataSummary:
-    """The data's name and classes, and how many samples every stage had."""
+    """Name and classes of the data, and the number of samples in each role."""
     source, counts = workload.source, {role: len(ids) for role, ids in workload.splits.ids.items()}
     images, skipped = workload.loaded.preprocessing.is_image, workload.splits.skipped
     return DataSummary(source.name, source.classes, skipped=skipped, layout=source.layout, images=images, **counts)
 
 
 def _class_shares(slim: PruneResult, classes: Sequence[str]) -> tuple[ClassShare, ...]:
-    """What the removed units carried of each class's relevance; nothing where no class scores were asked for."""
+    """Share of each class's relevance that the removed units carried; empty without class scores."""
     if slim.class_relevance is None:
         return ()
     samples, shares = slim.class_relevance.samples, removed_shares(slim.class_relevance, slim.pruned.plan).tolist()
@@ -193,7 +193,7 @@ def _class_shares(slim: PruneResult, classes: Sequence[str]) -> tuple[ClassShare
 
 
 def _describe_missed_goal(goal: Goal, comparison: Comparison) -> str:
-    """How a goal of speed was missed in the last measurement; empty where it was met, or is none of speed."""
+    """A text on how the last measurement missed a goal of speed; "" if it was met, or was of another kind."""
     faster, took = comparison.speedup.ratio, comparison.pruned.latency_ms.p50
     if goal.speedup is not None and faster < goal.speedup * (1 - SPEED_TOLERANCE):
         return f"{faster:.3g}x faster, {goal.speedup:g}x was asked for"
@@ -203,7 +203,7 @@ def _describe_missed_goal(goal: Goal, comparison: Comparison) -> str:
 
 
 def _describe_attempts(goal: Goal, slim: PruneResult, comparison: Comparison) -> Iterator[Warning]:
-    """What a closed loop tried, for a reader, and whether the machine was another one in the end."""
+    """Warnings on the attempts to fit the budget, and on a machine whose speed changed since then."""
     if not slim.attempts:
         return
     format_cost = format_bytes if slim.pruned.plan.unit == "bytes" else format_milliseconds
@@ -228,7 +228,7 @@ def _describe_attempts(goal: Goal, slim: PruneResult, comparison: Comparison) ->
 
 
 def _describe_sizes(recipe: Recipe, workload: Workload) -> Iterator[Warning]:
-    """Which images the files take where these may have any size, and what the figures are of."""
+    """A warning on the sizes of images that the files take, if any, and on the size that figures are for."""
     if recipe.dynamic_size:
         side = "x".join(map(str, workload.splits.example.shape[2:]))
         yield Warning(
@@ -239,7 +239,7 @@ def _describe_sizes(recipe: Recipe, workload: Workload) -> Iterator[Warning]:
 
 
 def _list_notes(place: Path, workload: Workload, files: Files, comparison: Comparison) -> Iterator[Warning]:
-    """What a reader must know beside the figures."""
+    """Everything that a reader must know beside the figures, as warnings."""
     yield from _about_model(workload, comparison)
     yield from _warn_of_noise(place, comparison)
     if comparison.placement.fallback_reason:
@@ -254,7 +254,7 @@ def _list_notes(place: Path, workload: Workload, files: Files, comparison: Compa
 
 
 def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning]:
-    """What to know about the data and the dense model's weights."""
+    """Warnings about the data and the dense model's weights."""
     yield from (Warning("weights", text) for text in workload.loaded.notes)
     yield from (Warning("data", text) for text in (*workload.source.notes, *workload.splits.notes))
     weights, classes = workload.loaded.weights, len(workload.source.classes)
@@ -287,7 +287,7 @@ def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning
 
 
 def _warn_of_noise(place: Path, comparison: Comparison) -> Iterator[Warning]:
-    """What to make of the times where the machine did other things as well."""
+    """Warnings about timings on a machine that was busy."""
     advice = f"time them on a quiet one: pxcompress bench {shlex.quote(str(place))}"
     if comparison.disagrees:
         yield Warning(
@@ -304,7 +304,7 @@ def _warn_of_noise(place: Path, comparison: Comparison) -> Iterator[Warning]:
 
 
 def _list_inputs(workload: Workload) -> tuple[NamedInput, ...]:
-    """Several inputs as they are in the files; none where there is only one."""
+    """Name and shape of each input in the files, for models with several inputs; else empty."""
     length = workload.splits.example.shape[-1]
     return tuple(
         NamedInput(argument_name(workload.loaded.model, each.name), tuple(size or length for size in each.shape))

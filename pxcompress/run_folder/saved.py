@@ -1,4 +1,4 @@
-"""A run folder read back: its recipe, its preprocessing, and the slim model, built again without executing anything."""
+"""Reads a run folder back: recipe, preprocessing, and the slim model, rebuilt without executing anything from it."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from pxcompress.types import Batches, Input, Preprocessing, Pruned
 
 
 def preprocessing_of(facts: Mapping[str, str], folder: Path) -> Preprocessing:
-    """How a model is fed, from its ONNX file's metadata; the tokenizer of texts lies beside it in `folder`.
+    """The preprocessing in an ONNX file's metadata; for texts, the tokenizer is read from `folder`.
 
-    Raises `InputError` where that is not said.
+    Raises `InputError` if the metadata have none.
     """
     try:
         inputs = inputs_from_json(facts.get("inputs", "[]"))
@@ -57,26 +57,25 @@ def preprocessing_of(facts: Mapping[str, str], folder: Path) -> Preprocessing:
 
 
 def _tokenizer(inputs: Sequence[Input], longest: int, folder: Path) -> Tokenizer:
-    """What makes inputs of texts. Raises `InputError` where it is gone."""
+    """The tokenizer of a run folder. Raises `InputError` if its file is missing."""
     content = read_text(folder / TOKENIZER, "put it beside the ONNX file")
     names = tuple(str(each.name) for each in inputs)
     return Tokenizer(content, names, longest, int(inputs[names.index(IDS)].high) + 1)
 
 
 def read_run(folder: Path, data: str = "") -> Recipe:
-    """The recipe of a run folder, with other `data` where given; `InputError` where the folder is no run folder."""
+    """The recipe of a run folder, with `data` replaced if given. Raises `InputError` for other folders."""
     recipe = Recipe.from_json(read_text(folder / RECIPE, "give a run folder"))
     return recipe.but(data=data) if data else recipe
 
 
 def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
-    """The slim PyTorch model of a run folder, in eval mode on the CPU, from architecture, plan.json and safetensors.
+    """The slim PyTorch model of a run folder, in eval mode on the CPU.
 
-    A folder that a module in Python was saved to does not say how to build one: there `model`, which is left as it was,
-    is a module like the dense one, with whatever weights.
-
-    Raises `InputError` where the folder is none of ours, was written for another version of the architecture, or where
-    a file is not the one that the run wrote. Nothing in the folder is executed.
+    It is built from the architecture, plan.json and weights in safetensors. A folder that a module in Python was saved
+    to does not say how to build one: then `model`, which is left as it was, must be a module like the dense one, with
+    any weights. Raises `InputError` for a folder that is no run folder or was written for another version of the
+    architecture, and for a file that has changed. Nothing in the folder is executed.
     """
     slim = load_pruned(Path(folder), model).model
     release_(slim)
@@ -84,9 +83,9 @@ def load(folder: Path | str, model: nn.Module | None = None) -> nn.Module:
 
 
 def check_loads(folder: Path, batches: Batches, model: nn.Module | None = None) -> None:
-    """Raise `ParityError` where `load` gives another model than the exported one, judged by the first of `batches`.
+    """Raise `ParityError` if `load` gives another model than the exported one, tried on the first of `batches`.
 
-    `model` is as `load` takes it.
+    `model` is as in `load`.
     """
     pruned = load_pruned(folder, model)
     parity = verify_parity(pruned.model, folder / SLIM, list(islice(batches, 1)))
@@ -98,7 +97,7 @@ def check_loads(folder: Path, batches: Batches, model: nn.Module | None = None) 
 
 
 def load_pruned(folder: Path, model: nn.Module | None = None) -> Pruned:
-    """The slim model of a run folder with groups and plan; `dense` has not the weights of the run."""
+    """The slim model of a run folder with groups and plan; its `dense` has random weights, not the run's."""
     check_files(folder, read_report(folder).sha256)
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
@@ -117,7 +116,7 @@ def load_pruned(folder: Path, model: nn.Module | None = None) -> Pruned:
 def _rebuild(
     facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor], folder: Path, own: nn.Module | None = None
 ) -> Pruned:
-    """The architecture of `facts`, or of the module `own`, what `plan` says removed, with the weights `state`."""
+    """Build the architecture in `facts`, or copy the module `own`, prune it by `plan`, and load the weights `state`."""
     shape = tuple(json.loads(facts["input_shape"]))
     preprocessing = Preprocessing(shape, inputs=inputs_from_json(facts.get("inputs", "[]")))
     example = blank_inputs(preprocessing)

@@ -1,4 +1,4 @@
-"""Samples that a run used for anything but a certificate: its models are certified on none of them, however data grow.
+"""Records which samples a run used in a role other than certify, so that no certificate of its models uses them.
 
 They are known again by their content, under whatever name: data that have grown are cut into parts anew, and those that
 chose a repair, or told the user what to ask for, could be among the samples to certify on.
@@ -16,13 +16,13 @@ from pxcompress.notes import Note
 from pxcompress.types import Splits
 
 SERVED = "served.txt"
-"""Short hashes of the samples of all roles but certify, one a line."""
+"""Name of the file with short hashes of the samples in all roles but certify, one on each line."""
 
 LEFT_OUT = "samples are left out: the runs of these models used them, or copies of them, for something else"
 
 
 def write_served(folder: Path, splits: Splits) -> None:
-    """Write which samples of a run serve another role than certify; nothing for batches that were given in Python."""
+    """Write which samples of a run have a role other than certify; nothing for batches given in Python."""
     hashes = {role: set(map(short_hash, contents)) for role, contents in splits.contents.items()}
     certify = hashes.pop("certify", set())
     if hashes:
@@ -32,9 +32,9 @@ def write_served(folder: Path, splits: Splits) -> None:
 
 @dataclass(frozen=True)
 class Served:
-    """Tells by its content whether a sample served runs in another role.
+    """A function that tells from a sample's content hash whether runs used it in another role.
 
-    `hashes` are short ones of those that did; `complete` says whether every run has a list of them.
+    `hashes` are short ones of those that were used; `complete` says whether every run has a list of them.
     """
 
     hashes: frozenset[str]
@@ -45,9 +45,9 @@ class Served:
 
 
 def read_served(files: Sequence[Path], note: Note) -> Served:
-    """The samples that served the runs that made `files`, as the lists beside them say.
+    """The samples used by the runs that made `files`, from the lists beside them.
 
-    `note` is told which file has none. Raises `InputError` for a list that cannot be read.
+    `note` is told about a file without a list. Raises `InputError` for a list that cannot be read.
     """
     served: set[str] = set()
     complete = True

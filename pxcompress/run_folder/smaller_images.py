@@ -23,19 +23,22 @@ from pxcompress.tasks.task import Outputs
 from pxcompress.workload import Workload
 
 SMALLEST_SCALE = 0.5
-"""Sides below this share of the dense model's are not tried: below a quarter of its MACs."""
+"""Smallest sides that are tried, as a share of the dense model's; that is a quarter of its MACs."""
 
 
 @dataclass(frozen=True, eq=False)
 class ResizedInputs:
-    """A PyTorch model that answers as a file does, on images that are resized to `sizes` before."""
+    """A PyTorch model behind a resize of its input images to `sizes`.
+
+    It returns outputs as a session of a file does.
+    """
 
     model: nn.Module
     sizes: tuple[int, ...]
     name: str
 
     def outputs_of(self, inputs: Tensor) -> Outputs:
-        """Outputs (n, ...) by name, on the CPU."""
+        """Outputs (n, ...) by name, on the CPU, for images of any size."""
         with evaluating(self.model):
             resized = resize_images(inputs.to(device_of(self.model)), self.sizes)
             outputs = named_outputs(self.model, resized, self.name)
@@ -43,14 +46,14 @@ class ResizedInputs:
 
 
 def resize_images(images: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Images (n, c, h, w) in other sides, averaged where they become smaller."""
+    """Resize images (n, c, h, w) to `sizes`, with antialiasing when they become smaller."""
     if tuple(images.shape[2:]) == tuple(sizes):
         return images
     return F.interpolate(images, tuple(sizes), mode="bicubic", antialias=True, align_corners=False)
 
 
 def resize_model(model: nn.Module, sizes: Sequence[int]) -> nn.Module:
-    """A copy of `model` for images of other sides; timm's transformers resample their position embeddings."""
+    """A copy of `model` for images of another size; timm's transformers resample their position embeddings."""
     resized = copy.deepcopy(model)
     if callable(set_size := getattr(resized, "set_input_size", None)):
         set_size(img_size=tuple(sizes))
@@ -58,19 +61,19 @@ def resize_model(model: nn.Module, sizes: Sequence[int]) -> nn.Module:
 
 
 def scale_side(side: int, scale: float, rounding: float = 0.5) -> int:
-    """A side near `scale` of it that strides and patches still divide: a multiple of 16, of 4 for small images.
+    """A side near `scale` times `side` that is a multiple of 16, or of 4 for small images, to suit strides and patches.
 
-    With `rounding` 0 it is never above that.
+    With `rounding` 0 it is never above `scale` times `side`.
     """
     step = 16 if side >= 128 else 4
     return max(step, int(side * scale / step + rounding) * step)
 
 
 def recommend_smaller_images(slim: nn.Module, pruned: Predictions, workload: Workload) -> tuple[Warning, ...]:
-    """A warning where the dense model on smaller images, at no more MACs than `slim`, is clearly better; else nothing.
+    """A warning if the dense model on smaller images, with no more MACs than `slim`, is clearly better; else ().
 
-    `pruned` are the predictions of `slim` on the test split, over which the dense model runs once. Nothing either where
-    outputs follow the size of the image, as masks and boxes do.
+    `pruned` are the predictions of `slim` on the test split, over which the dense model runs once. The result is ()
+    also if outputs depend on the size of the image, as masks and boxes do.
     """
     dense, example, task = workload.loaded.model, workload.splits.example, workload.task
     if not workload.loaded.preprocessing.is_image or isinstance(dense, OnnxModule):

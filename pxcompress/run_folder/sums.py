@@ -1,4 +1,4 @@
-"""SHA256SUMS: the digests of all files of a run folder, as `sha256sum --check SHA256SUMS` reads them."""
+"""SHA256SUMS: the sha256 of every file in a run folder, in the format of `sha256sum --check SHA256SUMS`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SUMS = "SHA256SUMS"
 
 
 def write_sums(folder: Path) -> None:
-    """Write the digests of all files in and below `folder`."""
+    """Write SHA256SUMS with the sha256 of all files in and below `folder`."""
     _write(folder, {_name(folder, file): sha256_of(file) for file in folder.rglob("*") if file.is_file()})
 
 
 def update_sums(folder: Path, files: Iterable[Path]) -> None:
-    """Enter files below `folder` that a later command wrote; nothing where the folder has no digests.
+    """Update SHA256SUMS for files that a later command wrote; does nothing if the folder has no SHA256SUMS.
 
-    Files that were altered otherwise keep the digest that they had.
+    Other files keep their recorded digests, so that changes to them still show.
     """
     if not (folder / SUMS).is_file():
         return
@@ -30,13 +30,13 @@ def update_sums(folder: Path, files: Iterable[Path]) -> None:
 
 
 def find_altered_files(folder: Path) -> list[str]:
-    """Names of the files that are not those with these digests; some may be missing. Raises `InputError`."""
+    """Names of existing files that differ from their sha256 in SHA256SUMS. Raises `InputError`."""
     digests = _read(folder)
     return [name for name in digests if (folder / name).is_file() and sha256_of(folder / name) != digests[name]]
 
 
 def find_missing_files(folder: Path) -> list[str]:
-    """Names of the files that have a digest and are not there any more. Raises `InputError`."""
+    """Names of the files in SHA256SUMS that no longer exist. Raises `InputError`."""
     return [name for name in _read(folder) if not (folder / name).is_file()]
 
 

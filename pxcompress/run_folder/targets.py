@@ -1,4 +1,4 @@
-"""The slim model in other precisions: made from model.onnx, and measured on the files themselves."""
+"""Makes and measures the slim model in other precisions, converted from model.onnx."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pxcompress.proof import Target, Warning
 from pxcompress.types import Batches
 
 LOSS_WITHOUT_WARNING = 0.01
-"""What a precision may lose against float32 without a warning: a share of the samples, or of a number's value."""
+"""Loss of a precision against float32 that needs no warning: a share of the samples, or of a number's value."""
 
 
 @dataclass(frozen=True)
 class ConvertedFiles:
-    """Files in other precisions, why one could not be made, and how int8 came to be."""
+    """Files in other precisions, warnings on those that could not be made, and remarks on how int8 was made."""
 
     files: tuple[Path, ...] = ()
     failures: tuple[Warning, ...] = ()
@@ -30,7 +30,7 @@ class ConvertedFiles:
 
 @dataclass(frozen=True)
 class Targets:
-    """Measurements of the files in the asked precisions, dense.onnx and model.onnx first, and notes for the report."""
+    """Measurements of the files in all precisions, dense.onnx and model.onnx first, and notes for the report."""
 
     rows: tuple[Target, ...] = ()
     notes: tuple[Warning, ...] = ()
@@ -39,9 +39,9 @@ class Targets:
 def make_targets(
     source: Path, precisions: Sequence[str], batches: Batches, judge: Judge | None = None
 ) -> ConvertedFiles:
-    """Write `source` (float32) beside itself in each of `precisions`, model.onnx as model.int8.onnx.
+    """Convert `source` (float32) to each of `precisions`, beside it: model.onnx to model.int8.onnx and so on.
 
-    `batches` are calibrated on; a `judge` says what int8 may lose.
+    `batches` are for calibration; a `judge` says what int8 may lose.
     """
     files, failures, remarks = [], [], []
     for name in precisions:
@@ -57,10 +57,10 @@ def make_targets(
 
 
 def rate_targets(timings: Sequence[FileTiming]) -> Targets:
-    """What was measured of dense.onnx, model.onnx, and the files made of it, in this order.
+    """Measurements of dense.onnx, model.onnx, and the files converted from it, in this order.
 
-    A file whose outputs are not finite is removed. Notes name it, and a file that loses more than
-    `LOSS_WITHOUT_WARNING` or is not shown to be faster than model.onnx.
+    A file whose outputs are not finite is removed. Notes name such files, and files that lose more than
+    `LOSS_WITHOUT_WARNING` or are not shown to be faster than model.onnx.
     """
     dense, source, *converted_timings = timings
     notes, timings_kept = [], [dense, source]
@@ -96,7 +96,7 @@ def _row(timing: FileTiming, dense: FileTiming, source: FileTiming) -> Target:
 
 
 def _warnings(timing: FileTiming, source: FileTiming) -> list[Warning]:
-    """What speaks against shipping a file instead of the float32 one."""
+    """Warnings against shipping a file instead of the float32 one."""
     name, than = timing.session.path.name, source.session.path.name
     metric, quality_before = timing.predictions.task.metric, source.predictions.quality.value
     quality_loss = -metric.gain(timing.predictions.quality.value - quality_before)

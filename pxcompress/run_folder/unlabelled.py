@@ -1,4 +1,4 @@
-"""What models answer on images without labels, and which of these need one."""
+"""The models' answers on images without labels, and which of these images need a label."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from pxcompress.run_folder.certificate import predict_samples, read_shared_metad
 from pxcompress.run_folder.served import LEFT_OUT, read_served
 
 BY_ANSWER = "the dense model's answer"
-"""The group of a test for every class by itself: no label tells the classes of images on which all models agree."""
+"""Group that holds the risk for each answer of the dense model, as unlabelled images have no other classes."""
 
 
 @dataclass(frozen=True, eq=False)
 class ModelAnswers:
-    """What the models of a path answer on images: `predicted` classes (models, n); those at `to_label` need a label.
+    """The answers of a path's models on images: `predicted` classes (models, n); those at `to_label` need a label.
 
-    `order` is that of the test, in positions; images that others have looked at are not in it. `contents` are texts by
-    which images are known again, `masks` (name -> (n,)) the groups in each of which the risk is held.
+    `order` is that of the test, as indices; images that others have looked at are not in it. `contents` identify each
+    image's content; `masks` (name -> (n,)) are the groups in each of which the risk is held.
     """
 
     samples: Samples
@@ -46,12 +46,12 @@ class ModelAnswers:
     masks: Mapping[str, Array]
 
     def as_samples(self, data: str) -> ledger.Samples:
-        """The images of `data` as a test takes them."""
+        """The images of `data` as `ledger.Samples`, the form that tests take."""
         return ledger.Samples(data, self.hashes["split"], self.contents, self.hashes)
 
     @property
     def questions(self) -> list[Question]:
-        """The images to label, in order."""
+        """A question for each image to label, in order."""
         return [
             Question.of(self.samples.ids[place], [self.classes[answer] for answer in self.predicted[:, place]])
             for place in self.to_label
@@ -59,7 +59,10 @@ class ModelAnswers:
 
 
 def observe(files: Mapping[str, Path], unlabelled: str, group: str, note: Note) -> ModelAnswers:
-    """What `files` answer on the images of `unlabelled`, in its groups; nothing is asked for yet."""
+    """The answers of the models `files` on the images of `unlabelled`, with their groups.
+
+    No image is marked to label yet.
+    """
     preprocessing, classes = read_shared_metadata(list(files.values()))
     note(begin("reading the images"))
     reading = read_images(open_images(unlabelled), preprocessing, skip_corrupt=False)
@@ -89,7 +92,7 @@ def observe(files: Mapping[str, Path], unlabelled: str, group: str, note: Note) 
 def _groups(
     unlabelled: str, group: str, ids: Sequence[str], answers: Sequence[str], classes: Sequence[str]
 ) -> dict[str, Array]:
-    """Which images (n,) are in every group: by the dense model's answers, or by a column of the table of images."""
+    """Name -> mask (n,) of the images in each group: by the dense model's answers, or by a column of the table."""
     if not group:
         return {}
     words: Sequence[str] = answers
@@ -101,7 +104,7 @@ def _groups(
 
 
 def with_questions(observed: ModelAnswers, limit: RiskLimit, turn: ledger.Turn | None) -> ModelAnswers:
-    """`observed` with the images to label for `limit`, in the order of the test or, if anytime, of its `turn`."""
+    """`observed` with the images that need a label for `limit`, in the order of the test or of its `turn`."""
     order = observed.order if turn is None else turn.order
     places = samples_to_label(limit.risk, observed.predicted, order, anytime=limit.anytime)
     return replace(observed, to_label=places, order=order)

@@ -1,4 +1,4 @@
-"""Does a certificate hold? All of it computed again: of a run, of files, of a table of losses, of labels.
+"""Verifies a certificate by computing all of it again: of a run, of files, of a table of losses, or of labels.
 
 Nothing is taken from a certificate but what was frozen before the samples were seen: the limit of the risk, and where
 an anytime test was to begin.
@@ -52,10 +52,10 @@ from pxcompress.run_folder.sums import SUMS, find_altered_files, find_missing_fi
 
 
 def verify(folder: Path, data: str = "", note: Note = silent) -> Verification:
-    """Compute the certificate in a run folder, or in what `certify --out` wrote, again.
+    """Compute the certificate in a run folder, or in a folder from `certify --out`, again.
 
-    `data` says where the data, the images or the table of losses are, if they have moved. Raises `InputError` where
-    something cannot be read, and `ResultError` where there is no certificate yet, or one that contradicts itself.
+    `data` says where the data, the images or the table of losses are if they have moved. Raises `InputError` if
+    something cannot be read, and `ResultError` if there is no certificate yet, or one that contradicts itself.
     """
     if (folder / REQUEST).exists():
         return _verify_answers(folder, data, note)
@@ -65,7 +65,7 @@ def verify(folder: Path, data: str = "", note: Note = silent) -> Verification:
 
 
 def _read_certificate(folder: Path, maker: str) -> CertificateRecord:
-    """The certificate of a folder; `maker` makes one. Raises as `verify` does."""
+    """The certificate of a folder; `maker` names the command that makes one. Raises as `verify` does."""
     text = read_text(folder / FILE, f"{maker} makes one")
     try:
         record = read_record(CertificateRecord, text, repr(str(folder / FILE)))
@@ -119,7 +119,7 @@ _NAMED_BY_CERTIFICATE = (DENSE, SLIM, PLAN, WEIGHTS)
 
 
 def _list_altered_files(folder: Path) -> dict[str, str]:
-    """Messages about files that are not as they were written, by name."""
+    """File name -> message, for files that changed since they were written."""
     try:
         return {name: f"{name!r} is not the file that was written" for name in find_altered_files(folder)}
     except InputError as error:
@@ -127,7 +127,7 @@ def _list_altered_files(folder: Path) -> dict[str, str]:
 
 
 def _check_whole(folder: Path) -> None:
-    """Raise `InputError` where a file is missing that the certificate is about."""
+    """Raise `InputError` if a file is missing that the certificate names."""
     for name in _NAMED_BY_CERTIFICATE:
         if not (folder / name).is_file():
             raise InputError(f"{str(folder)!r} has no {name}, which its certificate is about; put it back")
@@ -149,7 +149,7 @@ def _verify_files(folder: Path, data: str, note: Note) -> Verification:
 
 
 def _compare(record: CertificateRecord, again: CertificateRecord) -> Verification:
-    """A certificate beside what is computed again."""
+    """Compare a recorded certificate with the recomputed one, `again`."""
     names, names_again = ([row.name for row in each.rows] for each in (record, again))
     differences = find_differences(record.rows, again.rows) if names == names_again else []
     problems = [*list_other_files(record.hashes, again.hashes), *(differences or list_alterations(record, again))]
@@ -184,7 +184,7 @@ def _verify_answers(folder: Path, data: str, note: Note) -> Verification:
 
 
 def _describe_missing_answers(folder: Path, request: LabelRequest) -> str:
-    """What holds before the first answer, and what is to do."""
+    """A message for a folder without answers: what was verified so far, and what to do next."""
     return (
         f"{request.to_label} of {request.images} images need a label; models, images and questions are as they were "
         f"asked; fill in {QUESTIONS}, then: {next_command(folder)}"
@@ -192,7 +192,7 @@ def _describe_missing_answers(folder: Path, request: LabelRequest) -> str:
 
 
 def _list_altered_pages(folder: Path, request: LabelRequest) -> Iterator[str]:
-    """Messages about pages that are not as they were written; the table may be filled in as it was certified."""
+    """Messages about changed pages; the table may be unchanged, or filled in as it was certified."""
     answers = sha256_of(folder / ANSWERS) if (folder / ANSWERS).is_file() else ""
     for name, digest in request.pages.items():
         allowed = (digest, answers) if name == QUESTIONS else (digest,)

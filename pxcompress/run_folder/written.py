@@ -1,4 +1,4 @@
-"""What a run writes: recipe, plan, scores, weights, and both models as ONNX, held against PyTorch."""
+"""Writes the models of a run: recipe, plan, scores, weights, and both ONNX files, compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from pxcompress.workload import Workload
 
 @dataclass(frozen=True)
 class Files:
-    """The exported models of a run folder, the parity of the pruned one with PyTorch, and what is certified of it.
+    """The exported models of a run folder, the pruned one's parity with PyTorch, and its certificate if any.
 
-    `loading` says how another library loads the slim model, where one could.
+    `loading` says how another library can load the slim model, if it can.
     """
 
     dense: Artifact
@@ -55,7 +55,10 @@ class Files:
 
 
 def export(folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult) -> Files:
-    """Write recipe, plan, scores, slim weights and both ONNX files; `ParityError` where ONNX Runtime disagrees."""
+    """Write recipe, plan, scores, weights and both ONNX files.
+
+    Raises `ParityError` if ONNX Runtime computes something else.
+    """
     dense = export_dense(folder / DENSE, recipe, workload)
     small = export_slim(folder / SLIM, recipe, workload, slim)
     return write_beside_onnx(folder, recipe, workload, slim, (dense, small))
@@ -81,7 +84,7 @@ def export_slim(path: Path, recipe: Recipe, workload: Workload, slim: PruneResul
 
 
 def _export(model: nn.Module, path: Path, facts: dict[str, str], recipe: Recipe, workload: Workload) -> Artifact:
-    """Write `model` for the recipe's backend."""
+    """Write `model` by the backend of the recipe's provider."""
     backend, name = find_backend(recipe.bench.provider), workload.task.output_name
     return backend.export(model, workload.splits.example, path, facts, axes=recipe.open_axes, output_name=name)
 
@@ -112,7 +115,7 @@ def write_beside_onnx(
 
 
 def check_dynamic_size(recipe: Recipe, workload: Workload) -> None:
-    """Raise `InputError`, before any work, where files are to take images of any size and the dense model does not."""
+    """Raise `InputError`, before any work, if files must take images of any size but the dense model cannot."""
     if not recipe.dynamic_size:
         return
     example, preprocessing = workload.splits.example, workload.loaded.preprocessing
@@ -138,7 +141,7 @@ def check_dynamic_size(recipe: Recipe, workload: Workload) -> None:
 
 
 def _verify(model: nn.Module, path: Path, recipe: Recipe, workload: Workload) -> Parity:
-    """The parity of a file with `model`, also on images of other sizes where it takes such."""
+    """The parity of a file with `model`; if it takes images of any size, the worse of that at several sizes."""
     test = workload.splits.test
     parity = verify_parity(model, path, test, task=workload.task)
     if not recipe.dynamic_size:
@@ -152,7 +155,7 @@ def _plan(slim: PruneResult) -> str:
 
 
 def _save_weights(model: nn.Module, workload: Workload, path: Path) -> None:
-    """The slim model's state, with what `load` needs to build the module around it."""
+    """Write the slim model's weights, and all that `load` needs to build the module around them."""
     facts = {
         "format": "pt",
         "architecture": workload.loaded.architecture.to_json(),
@@ -171,13 +174,13 @@ def _save_weights(model: nn.Module, workload: Workload, path: Path) -> None:
 
 
 def _save_class_relevance(relevance: ClassRelevance, workload: Workload, path: Path) -> None:
-    """Group name -> (classes, units), with names and samples of the classes as JSON in the metadata."""
+    """Write the relevance for classes: group name -> (classes, units), with names and counts of classes as metadata."""
     facts = {"classes": json.dumps(workload.source.classes), "samples": json.dumps(relevance.samples)}
     path.write_bytes(save({name: values.contiguous() for name, values in relevance.units.items()}, facts))
 
 
 def _facts(recipe: Recipe, workload: Workload) -> dict[str, str]:
-    """metadata_props of the ONNX files: provenance, and what is needed to feed them and read their answer."""
+    """Metadata of the ONNX files: where they come from, their preprocessing, and what their outputs mean."""
     preprocessing, model = workload.loaded.preprocessing, workload.loaded.model
     return {
         "pxcompress": __version__,
@@ -198,7 +201,7 @@ def _facts(recipe: Recipe, workload: Workload) -> dict[str, str]:
 
 
 def _gives_probabilities(workload: Workload) -> bool:
-    """Whether a dense classifier ends in a softmax, by what it returns for some samples."""
+    """Whether a classifier ends in a softmax, by its outputs for some samples."""
     if not isinstance(workload.task, Classification):
         return False
     model = workload.loaded.model

@@ -1,4 +1,4 @@
-"""How much a model's decisions rest on each unit: one method a file, found by itself."""
+"""Scorers: measures of how much a model's decisions rest on each unit. One file a method; they register themselves."""
 
 from pxcompress.registry import Registry
 from pxcompress.types import Scorer

@@ -1,4 +1,4 @@
-"""What a unit does, without asking what for: its activation, alone or times the weights that read it."""
+"""Scores units by their activations, alone or times the weights that read them, whatever the decision."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pxcompress.types import Batches, Group, Scorer, Scores
 @SCORERS.register("activation")
 @dataclass(frozen=True)
 class Activation(Scorer):
-    """Mean |a|, or variance of a over samples and positions times |w|^2 of its readers (WIFV, as in FLAP)."""
+    """Mean |a| of activations a, or their variance times |w|^2 of the weights that read them (WIFV, as in FLAP)."""
 
     statistic: str = option(
         "wifv", "mean: E|a|; wifv: Var(a) * sum of squared consumer weights", choices=("wifv", "mean")
     )
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
-        """Forward passes only; no labels."""
+        """Score all units by forward passes over `batches`, without labels."""
         if self.statistic == "mean":
             return unit_means(model, groups, batches, lambda a, m: a.abs().mean(2))
         means = collect(model, groups, batches, lambda a, m: a.mean(2))
@@ -36,6 +36,6 @@ class Activation(Scorer):
 
 
 def _sum_reader_weights(model: nn.Module, group: Group) -> Tensor:
-    """Sum of squared weights of every unit's consumers, (units,)."""
+    """For each unit, the sum of the squared weights that read it, (units,)."""
     weights = [unit_weights(model, member) for member in group.consumers]
     return torch.stack([weight.square().sum(1).double().cpu() for weight in weights if weight is not None]).sum(0)

@@ -1,4 +1,4 @@
-"""Scale of the BatchNorm behind a unit (network slimming, Liu et al. 2017)."""
+"""Scores units by the scale of the BatchNorm behind them (network slimming, Liu et al. 2017)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pxcompress.types import Batches, Group, Scorer, Scores
 @SCORERS.register("bn-scale")
 @dataclass(frozen=True)
 class BatchNormScale(Scorer):
-    """Mean |gamma| over the BatchNorm layers that carry a unit; the L2 magnitude where a group has none."""
+    """Mean |gamma| of the BatchNorm layers on a unit; in groups without BatchNorm, the magnitude of the weights."""
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
-        """Reads weights only; the batches are not read."""
+        """Score all units from weights; the batches are not read."""
         instead = Magnitude()(model, [group for group in groups if not _find_scales(model, group)], batches)
         return {
             group.name: torch.stack(scales).mean(0).cpu()

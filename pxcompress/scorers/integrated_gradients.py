@@ -1,4 +1,4 @@
-"""Integrated gradients (Sundararajan et al. 2017), read at the units."""
+"""Scores units by integrated gradients (Sundararajan et al. 2017)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pxcompress.scorers import SCORERS
 from pxcompress.types import Batch, Batches, Group, Scorer, Scores
 
 TOGETHER = 64
-"""Inputs of one forward pass, all steps counted."""
+"""Inputs in one forward pass, counting each step of a path."""
 
 
 @dataclass(frozen=True)
 class _Paths:
-    """Batches of whole paths: for every sample the baseline, `steps` midpoints and the sample itself."""
+    """Batches of whole paths: for every sample the zero input, `steps` midpoints, and the sample itself."""
 
     batches: Batches
     steps: int
@@ -42,16 +42,17 @@ class _Paths:
 @SCORERS.register("integrated-gradients")
 @dataclass(frozen=True)
 class IntegratedGradients(Scorer):
-    """E_x | sum_p (a_p(x) - a_p(0)) mean over the path of d logit / da_p |, the baseline being the zero input.
+    """Change of a unit's activation from the zero input, times the mean gradient of the logit on the path.
 
-    Zero is the mean image after normalisation. The path is a straight line in input space, midpoint rule.
+    E_x | sum_p (a_p(x) - a_p(0)) mean of d logit / da_p |. Zero is the mean image after normalisation. The path is a
+    straight line in input space, midpoint rule.
     """
 
     steps: int = option(20, "points of the path", low=1, high=1000)
     target: str = option("label", "class whose logit is explained", choices=("label", "prediction"))
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
-        """`steps` + 2 forward and backward passes a sample."""
+        """Score all units; takes `steps` + 2 forward and backward passes for each sample."""
         if has_whole_numbers(model):
             raise InputError(
                 "integrated-gradients goes from zero to an input, but the model takes whole numbers, such as "

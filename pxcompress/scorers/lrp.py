@@ -1,4 +1,4 @@
-"""Layer-wise Relevance Propagation (Bach et al. 2015): how much of the decision flows through each unit."""
+"""Scores units by Layer-wise Relevance Propagation (Bach et al. 2015): how much of the decision flows through each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ from pxcompress.types import Batches, Group, Scorer, Scores
 @SCORERS.register("lrp")
 @dataclass(frozen=True)
 class LRP(Scorer):
-    """E_x | sum_p a_p m_p |, m being the multipliers of the composite's rules, with `plrp` pruned (PLRP-lambda)."""
+    """Mean relevance of a unit, E_x | sum_p a_p m_p |, with multipliers m by the composite's rules.
+
+    a are activations. `plrp` is the share of relevance that is pruned (PLRP-lambda).
+    """
 
     composite: str = option(
         "epsilon", "rules by depth: a preset's name or a composite's text, see `pxcompress methods`"
@@ -49,7 +52,7 @@ class LRP(Scorer):
         parse_composite(self.composite)  # an unknown one is found before any work
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
-        """One forward and one backward pass over `batches`, on a copy with BatchNorm folded."""
+        """Score all units by one forward and one backward pass over `batches`, on a copy with BatchNorm folded."""
         inputs, _ = next(iter(batches))
         with attributed(model, parse_composite(self.composite), inputs[:1], RelevancePruning(self.plrp)) as twin:
             if self.target == "all":

@@ -1,4 +1,4 @@
-"""Relevance of what the kept units cannot predict: attribution joined with Optimal Brain Surgeon."""
+"""Scores units by the relevance of what the others cannot predict: attribution joined with Optimal Brain Surgeon."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ METRICS: Mapping[str, tuple[Axis, bool]] = {
     "inputs": ("in", True),
     "none": ("in", False),
 }
-"""Name of a metric -> the side of a consumer where an error is measured, and whether relevance weighs it there."""
+"""Name of a metric -> side of a layer where errors are measured, and whether relevance weights them."""
 
 CHUNK = 2**23
-"""Weights that are multiplied at a time: what bounds the memory that wide layers need."""
+"""Number of weights that are multiplied at a time, which limits the memory for wide layers."""
 
 
 @SCORERS.register("lrp-residual")
 @dataclass(frozen=True)
 class LRPResidual(Scorer):
-    """Expected squared change of the logit that remains after a unit was folded into the units that stay.
+    """Expected squared change of the logit that remains after a unit is folded into the remaining units.
 
     A unit c of a layer with input covariance Sigma and consumers W costs sum_o w_o |W_oc|^2 / [Sigma_S^-1]_cc, with
     w_o = E_x sum_p m_op^2 at the consumer's output; units go greedily, Sigma^-1 and W are downdated after each. A score
@@ -71,7 +71,7 @@ class LRPResidual(Scorer):
         parse_composite(self.composite)  # an unknown one is found before any work
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
-        """Two forward passes and at most one backward pass over `batches`, on a copy with BatchNorm folded."""
+        """Score all units by two forward and at most one backward pass, on a copy with BatchNorm folded."""
         consumers_share = METRICS[self.metric][0] == "in"
         return {
             group.name: eliminate(readers, group.units).div(len(group.consumers) if consumers_share else 1).float()
@@ -81,7 +81,10 @@ class LRPResidual(Scorer):
     def readers(
         self, model: nn.Module, groups: Sequence[Group], batches: Batches
     ) -> Iterator[tuple[Group, list[ConsumerStatistics]]]:
-        """What each group's consumers lose with its units, group by group; passes over `batches` as for scores."""
+        """For each group, statistics of the layers that read it, from which the cost of removal follows.
+
+        Passes over `batches` are those of scoring.
+        """
         inputs, _ = next(iter(batches))
         with attributed(model, parse_composite(self.composite), inputs[:1]) as twin:
             layouts = input_layouts(model, groups)
@@ -98,7 +101,7 @@ class LRPResidual(Scorer):
     def _compute_prices(
         self, model: nn.Module, layouts: Mapping[str, Tensor], batches: Batches
     ) -> Mapping[str, Tensor]:
-        """What an error weighs in every output row, or in every input row, of the modules in `layouts`."""
+        """The weight of an error in every output row, or every input row, of the modules in `layouts`."""
         side, relevant = METRICS[self.metric]
         if relevant:
             return power(model, list(layouts), batches, make_start(self.start, self.target), side=side)
@@ -110,7 +113,10 @@ class LRPResidual(Scorer):
     def _read_consumer(
         self, module: nn.Module, member: Member, input_moments: InputMoments, prices: Tensor
     ) -> Iterator[ConsumerStatistics]:
-        """Readers for every group of a grouped convolution, each with errors on the half that it is not fitted to."""
+        """Statistics for every convolution group of a layer that reads a unit.
+
+        Errors are on the half that is not fitted.
+        """
         for features, price, width in self._list_views(module, member, len(input_moments.whole.mean), prices):
             solutions = _solve(input_moments, features, self.ridge)
             for inverse, error in solutions:
@@ -121,7 +127,7 @@ class LRPResidual(Scorer):
     def _list_views(
         self, module: nn.Module, member: Member, size: int, prices: Tensor
     ) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """Features (f,), their price (f, f), and features a unit, for every group of a grouped convolution.
+        """For every convolution group: features (f,), the price of their errors (f, f), and features in a unit.
 
         `size` is the number of features that the whole module reads.
         """
@@ -145,9 +151,9 @@ def _take_part(matrix: Tensor, features: Tensor) -> Tensor:
 
 
 def _solve(input_moments: InputMoments, features: Tensor, ridge: float) -> list[tuple[Tensor, Tensor]]:
-    """A = (Sigma + lambda I)^-1 of `features` on one half, A Sigma' A on the other, both ways; kept with the moments.
+    """A = (Sigma + lambda I)^-1 of `features` on one half, and A Sigma' A on the other half, for both halves; cached.
 
-    With ridge 0 it is the one by which all other features predict each best, as a share of its variance.
+    With ridge 0, lambda is chosen so that all other features predict each best, as a share of its variance.
     """
     key = features.numpy().tobytes(), ridge
     if key not in input_moments.solutions:
@@ -165,7 +171,7 @@ def _solve(input_moments: InputMoments, features: Tensor, ridge: float) -> list[
 
 
 def _sum_errors(covariance: Tensor, other_covariance: Tensor, ridge: float) -> float:
-    """Sum over features of [A Sigma' A]_cc / (A_cc^2 Sigma'_cc): what all others leave of each, as a share of it."""
+    """Sum over features of [A Sigma' A]_cc / (A_cc^2 Sigma'_cc), the share of each that the others cannot predict."""
     inverse = invert_regularised(covariance, ridge)
     errors = ((inverse @ other_covariance) * inverse).sum(1) / inverse.diagonal().square()
     return float(
@@ -174,7 +180,10 @@ def _sum_errors(covariance: Tensor, other_covariance: Tensor, ridge: float) -> f
 
 
 def _compute_gram(columns: Tensor, prices: Tensor) -> Tensor:
-    """sum_ot w_o c_oit c_ojt of columns (outputs, features, taps) and w (outputs,): (features, features) float64."""
+    """Weighted products of columns, sum_ot w_o c_oit c_ojt, (features, features) float64.
+
+    `columns` are (outputs, features, taps), `prices` w (outputs,).
+    """
     total = torch.zeros(columns.shape[1], columns.shape[1], dtype=torch.float64, device=columns.device)
     outputs = max(1, CHUNK // columns[0].numel())
     for part, price in zip(columns.split(outputs), prices.to(columns.device).split(outputs), strict=True):

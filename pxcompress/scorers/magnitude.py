@@ -1,4 +1,4 @@
-"""Magnitude of the weights that hang on a unit (Li et al. 2017), over coupled layers (DepGraph, Fang et al. 2023)."""
+"""Scores units by the magnitude of their weights (Li et al. 2017), over coupled layers (DepGraph, Fang et al. 2023)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pxcompress.types import Batches, Group, Scorer, Scores
 @SCORERS.register("magnitude")
 @dataclass(frozen=True)
 class Magnitude(Scorer):
-    """(sum over the weights w of all convolutions and linear layers in the group |w|^p)^(1/p) for every unit."""
+    """Norm of all weights w of a unit in the group's convolutions and linear layers, (sum |w|^p)^(1/p)."""
 
     p: int = option(2, "order of the norm: 1 or 2", low=1, high=2)
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
-        """Norm of each unit's weights; the batches are not read."""
+        """Score all units from weights; the batches are not read."""
         return {group.name: self._score(model, group) for group in groups}
 
     def _score(self, model: nn.Module, group: Group) -> torch.Tensor:

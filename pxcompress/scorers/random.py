@@ -1,4 +1,4 @@
-"""Chance: what every other scorer must beat."""
+"""Random scores, which every other scorer must beat."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pxcompress.types import Batches, Group, Scorer, Scores
 @SCORERS.register("random")
 @dataclass(frozen=True)
 class Random(Scorer):
-    """Uniform draws from PyTorch's generator, which `--seed` seeds."""
+    """Random scores, uniform, from PyTorch's generator, which `--seed` seeds."""
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
-        """Independent values in [0, 1)."""
+        """Score all units by independent random values in [0, 1)."""
         return {group.name: torch.rand(group.units) for group in groups}

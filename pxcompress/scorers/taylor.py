@@ -1,4 +1,4 @@
-"""First-order Taylor expansion of the loss (Molchanov et al. 2017): activation x gradient."""
+"""Scores units by a first-order Taylor expansion of the loss (Molchanov et al. 2017): activation x gradient."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pxcompress.types import Batches, Group, Scorer, Scores
 @SCORERS.register("taylor")
 @dataclass(frozen=True)
 class Taylor(Scorer):
-    """E_x | sum_p a_p dL/da_p |: the change of the cross-entropy when a unit is zeroed, to first order."""
+    """Change of the cross-entropy when a unit is zeroed, to first order: E_x | sum_p a_p dL/da_p |."""
 
     target: ClassVar[str] = "label"
     start: str = option("loss", "what is differentiated", choices=tuple(STARTS))
     aggregate: str = option("abs", "over samples", choices=tuple(AGGREGATES))
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
-        """Gradients of the labels' loss; needs labels."""
+        """Score all units by gradients of the loss of the labels, which it needs."""
         inputs, _ = next(iter(batches))
         with attributed(model, None, inputs[:1]) as twin:
             start = make_start(self.start, self.target)

@@ -1,4 +1,4 @@
-"""Search: the attribution, its ranking and its repair chosen for the model that ships. The only door to optuna."""
+"""Searches the LRP rules, scores and rankings that suit a model best; the only code that uses optuna."""
 
 from pxcompress.search.run import search
 from pxcompress.search.study import SearchPlan

@@ -1,4 +1,4 @@
-"""What a choice is worth: one number, from the parts `score`, `repair` and `select` of the data alone."""
+"""Objectives of a search: the value of a choice as one number, from the data's score, repair and select parts."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, PruneResult, ScoredModel, Scores
 
 PXP_RATES = tuple(percent / 100 for percent in range(0, 100, 5))
-"""Shares of all units that PXP masks."""
+"""Shares of all units that are masked in turn for the objective "pxp", after "Pruning by Explaining Revisited"."""
 
 
 @dataclass(frozen=True, eq=False)
 class Workbench:
-    """The dense model with everything that does not depend on the choice, computed once."""
+    """The dense model and everything that all trials of a search share, computed once."""
 
     scored: ScoredModel
     parts: Mapping[str, Batches]
@@ -35,7 +35,7 @@ class Workbench:
 
     @cached_property
     def dense(self) -> float:
-        """Top-1 of the dense model on the select split."""
+        """Quality of the dense model on the select split."""
         return self.quality(self.scored.model)
 
     @classmethod
@@ -47,7 +47,7 @@ class Workbench:
         return cls(scored, {role: MomentCache(part, model) for role, part in parts.items()}, task)
 
     def quality(self, model: nn.Module) -> float:
-        """The metric on the select split, with the sign that makes a larger one better."""
+        """The metric on the select split, with its sign set so that larger is better."""
         return self.task.metric.gain(torch_quality(model, self.parts["select"], self.task, self.scored.model))
 
     def with_scores(self, recipe: Recipe) -> ScoredModel:
@@ -60,21 +60,21 @@ class Workbench:
 
 
 def prune_at(bench: Workbench, recipe: Recipe) -> PruneResult:
-    """What `run` would ship: pruned physically to the recipe's ratio, then repaired."""
+    """The model that `run` would ship: pruned to the recipe's ratio, then repaired."""
     scored = bench.with_scores(recipe)
     with seeded(recipe.seed):
         return cut(scored, plan_at(scored, scored.ratio, recipe), Run(recipe, bench.parts).without_progress())
 
 
 def shipped_quality(bench: Workbench, recipe: Recipe) -> float:
-    """Top-1 of the model that `run` would ship: the objective "operating-point"."""
+    """Quality of the model that `run` would ship: the objective "operating-point"."""
     return bench.quality(prune_at(bench, recipe).pruned.model)
 
 
 def masked_area(bench: Workbench, recipe: Recipe, trial: optuna.Trial | None = None) -> float:
-    """Mean top-1 while the lowest of all units are masked, no repair, over `PXP_RATES`: the objective "pxp".
+    """Mean quality while the lowest-scored units are masked, over `PXP_RATES`: the objective "pxp".
 
-    The middle rates come first: they tell choices apart, so that a bad `trial` ends there.
+    Nothing is repaired. The middle rates come first: they tell choices apart, so that a bad `trial` ends early.
     """
     total = 0.0
     for step, rate in enumerate(sorted(PXP_RATES, key=lambda rate: abs(rate - 0.475)), 1):
@@ -87,7 +87,7 @@ def masked_area(bench: Workbench, recipe: Recipe, trial: optuna.Trial | None = N
 
 
 def masked_quality(bench: Workbench, recipe: Recipe, rate: float) -> float:
-    """Top-1 with the lowest `rate` of all units masked."""
+    """Quality with the share `rate` of all units, those with the lowest scores, masked."""
     if not rate:
         return bench.dense
     scored = bench.with_scores(recipe)

@@ -1,4 +1,4 @@
-"""A search from its recipe to its files: composite.json, search.json, and a page with Optuna's own plots."""
+"""Runs a search and writes its files: composite.json, search.json, and a page with Optuna's plots."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HEAD = ("trial", "top-1", "choice")
 
 @dataclass(frozen=True)
 class Choice:
-    """One trial that was measured to the end: its choice, and top-1 on the select split."""
+    """One completed trial: its scorer and ranking, and its quality on the select split."""
 
     trial: int
     scorer: str
@@ -48,7 +48,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Content of search.json. `default` is the recipe's own choice, None where it was not measured."""
+    """The content of search.json. `default` is the trial of the recipe's own choice, None if it was not run."""
 
     best: Choice
     default: Choice | None
@@ -57,7 +57,7 @@ class SearchResult:
     notes: tuple[str, ...]
 
     def rows(self, count: int) -> list[tuple[str, str, str]]:
-        """The best trials, and the default in any case, under `HEAD`."""
+        """Table rows for the `count` best trials, and the default in any case, under `HEAD`."""
         ranked_trials = sorted(self.trials, key=lambda choice: -choice.value)
         choices = [each for place, each in enumerate(ranked_trials) if place < count or each == self.default]
         names = [f"{each.trial + 1}{' (default)' if each == self.default else ''}" for each in choices]
@@ -68,7 +68,7 @@ class SearchResult:
 
 
 def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> SearchResult:
-    """Search as `plan` says around `recipe`, and write composite.json, search.json and search.html into `out`.
+    """Search around `recipe` as `plan` says, and write composite.json, search.json and search.html into `out`.
 
     Started again, also after it was killed, it goes on; started several times with one storage, the workers share the
     trials. Sees the score, repair and select parts of the data only. Raises `InputError`, and `BudgetError` where no
@@ -101,7 +101,7 @@ def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> SearchRes
 
 
 def make_search_space(recipe: Recipe, objective: str, *, attention: bool) -> Space:
-    """What is varied for an objective; repairs that cost many times what a trial does otherwise are left to `run`."""
+    """The parameters to vary for an objective; costly repairs are left out of trials."""
     if objective == "pxp":
         return make_pxp_space(recipe, attention=attention)
     quick = [text for text in recipe.repair if not REPAIRS.get(text.partition(":")[0]).costly]
@@ -109,7 +109,7 @@ def make_search_space(recipe: Recipe, objective: str, *, attention: bool) -> Spa
 
 
 def _check(recipe: Recipe, out: Path) -> None:
-    """Raise `InputError` for what a search does not do, and for a folder that holds something else."""
+    """Raise `InputError` for options that a search does not support, and for a folder with other content."""
     if recipe.rounds > 1 or recipe.guarantee:
         raise InputError("a search knows no --rounds or --max-drop; leave them out, and give them to run")
     names = [path.name for path in out.iterdir()] if out.is_dir() else []
@@ -118,7 +118,7 @@ def _check(recipe: Recipe, out: Path) -> None:
 
 
 def _make_result(study: Study, space: Space, bench: Workbench, samples: int) -> SearchResult:
-    """What the trials of `study` came to, and how much the gain is worth."""
+    """The results of all trials of `study`, and the interval of the gain over the default."""
     trials = study.get_trials(deepcopy=False)
     choices = []
     for trial in trials:
@@ -144,7 +144,7 @@ def _make_result(study: Study, space: Space, bench: Workbench, samples: int) -> 
 
 
 def _make_page(result: SearchResult, study: Study, recipe: Recipe) -> str:
-    """The search as one self-contained HTML document, with Optuna's history and, where trials differ, importances."""
+    """The search as one self-contained HTML page with Optuna's plots: history, and importances if trials differ."""
     from matplotlib import pyplot
 
     plots = optuna.visualization.matplotlib

@@ -1,4 +1,4 @@
-"""What a search varies, read from the options of scorers and rules; every choice names every parameter, used or not."""
+"""The parameters that a search varies, taken from the options of scorers and rules."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pxcompress.scorers import SCORERS
 
 Value = str | float
 Values = Mapping[str, Value]
-"""Parameter name -> what is chosen."""
+"""Parameter name -> chosen value."""
 
 DEPTHS = PARTS[1:]
-"""Parts of a network, by depth, that have a rule in every composite."""
+"""Parts of a network, by depth, for which every composite has a rule."""
 
 SMALLEST = 1e-6
-"""Lower end of a logarithmic range that an option lets begin at 0, as a share of its upper end."""
+"""Lower end of a logarithmic range whose option starts at 0, as a share of the upper end."""
 
 PXP_AGGREGATES = ("abs", "signed")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One of `choices`, or where there are none a number from `low` to `high`; `default` is that of the option."""
+    """One parameter of a search: one of `choices`, or, if there are none, a number from `low` to `high`."""
 
     name: str
     default: Value
@@ -39,7 +39,7 @@ class Parameter:
 
 
 def _make_parameter(name: str, field: Field[Any]) -> Parameter:
-    """The parameter of an option."""
+    """The search parameter for an option."""
     default = cast(Any, field.default)
     if isinstance(default, bool):
         return Parameter(name, str(default).lower(), ("false", "true"))
@@ -55,13 +55,13 @@ def _list_parameters(fields: Sequence[Field[Any]], prefix: str = "") -> Iterator
 
 @dataclass(frozen=True)
 class Space:
-    """Parameters, and the recipe that says everything else."""
+    """The parameters of a search, and the recipe for everything else."""
 
     recipe: Recipe
     parameters: tuple[Parameter, ...]
 
     def recipe_at(self, values: Values) -> Recipe:
-        """The recipe that `values`, one for each parameter, stand for."""
+        """The recipe for `values`, which has one value for each parameter."""
         values = {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in values.items()}
         name = str(values.get("scorer", self._scorer))
         options = self._list_options(name)
@@ -77,20 +77,20 @@ class Space:
         return self.recipe.scorer.partition(":")[0]
 
     def _list_options(self, scorer: str) -> dict[str, Value]:
-        """Options of `scorer` as the recipe has them, at their defaults where it has another one."""
+        """Options of `scorer`: as in the recipe if it has this scorer, else their defaults."""
         instance = SCORERS.build(self.recipe.scorer if scorer == self._scorer else scorer)
         options = {field.name: getattr(instance, field.name) for field in SCORERS.options(scorer)}
         return {key: str(value).lower() if isinstance(value, bool) else value for key, value in options.items()}
 
     @property
     def defaults(self) -> dict[str, Value]:
-        """Every parameter as the recipe has it, at its default where the recipe does not say it."""
+        """The value of every parameter in the recipe, or its default if the recipe does not say it."""
         values = {"scorer": self._scorer, "normalise": self.recipe.normalise, **self._list_options(self._scorer)}
         values |= _parse_words(str(values.get("composite", "epsilon")))
         return {each.name: values.get(each.name, each.default) for each in self.parameters}
 
     def starts(self) -> list[dict[str, Value]]:
-        """Trials that every search starts with: the recipe's own choice, and the named composites of `PXP_RULES`."""
+        """Values to try first: the recipe's own, and those of the named composites."""
         scorer = self._scorer if _has_rules(self._scorer) else AUTO_SCORERS[0]
         starts = [self.defaults]
         for text in COMPOSITES.values():
@@ -104,7 +104,7 @@ class Space:
 
 
 def make_space(recipe: Recipe, *, attention: bool) -> Space:
-    """Rules (that of softmax for models with `attention`), score, their options, and normalisation, around `recipe`."""
+    """The space around `recipe`: scorer, its options and rules, softmax rule (with `attention`), normalisation."""
     recipe, scorers = recipe.but(scorer=recipe.scorers[0]), [name for name in SCORERS if _has_rules(name)]
     numbers = [
         each
@@ -120,7 +120,7 @@ def make_space(recipe: Recipe, *, attention: bool) -> Space:
 
 
 def make_pxp_space(recipe: Recipe, *, attention: bool) -> Space:
-    """What PXP searches: a rule for every depth, the softmax rule, and |R| or R."""
+    """The space that PXP searches: a rule for every depth, the softmax rule, and |R| or R."""
     aggregate = Parameter("aggregate", "abs", PXP_AGGREGATES)
     return Space(recipe.but(scorer="lrp", normalise="none"), (*_list_rule_parameters(attention), aggregate))
 
@@ -135,7 +135,7 @@ def _has_rules(scorer: str) -> bool:
 
 
 def _parse_words(text: str) -> dict[str, str]:
-    """The parts of a composite, where all of them are `PXP_RULES` without parameters of their own."""
+    """The rule of each part of a composite by name; empty unless all are `PXP_RULES` without numbers."""
     composite = parse_composite(text)
     words = {str(part): str(composite.choice(part)) for part in DEPTHS}
     return words if composite.first is None and set(words.values()) <= set(PXP_RULES) else {}

@@ -1,4 +1,4 @@
-"""One study of Optuna: where its trials are kept, what is tried first, and what a trial measures."""
+"""The Optuna study of a search: where trials are stored, which come first, and what each measures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pxcompress.search.objectives import Workbench, masked_area, shipped_quality
 from pxcompress.search.space import Parameter, Space, Value
 
 BEAT, GRACE, PATIENCE = 5, 30, 60
-"""Seconds between a worker's signs of life, until a silent one counts as dead, and to wait for a locked SQLite file."""
+"""Seconds between a worker's heartbeats, until a silent worker counts as dead, and to wait for a locked SQLite file."""
 
 OBJECTIVES = ("operating-point", "pxp")
 
@@ -32,14 +32,14 @@ SAMPLERS: Mapping[str, Callable[[int | None], BaseSampler]] = {
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
-"""Seed -> sampler."""
+"""Name -> function that makes an Optuna sampler from a seed."""
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What is asked of a search beside its recipe; `storage` is a database URL, "" for a file in the folder."""
+    """Options of a search besides its recipe; `storage` is a database URL, "" for a file in the folder."""
 
     objective: str = "operating-point"
     sampler: str = "tpe"
@@ -57,7 +57,7 @@ class SearchPlan:
 
 @contextmanager
 def load_optuna(url: str) -> Iterator[None]:
-    """Optuna without its messages; `InputError`, without the password, where the database does not answer."""
+    """A context with Optuna imported and silent. Raises `InputError`, without the password, if the database fails."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -75,7 +75,7 @@ def load_optuna(url: str) -> Iterator[None]:
 
 
 def open_storage(url: str, attempts: int = 3) -> RDBStorage:
-    """A database in which workers show signs of life, and in which the trial of a dead one waits to be done again."""
+    """A database in which workers have heartbeats; trials of dead workers are queued again."""
     waits = {"connect_args": {"timeout": PATIENCE}} if url.startswith("sqlite") else None
     retry = RetryHeartbeatStaleTrialCallback()
     try:
@@ -88,7 +88,7 @@ def open_storage(url: str, attempts: int = 3) -> RDBStorage:
 
 
 def open_study(storage: BaseStorage, space: Space, plan: SearchPlan) -> Study:
-    """The study of a search: the same for the same search, wherever and however often it is started."""
+    """The study of a search; equal searches share one, wherever and however often they are started."""
     facts = [asdict(space.recipe), plan.objective, [asdict(each) for each in space.parameters]]
     study = optuna.create_study(
         storage=storage,

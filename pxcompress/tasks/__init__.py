@@ -1,4 +1,4 @@
-"""What a model's outputs mean: how good they are, how near to another model's, and where relevance starts.
+"""Tasks: what a model's outputs mean, how good they are, how similar to another model's, and where relevance starts.
 
 One task a file, found by itself; `pxcompress.tasks.task.Task` says what a task has to say. README.md here shows how to
 add one.

@@ -1,4 +1,4 @@
-"""Agreement: the judge of any model without labels."""
+"""The task "agreement", which judges any model without labels."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ from pxcompress.tasks.task import Outputs, Task, kl_divergence, list_float_outpu
 @TASKS.register("agreement")
 @dataclass(frozen=True)
 class Agreement(Task):
-    """Nearness to the dense model's outputs, whatever they mean: samples need no targets.
+    """Similarity to the dense model's outputs, whatever they mean, so that samples need no targets.
 
-    A model with one output (n, k) agrees where the largest value has the same place, any other by 1 less the error as
-    a share of the outputs' variance.
+    A model with one output (n, k) agrees if the largest value is at the same index; for others agreement is 1 minus the
+    error as a share of the outputs' variance.
     """
 
     metric = Metric("agreement")
     layouts = ("unlabelled",)
 
     def agreement(self, outputs: Outputs, dense: Outputs) -> Tensor:
-        """1 for the same place of the largest value, else 0; of other outputs 1 less the normalised error."""
+        """For each sample 1 if the largest value is at the same index, else 0.
+
+        For other outputs 1 minus the relative error.
+        """
         values = list_float_outputs(outputs)
         if _are_logits(values):
             return (values[0].argmax(1) == list_float_outputs(dense)[0].argmax(1)).double()
         return super().agreement(outputs, dense)
 
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
-        """KL divergence of the softmax of one output (n, k), of others the normalised error."""
+        """KL divergence of the softmax for one output (n, k); for other outputs the relative error, (n,)."""
         values = list_float_outputs(outputs)
         return (
             kl_divergence(values[0], list_float_outputs(dense)[0])

@@ -1,4 +1,4 @@
-"""What a model says of one sample: words for a reader, and what can be drawn on its image."""
+"""A model's answer for one sample: words for a reader, and boxes or regions to draw on its image."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 MOST_PARTS = 6
-"""Parts of an answer that are listed."""
+"""Most parts of an answer that are listed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What outputs say, in `words`; a class has its `probability`.
+    """A model's answer for one sample in `words`; a class has its `probability`.
 
     `boxes` (k, 4) are corners in pixels of the input, with a class and a name each; `regions` (height, width) has the
     class of every pixel.
@@ -28,7 +28,7 @@ class Answer:
 
 
 def list_parts(parts: Iterable[str], otherwise: str) -> str:
-    """The first `MOST_PARTS` of an answer, and how many more there are; `otherwise` where there are none."""
+    """The first `MOST_PARTS` parts of an answer, and how many more there are; `otherwise` if there are none."""
     texts = [*parts]
     more = [f"{len(texts) - MOST_PARTS} more"] if len(texts) > MOST_PARTS else []
     return ", ".join([*texts[:MOST_PARTS], *more]) or otherwise

@@ -1,4 +1,4 @@
-"""How detectors return boxes: one record a layout, by which raw outputs become corners and class logits.
+"""The forms in which detectors return boxes: one record a layout, which reads corners and class logits.
 
 A layout of your own is one record in one file that is imported before the model is run, such as the one that defines
 the model:
@@ -22,16 +22,16 @@ from pxcompress.models.outputs import is_real
 
 AUTO = "auto"
 LOGIT_EPSILON = 1e-6
-"""Probabilities are clamped to between this and 1 less this before they are turned into logits."""
+"""Probabilities are clamped to [this, 1 - this] before they become logits."""
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Boxes that a model proposes, one a location, most of which show nothing.
+    """The boxes that a model proposes, one at each location; most of them show nothing.
 
     `corners` (n, locations, 4) are x1, y1, x2, y2, in pixels of the input, or with `relative` as shares of its sides;
-    the sigmoid of `logits` (n, locations, classes) is how sure each class is. Without `overlap` the model itself gives
-    every object one box, else overlapping boxes have to be thinned out.
+    the sigmoid of `logits` (n, locations, classes) is the score of each class. Without `overlap` the model itself gives
+    every object one box, else overlapping boxes must be filtered.
     """
 
     corners: Tensor
@@ -42,7 +42,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class BoxLayout:
-    """How some detectors lay out raw boxes: `matches` says whether outputs do so, `read` finds their candidates."""
+    """The layout of some detectors' outputs: `matches` tests outputs for it, `read` returns their candidates."""
 
     name: str
     matches: Callable[[Mapping[str, Tensor]], bool]
@@ -54,7 +54,7 @@ LAYOUTS: dict[str, BoxLayout] = {}
 
 
 def register_layout(layout: BoxLayout) -> None:
-    """Add a layout, which is tried before those that are there. `ValueError` for a name that is taken."""
+    """Register a layout, which is tried before the others. Raises `ValueError` for a name that is taken."""
     if layout.name in LAYOUTS or layout.name == AUTO:
         raise ValueError(f"box layout {layout.name!r} is registered twice")
     others = dict(LAYOUTS)
@@ -63,12 +63,12 @@ def register_layout(layout: BoxLayout) -> None:
 
 
 def read_boxes(outputs: Mapping[str, Tensor], name: str = AUTO) -> Candidates:
-    """The candidates in `outputs` (n, ...) by name, in the layout `name`. Raises `InputError` where they have none."""
+    """The candidates in `outputs` (n, ...) by name, in the layout `name`. Raises `InputError` if it does not match."""
     return layout_of(outputs, name).read(outputs)
 
 
 def layout_of(outputs: Mapping[str, Tensor], name: str = AUTO) -> BoxLayout:
-    """The layout `name`, or the one that matches. Raises `InputError`."""
+    """The layout `name`, or for "auto" the first that matches. Raises `InputError` if none does."""
     if name != AUTO and name not in LAYOUTS:
         raise unknown("box layout", name, [AUTO, *LAYOUTS])
     candidates = LAYOUTS.values() if name == AUTO else [LAYOUTS[name]]
@@ -81,14 +81,14 @@ def layout_of(outputs: Mapping[str, Tensor], name: str = AUTO) -> BoxLayout:
 
 
 def _yolo_map(outputs: Mapping[str, Tensor]) -> Tensor | None:
-    """The first output (n, 4 + classes, locations); not (n, boxes, 6), which is thinned out already."""
+    """The first output (n, 4 + classes, locations); not (n, boxes, 6), which has been filtered already."""
     maps = [each for each in outputs.values() if is_real(each) and each.dim() == 3]
     maps = [each for each in maps if each.shape[1] > 4 and each.shape[2] > 6]
     return maps[0] if maps else None
 
 
 def _read_yolo(outputs: Mapping[str, Tensor]) -> Candidates:
-    """Middle, width and height in pixels, then the probability of every class."""
+    """Read centre, width and height in pixels, and a probability for every class."""
     values = _yolo_map(outputs)
     assert values is not None
     boxes, chances = values.transpose(1, 2).split([4, values.shape[1] - 4], -1)
@@ -100,12 +100,12 @@ def _make_check(*names: str) -> Callable[[Mapping[str, Tensor]], bool]:
 
 
 def _read_corners(outputs: Mapping[str, Tensor]) -> Candidates:
-    """Corners in pixels, and a logit for every class."""
+    """Read corners in pixels, and a logit for every class."""
     return Candidates(outputs["boxes"], outputs["logits"])
 
 
 def _read_detr(outputs: Mapping[str, Tensor]) -> Candidates:
-    """Middle, width and height as shares of the input's sides; a softmax whose last class is no object."""
+    """Read centre, width and height as shares of the sides; the last class of the softmax is "no object"."""
     logits = outputs["logits"]
     others = [torch.cat([logits[..., :k], logits[..., k + 1 :]], -1).logsumexp(-1) for k in range(logits.shape[-1] - 1)]
     margins = logits[..., :-1] - torch.stack(others, -1)
@@ -113,7 +113,7 @@ def _read_detr(outputs: Mapping[str, Tensor]) -> Candidates:
 
 
 def _read_rt_detr(outputs: Mapping[str, Tensor]) -> Candidates:
-    """Middle, width and height as shares of the input's sides; a sigmoid for every class."""
+    """Read centre, width and height as shares of the sides, and a logit for every class."""
     corners = box_convert(outputs["pred_boxes"], "cxcywh", "xyxy")
     return Candidates(corners, outputs["logits"], relative=True, overlap=False)
 

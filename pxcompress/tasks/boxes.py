@@ -1,4 +1,4 @@
-"""Boxes of n images at once: thinned out, held against others, and judged by average precision as COCO has it.
+"""Boxes of n images at once: non-maximum suppression, matching with true boxes, and COCO's average precision.
 
 COCO's evaluation (https://cocodataset.org/#detection-eval) in two halves: `match` looks at every image by itself, and
 `average_precision` puts matches of any images together, hundreds of times for an interval. All boxes are padded to as
@@ -17,21 +17,21 @@ from torchvision.ops import batched_nms, box_area
 from pxcompress.tasks.joints import Joints, oks
 
 THRESHOLDS = tuple(0.5 + 0.05 * step for step in range(10))
-"""IoU from which on a box counts as right; the mean over all of them is mAP50-95."""
+"""IoU from which on a box counts as right; mAP50-95 is the mean over all of these."""
 
 NOWHERE = torch.empty(0, 0, dtype=torch.int64)
-"""Places of boxes that are no model's."""
+"""Value of `places` for boxes that do not come from a model."""
 
 _RECALLS = torch.from_numpy(np.linspace(0, 1, 101))
 
 
 @dataclass(frozen=True, eq=False)
 class Boxes:
-    """Boxes of n images: `corners` (n, k, 4) x1, y1, x2, y2, `classes` (n, k), -1 for none, `scores` (n, k).
+    """Boxes of n images: `corners` (n, k, 4) x1, y1, x2, y2, `classes` (n, k), -1 for unused rows, `scores` (n, k).
 
     `crowd` (n, k) marks boxes around many objects, in which any number of boxes is neither right nor wrong. Objects may
-    have `joints`, by which they are then held against each other. `places` (n, k) says which location of a model a
-    box is of.
+    have `joints`, which are then compared instead of boxes. `places` (n, k) is the location of a model that each box
+    comes from.
     """
 
     corners: Tensor
@@ -43,22 +43,27 @@ class Boxes:
 
     @property
     def there(self) -> Tensor:
-        """Which rows hold a box, (n, k)."""
+        """Mask (n, k) of the rows that hold a box."""
         return self.classes >= 0
 
     @property
     def counted(self) -> Tensor:
-        """Which of them have to be there, (n, k): no crowd, and of objects with joints those that have any."""
+        """Mask (n, k) of the boxes that a model must find: no crowds, and with joints only objects with marked
+        joints.
+        """
         single = self.there & ~self.crowd
         return single if self.joints is None else single & self.joints.marked.any(2)
 
     def surer_than(self, score: float) -> Boxes:
-        """The boxes with at least this score."""
+        """The boxes with at least this score; the others become unused rows."""
         return replace(self, classes=torch.where(self.scores >= score, self.classes, -1))
 
 
 def survivors(corners: Tensor, scores: Tensor, classes: Tensor, overlap: float, most: int) -> Tensor:
-    """Places of the best boxes of one image, best first: none overlaps a better one of its class by more, (k,)."""
+    """Indices (k,) of one image's boxes after non-maximum suppression, best first, at most `most`.
+
+    A box is dropped that overlaps a better one of its class by more than `overlap`.
+    """
     order = (
         batched_nms(corners.float(), scores.float(), classes, overlap)
         if overlap < 1
@@ -68,11 +73,10 @@ def survivors(corners: Tensor, scores: Tensor, classes: Tensor, overlap: float, 
 
 
 def match(boxes: Boxes, truth: Boxes, thresholds: tuple[float, ...] = THRESHOLDS) -> Tensor:
-    """Whether every box is right at every threshold, (n, k, t): 1 yes, 0 no, -1 where it does not count.
+    """Whether each box is right at each threshold, (n, k, t): 1 yes, 0 no, -1 where it does not count.
 
-    A box is held against the truth of its class that nobody before it was held against and that it overlaps most; in
-    a crowd, or where nothing of the truth is marked, it does not count. `boxes` come in descending order of their
-    scores.
+    A box is matched with the true box of its class that it overlaps most, of those not matched yet; in a crowd, or
+    where the true object has no marks, it does not count. `boxes` must be sorted by score, highest first.
     """
     overlaps = _overlaps(boxes, truth)
     least = torch.tensor([min(value, 1 - 1e-10) for value in thresholds], dtype=torch.float64)
@@ -93,9 +97,9 @@ def match(boxes: Boxes, truth: Boxes, thresholds: tuple[float, ...] = THRESHOLDS
 
 
 def _overlaps(boxes: Boxes, truth: Boxes) -> Tensor:
-    """IoU (n, k, m) of boxes of one class, of a crowd the share of the box that it covers; -1 for other pairs.
+    """IoU (n, k, m) of boxes with true ones of the same class; -1 for other classes.
 
-    Of objects with joints it is OKS.
+    For a crowd it is the share of the box that the crowd covers, for objects with joints OKS.
     """
     same = (boxes.classes[:, :, None] == truth.classes[:, None]) & truth.there[:, None]
     if boxes.joints is not None and truth.joints is not None:
@@ -110,7 +114,7 @@ def _overlaps(boxes: Boxes, truth: Boxes) -> Tensor:
 
 
 def f1(boxes: Boxes, truth: Boxes, threshold: float = THRESHOLDS[0]) -> Tensor:
-    """F1 of the boxes of each image, (n,); 1 where there is none in either."""
+    """F1 score of the boxes of each image, (n,); 1 if there are neither boxes nor true ones."""
     results = torch.where(boxes.there, match(boxes, truth, (threshold,))[..., 0], -1.0)
     right, counted = (results > 0).sum(1).double(), (results >= 0).sum(1)
     truth_counts = truth.counted.sum(1)
@@ -118,9 +122,9 @@ def f1(boxes: Boxes, truth: Boxes, threshold: float = THRESHOLDS[0]) -> Tensor:
 
 
 def average_precision(classes: Tensor, scores: Tensor, results: Tensor, truth_counts: Tensor) -> Tensor:
-    """AP (classes with truth, t), the mean precision at 101 recalls, of boxes (b,) with results (b, t) as of `match`.
+    """AP (classes with true boxes, t), the mean precision at 101 recalls; `results` (b, t) are those of `match`.
 
-    `truth_counts` (classes,) counts the truth of every class.
+    `classes` and `scores` are of the boxes (b,), `truth_counts` (classes,) the number of true boxes of every class.
     """
     order = scores.argsort(descending=True, stable=True)
     classes, results = classes[order], results[order]
@@ -131,7 +135,7 @@ def average_precision(classes: Tensor, scores: Tensor, results: Tensor, truth_co
 
 
 def _precision_curve(results: Tensor, truth_counts: Tensor) -> Tensor:
-    """Precision at each of 101 recalls, (101, t): the best that any recall from there on has."""
+    """Precision at each of 101 recalls for t thresholds, (101, t): the best precision at any recall from there on."""
     right, wrong = (results > 0).double().cumsum(0).T.contiguous(), (results == 0).double().cumsum(0).T
     if not right.shape[1]:
         return torch.zeros(len(_RECALLS), len(right), dtype=torch.float64)

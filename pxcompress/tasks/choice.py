@@ -1,4 +1,4 @@
-"""Which task a run is: what the user says, or what the data are."""
+"""Chooses the task of a run: the one that the user names, or the one that suits the data."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pxcompress.tasks.task import Layout, Task
 AUTO = "auto"
 
 _OWN = re.compile(r"(?P<name>[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)(:(?P<options>.*))?")
-"""package.module:Class, perhaps with options; those of a registered task have an = in the place of Class."""
+"""Matches package.module:Class, with options if any; a registered task has "=" in its options and does not match."""
 
 _HERE = "pxcompress."
-"""What the modules begin with that are found without being named."""
+"""Beginning of the names of modules whose tasks are registered."""
 
 BY_LAYOUT: dict[Layout, str] = {
     "classes": "classification",
@@ -35,11 +35,11 @@ BY_LAYOUT: dict[Layout, str] = {
     "numbers": "regression",
     "unlabelled": "agreement",
 }
-"""The task that is taken for data of a layout where nothing is said."""
+"""Layout of the data -> the task that is taken by default."""
 
 
 def build_task(text: str) -> Task:
-    """The task that `text` names, "segmentation:ignore_index=0", or a user's own, "package.module:Class:option=value".
+    """Make the task that `text` names: "segmentation:ignore_index=0", or "package.module:Class:option=value".
 
     Raises `InputError` for what is none.
     """
@@ -55,19 +55,19 @@ def build_task(text: str) -> Task:
 
 
 def as_judged(model: nn.Module, example: Tensor, task: Task) -> nn.Module:
-    """A view of `model` whose forward gives the logits of `task`, (n, k); a classifier is one already."""
+    """A view of `model` whose forward returns the logits of `task`, (n, k); a classifier is returned unchanged."""
     if isinstance(task, Classification):
         return model
     return make_view(model, example, start_logits(task), task.divergence if task.trains_by_divergence else None)
 
 
 def start_logits(task: Task) -> Callable[[Any], Tensor]:
-    """A function from what a module returns to the numbers at which relevance starts."""
+    """A function from a module's outputs to the task's logits, at which relevance starts."""
     return lambda outputs: task.logits(by_name(outputs, task.output_name))
 
 
 def task_text(task: Task) -> str:
-    """The text from which `build_task` makes an equal task, also in a process that has imported nothing of a user's."""
+    """The text from which `build_task` makes an equal task, also in another process."""
     cls = type(task)
     if cls.__module__.startswith(_HERE):
         return TASKS.text(task)
@@ -75,12 +75,12 @@ def task_text(task: Task) -> str:
 
 
 def layout_of(task: Task | None, data: str) -> Layout | None:
-    """How to read `data`: "unlabelled" where it is a folder and the task needs no targets, else None, as it looks."""
+    """How to read `data`: "unlabelled" if it is a folder and the task needs no targets, else None for "as it looks"."""
     return "unlabelled" if task is not None and "unlabelled" in task.layouts and Path(data).is_dir() else None
 
 
 def check_layout(task: Task, text: str, layout: Layout, data: str) -> None:
-    """Raise `InputError` where data of this layout have no targets that the task reads."""
+    """Raise `InputError` if data with this layout have no targets that the task can use."""
     if task.layouts and layout not in task.layouts and "unlabelled" not in task.layouts:
         raise InputError(
             f"task {text!r} reads {' or '.join(task.layouts)}, data {data!r} have {layout}; give other data, or --task "

@@ -1,4 +1,4 @@
-"""Object detection: boxes with classes."""
+"""The task "detection": boxes with classes."""
 
 from __future__ import annotations
 
@@ -21,24 +21,27 @@ from pxcompress.tasks.boxes import THRESHOLDS, Boxes, average_precision, f1, mat
 from pxcompress.tasks.task import Layout, Outputs, Task
 
 MOST = 100
-"""Largest number of boxes of an image that count, as in COCO's evaluation."""
+"""Most boxes in an image that count, as in COCO's evaluation."""
 
 KEYPOINTS = "keypoints"
-"""Output (n, locations, joints, 3) of models that find joints in their boxes; boxes alone are judged."""
+"""Name of the output (n, locations, joints, 3) of models with joints; the task "detection" judges boxes alone."""
 
 FAINT = 0.01
-"""Score below which a box is left out of the average precision."""
+"""Boxes with a lower score are left out of the average precision."""
 
 SIGNS = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
-"""Signs of a box's four numbers, in turns: squares of sums then are sums of squares, on average over locations."""
+"""Alternating signs for the four numbers of boxes at different locations, so that they do not cancel in a sum.
+
+Squares of sums then are sums of squares, on average over locations.
+"""
 
 
 @TASKS.register("detection")
 @dataclass(frozen=True)
 class Detection(Task):
-    """Boxes with classes, raw as the model's heads return them; judged by COCO's mAP50-95.
+    """Boxes with classes, in the raw form of the model's outputs; judged by COCO's mAP50-95.
 
-    `tasks/box_layouts.py` lists the layouts of raw outputs. Every location has one box, that of its surest class.
+    `tasks/box_layouts.py` lists the layouts of raw outputs. Every location has one box, with its most likely class.
     """
 
     layout: str = option(AUTO, "how outputs hold boxes: auto, yolo, corners, detr, rt-detr, or one of your own")
@@ -53,12 +56,12 @@ class Detection(Task):
     trains_by_divergence = True
     subject = "the boxes"
     most: ClassVar[int] = MOST
-    """Largest number of boxes of an image that count."""
+    """Most boxes in an image that count."""
 
     def logits(self, outputs: Outputs) -> Tensor:
-        """Sum over predicted boxes of the class's logit, the corners by the box's size, and the joints' scores, (n,).
+        """One number for each image, (n,): the sum over predicted boxes of logit, relative corners, and joints' scores.
 
-        Corners have signs in turns over the locations, so that no move and no change of size cancels out.
+        Corners have alternating signs over the locations, so that no move and no change of size cancels out.
         """
         candidates = self._candidates(outputs)
         counts = self._find_predicted(candidates)
@@ -70,9 +73,9 @@ class Detection(Task):
         return torch.where(counts, decisions, 0).sum(1)
 
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
-        """F1, number of classes, how many boxes are wanted of each, then class, score and ten results of every box.
+        """F1, number of classes, number of true boxes of each class, and class, score and ten results of every box.
 
-        (n, 2 + classes + 12 * `most`); results are those of `boxes.match` at ten thresholds of IoU.
+        The shape is (n, 2 + classes + 12 * `most`); results are those of `boxes.match` at ten thresholds of IoU.
         """
         candidates = self._candidates(outputs)
         boxes, truth = self._predicted_boxes(outputs), self._true_boxes(targets, relative=candidates.relative)
@@ -84,29 +87,31 @@ class Detection(Task):
         return torch.cat([scores[:, None], counts[:, None], truth_counts.double(), ranked.flatten(1)], 1)
 
     def complete(self, statistics: Tensor) -> Tensor:
-        """Statistics without the columns that hold no box of any sample."""
+        """Statistics without the columns that are unused in all samples."""
         truth_counts, ranked = _parts(statistics)
         most = int((ranked[..., 0] >= 0).sum(1).max())
         return statistics[:, : 2 + truth_counts.shape[1] + most * ranked.shape[2]]
 
     def quality(self, statistics: Tensor) -> float:
-        """mAP50-95: the mean over the classes that occur, and over ten thresholds of IoU, of average precision."""
+        """mAP50-95: average precision as a mean over the classes that occur and over ten thresholds of IoU."""
         precisions = self.precisions(statistics)
         return float(precisions.mean()) if len(precisions) else 0.0
 
     def precisions(self, statistics: Tensor) -> Tensor:
-        """Average precision of every class that occurs at every threshold, (classes, 10)."""
+        """Average precision of every class that occurs, at every threshold, (classes, 10)."""
         truth_counts, ranked = _parts(statistics)
         ranked = ranked[ranked[..., 0] >= 0]
         return average_precision(ranked[:, 0], ranked[:, 1], ranked[:, 2:], truth_counts.sum(0))
 
     def agreement(self, outputs: Outputs, dense: Outputs) -> Tensor:
-        """F1 of the boxes scored above the threshold against those of the dense model, at an IoU of 0.5."""
+        """F1 of each image's boxes above the score threshold with the dense model's boxes as truth, at an IoU of 0.5,
+        (n,).
+        """
         one, other = (self._predicted_boxes(each).surer_than(self.score) for each in (outputs, dense))
         return f1(one, other)
 
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
-        """KL divergence of the classes of all candidates plus 1 - IoU of the dense model's boxes, per such box."""
+        """KL divergence of all candidates' classes plus 1 - IoU of the dense model's boxes, per such box, (n,)."""
         one, reference = self._candidates(outputs), self._candidates(dense)
         predicted = self._find_predicted(reference)
         classes = _bernoulli_divergence(one.logits.double(), reference.logits.double()).sum((1, 2))
@@ -114,11 +119,11 @@ class Detection(Task):
         return (classes + boxes) / predicted.sum(1)
 
     def loss(self, statistics: Tensor) -> Tensor:
-        """1 less the F1 of an image's boxes at an IoU of 0.5."""
+        """1 minus the F1 of each image's boxes at an IoU of 0.5, (n,)."""
         return 1 - statistics[:, 0]
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:
-        """Refuse data with more classes than the model has."""
+        """Raise `InputError` for data with more classes than the model has."""
         classes_in_data, returned = int(targets[:, -1, 5].max()), self._candidates(outputs).logits.shape[2]
         if classes_in_data > returned:
             raise InputError(
@@ -127,7 +132,7 @@ class Detection(Task):
             )
 
     def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
-        """The predicted boxes with their scores, the surest first."""
+        """The predicted boxes with their scores, best first."""
         candidates = self._candidates(outputs)
         boxes = self._predicted_boxes(outputs).surer_than(self.score)
         there, (height, width) = boxes.there[0], size or (1, 1)
@@ -139,7 +144,7 @@ class Detection(Task):
         return Answer(words, boxes=boxes.corners[0, there] * scale, classes=numbers, names=names)
 
     def describe_target(self, target: Tensor, classes: Sequence[str]) -> str:
-        """The classes of the true boxes, in words; "" where the target is no table of boxes."""
+        """The classes of the true boxes in words; "" if the target is no table of boxes."""
         if target.dim() != 2:
             return ""
         return list_parts((name_class(classes, int(k)) for k in target[:-1, 0].tolist() if k >= 0), "no box")
@@ -148,7 +153,7 @@ class Detection(Task):
         return read_boxes(outputs, self.layout)
 
     def _predicted_boxes(self, outputs: Outputs) -> Boxes:
-        """The boxes of every image that are not too faint, thinned out, best first, `most` of each."""
+        """The boxes of every image after non-maximum suppression, best first, at most `most`, without faint ones."""
         candidates = self._candidates(outputs)
         scores, classes = candidates.logits.detach().sigmoid().max(2)
         rows = [
@@ -167,19 +172,19 @@ class Detection(Task):
         return _truth(targets, relative=relative)
 
     def _list_survivors(self, corners: Tensor, scores: Tensor, classes: Tensor, overlap: bool) -> Tensor:
-        """Corners, class, score and place of one image's boxes that are not too faint, (k, 7)."""
+        """Corners, class, score and location of one image's boxes after non-maximum suppression, (k, 7)."""
         places = self._survivors(corners, scores, classes, overlap, FAINT)
         facts = (classes[places], scores[places], places)
         return torch.cat([corners[places], *(each[:, None].to(corners) for each in facts)], 1)
 
     def _survivors(self, corners: Tensor, scores: Tensor, classes: Tensor, overlap: bool, least: float) -> Tensor:
-        """Places of one image's boxes from the score `least` on."""
+        """Locations of one image's boxes with a score of at least `least`, after non-maximum suppression."""
         sure = (scores >= least).nonzero()[:, 0]
         best = survivors(corners[sure], scores[sure], classes[sure], self.overlap if overlap else 1.0, self.most)
         return sure[best]
 
     def _find_predicted(self, candidates: Candidates) -> Tensor:
-        """Which locations hold a predicted box, (n, locations); in an image without any it is the surest one."""
+        """Mask (n, locations) of the predicted boxes; in an image without any, of the best one."""
         scores, classes = candidates.logits.detach().sigmoid().max(2)
         counts = torch.zeros_like(scores, dtype=torch.bool)
         for image, (corners, ranked, chosen) in enumerate(
@@ -193,7 +198,7 @@ class Detection(Task):
 @TASKS.register("box-agreement")
 @dataclass(frozen=True)
 class BoxAgreement(Detection):
-    """Boxes without labels: judged by the F1 of a model's boxes beside those of the dense one."""
+    """Boxes without labels: judged by the F1 of a model's boxes with the dense model's as truth."""
 
     metric = Metric("box F1")
     layouts = ("unlabelled",)
@@ -203,7 +208,7 @@ class BoxAgreement(Detection):
 
 
 def _parts(statistics: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of true boxes of every class (n, classes); class, score and ten results a predicted box, (n, k, 12)."""
+    """Number of true boxes of every class (n, classes); and class, score and ten results of each box, (n, k, 12)."""
     classes = int(statistics[0, 1])
     return statistics[:, 2 : 2 + classes], statistics[:, 2 + classes :].unflatten(1, (-1, 2 + len(THRESHOLDS)))
 
@@ -222,19 +227,19 @@ def _truth(targets: Tensor, *, relative: bool) -> Boxes:
 
 
 def _sizes(corners: Tensor) -> Tensor:
-    """Width, height, width, height of boxes (..., 4)."""
+    """Width, height, width and height of boxes, (..., 4), to divide corners by."""
     low, high = corners.chunk(2, -1)
     return (high - low).clamp_min(1e-6).repeat(*[1] * (corners.dim() - 1), 2)
 
 
 def _bernoulli_divergence(logits: Tensor, reference: Tensor) -> Tensor:
-    """KL divergence of yes or no with these logits from that of the reference, elementwise."""
+    """KL divergence of yes-or-no distributions with these logits from those of the reference, elementwise."""
     yes = reference.sigmoid() * (logsigmoid(reference) - logsigmoid(logits))
     return yes + (-reference).sigmoid() * (logsigmoid(-reference) - logsigmoid(-logits))
 
 
 def _aligned_iou(one: Tensor, other: Tensor) -> Tensor:
-    """IoU of boxes at the same place, (n, locations)."""
+    """IoU of the boxes at each location, (n, locations)."""
     one, other = one.double(), other.double()
     low, high = torch.maximum(one[..., :2], other[..., :2]), torch.minimum(one[..., 2:], other[..., 2:])
     shared = (high - low).clamp_min(0).prod(-1)

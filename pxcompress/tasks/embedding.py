@@ -1,4 +1,4 @@
-"""Embeddings: vectors whose directions are compared, for retrieval and recognition."""
+"""The task "embedding": vectors whose directions are compared, for retrieval and recognition."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from pxcompress.tasks.task import Layout, Outputs, Task, pick_output
 @TASKS.register("embedding")
 @dataclass(frozen=True)
 class Embedding(Task):
-    """A vector a sample, compared by its direction; judged by recall@1: the nearest other sample has the same label.
+    """A vector for each sample, compared by direction; judged by recall@1.
 
-    Feature maps (n, channels, height, width) count as the mean over their positions.
+    That is how often the nearest other sample has the same label. Feature maps (n, channels, height, width) count as
+    the mean over their positions.
     """
 
     output: str = option("embedding", "name of the output with the embedding; else the first (n, features)")
@@ -34,13 +35,13 @@ class Embedding(Task):
     subject = "the embedding"
 
     def logits(self, outputs: Outputs) -> Tensor:
-        """Length of the embedding along its own direction, (n,)."""
+        """Length of each embedding, (n,), with its direction held constant."""
         vectors = self.vectors(outputs)
         direction = vectors.detach()
         return (vectors * direction).sum(1) / direction.square().sum(1).sqrt().clamp_min(1e-12)
 
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
-        """The direction of the embedding and the label, (n, features + 1)."""
+        """The normalised embedding and the label of each sample, (n, features + 1)."""
         return torch.cat([normalize(self.vectors(outputs).double(), dim=1), targets.double()[:, None]], 1)
 
     def complete(self, statistics: Tensor) -> Tensor:
@@ -51,15 +52,15 @@ class Embedding(Task):
         return (labels[similarity.argmax(1)] == labels).double()[:, None]
 
     def agreement(self, outputs: Outputs, dense: Outputs) -> Tensor:
-        """Cosine of the two embeddings of a sample; 0 where it is negative."""
+        """Cosine of both models' embeddings of each sample, (n,); 0 if it is negative."""
         return self._cosine(outputs, dense).clamp(0, 1)
 
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
-        """1 less the cosine."""
+        """1 minus the cosine of both models' embeddings, (n,)."""
         return (1 - self._cosine(outputs, dense)).clamp_min(0)
 
     def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
-        """How many numbers the embedding has: none of them means anything by itself."""
+        """A text on the size of the embedding, since its numbers mean nothing by themselves."""
         return Answer(f"a vector of {self.vectors(outputs).shape[1]} numbers")
 
     def _cosine(self, outputs: Outputs, dense: Outputs) -> Tensor:

@@ -1,4 +1,5 @@
-"""Joints of objects, such as elbows and knees, and how near two sets of them are: OKS, as COCO has it.
+"""Joints of objects, such as elbows and knees, and COCO's measure of their similarity, OKS (object keypoint
+similarity).
 
 https://cocodataset.org/#keypoints-eval: an object's joint that is off by d pixels counts exp(-d^2 / (2 s^2 k^2)), where
 s^2 is the object's area and k = 2 sigma says how far off people are who mark that joint; OKS is the mean over the
@@ -17,7 +18,7 @@ COCO_SIGMAS = (
     *(0.079, 0.079, 0.072, 0.072, 0.062, 0.062),  # shoulders, elbows, wrists
     *(0.107, 0.107, 0.087, 0.087, 0.089, 0.089),  # hips, knees, ankles
 )
-"""Spread of people's marks of COCO's 17 joints, as a share of the root of a person's area."""
+"""How much people's marks vary for each of COCO's 17 joints, as a share of the root of the person's area."""
 
 _TINY = 2.0**-52
 
@@ -32,14 +33,14 @@ class Joints:
 
 
 def sigmas_of(count: int) -> Tensor:
-    """COCO's sigmas of a person's 17 joints; for other objects 1 / joints for each, as Ultralytics has it."""
+    """COCO's sigmas for 17 joints of a person; for other objects 1 / joints for each, as in Ultralytics."""
     return torch.tensor(COCO_SIGMAS if count == len(COCO_SIGMAS) else [1 / count] * count, dtype=torch.float64)
 
 
 def oks(joints: Joints, truth: Joints, corners: Tensor) -> Tensor:
-    """OKS (n, k, m) of k objects beside m true ones, whose boxes have `corners` (n, m, 4).
+    """OKS (n, k, m), from 0 to 1, of k predicted and m true objects, whose boxes have `corners` (n, m, 4).
 
-    Beside an object of which no joint is marked, joints count as right within three times its box.
+    For a true object without marked joints, predicted joints count as right within three times its box.
     """
     places, true_places = joints.places.double()[:, :, None], truth.places.double()[:, None]
     low, high = corners.double().chunk(2, -1)

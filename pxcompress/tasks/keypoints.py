@@ -1,4 +1,4 @@
-"""Keypoint detection: objects with classes, boxes and joints."""
+"""The task "keypoints": objects with classes, boxes and joints."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pxcompress.tasks.joints import Joints
 from pxcompress.tasks.task import Layout, Outputs
 
 MOST_OBJECTS = 20
-"""Largest number of objects of an image that count, as in COCO's evaluation of keypoints."""
+"""Most objects in an image that count, as in COCO's evaluation of keypoints."""
 
 FIRST_JOINT = 7
-"""Columns of a target before its joints: those of a box, and the object's area."""
+"""Number of columns of a target before its joints: those of a box, and the object's area."""
 
 
 @TASKS.register("keypoints")
 @dataclass(frozen=True)
 class Keypoints(Detection):
-    """Objects with joints, beside boxes as for `detection`; judged by COCO's mAP50-95 with OKS in the place of IoU.
+    """Objects with joints, besides boxes as in `detection`; judged by COCO's mAP50-95 with OKS instead of IoU.
 
     The model has the output `keypoints` (n, locations, joints, 3): x and y in pixels of the input, and a score.
     """
@@ -37,7 +37,7 @@ class Keypoints(Detection):
     most: ClassVar[int] = MOST_OBJECTS
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:
-        """Refuse data with more classes than the model has, or with other joints."""
+        """Raise `InputError` for data with more classes than the model has, or with other joints."""
         if KEYPOINTS not in outputs:
             names = ", ".join(outputs)
             raise InputError(
@@ -51,7 +51,9 @@ class Keypoints(Detection):
         super().check(outputs, targets)
 
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
-        """That of the boxes, plus how far the joints in the dense model's boxes moved, in sides of these, at most 1."""
+        """Divergence of the boxes, plus how far joints in the dense model's boxes moved, in sides of the box, at most
+        1.
+        """
         reference = self._candidates(dense)
         predicted, corners = self._find_predicted(reference), reference.corners.detach()
         sizes = (corners[..., 2:] - corners[..., :2]).clamp_min(1e-6)[:, :, None]

@@ -1,4 +1,4 @@
-"""Multi-label classification: any number of classes a sample."""
+"""The task "multi-label": any number of classes for each sample."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pxcompress.tasks.task import Outputs, Task, pick_output
 @TASKS.register("multi-label")
 @dataclass(frozen=True)
 class MultiLabel(Task):
-    """Any number of classes a sample, each by the sign of its logit (n, classes); judged by mean average precision."""
+    """Any number of classes for each sample, by the signs of logits (n, classes); judged by mean average precision."""
 
     metric = Metric("mAP")
     layouts = ("labels",)
@@ -28,15 +28,15 @@ class MultiLabel(Task):
     subject = "all labels"
 
     def logits(self, outputs: Outputs) -> Tensor:
-        """Sum of the sizes of all logits, (n,): whether a class is there or not is a decision either way."""
+        """Sum of the absolute logits of each sample, (n,), since the absence of a class is a decision too."""
         return _logits(outputs).abs().sum(1)
 
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
-        """Logits and targets, (n, 2 * classes)."""
+        """The logits and targets of each sample, (n, 2 * classes)."""
         return torch.cat([_logits(outputs).double(), targets.double()], 1)
 
     def quality(self, statistics: Tensor) -> float:
-        """Average precision as a mean over the classes that occur."""
+        """Mean over the classes that occur of their average precision."""
         from torchmetrics.functional.classification import multilabel_average_precision
 
         logits, targets = statistics.chunk(2, 1)
@@ -49,34 +49,34 @@ class MultiLabel(Task):
         return float(precision)
 
     def agreement(self, outputs: Outputs, dense: Outputs) -> Tensor:
-        """Share of the classes with the same decision."""
+        """Share of the classes on which both models decide alike, (n,)."""
         return ((_logits(outputs) > 0) == (_logits(dense) > 0)).double().mean(1)
 
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
-        """KL divergence from the dense model's distribution of every class, as a mean over classes."""
+        """KL divergence from the dense model's yes-or-no distribution of each class, a mean over classes, (n,)."""
         one, other = _logits(dense).double(), _logits(outputs).double()
         there = one.sigmoid() * (logsigmoid(one) - logsigmoid(other))
         return (there + (-one).sigmoid() * (logsigmoid(-one) - logsigmoid(-other))).mean(1)
 
     def loss(self, statistics: Tensor) -> Tensor:
-        """Share of the classes decided wrongly."""
+        """Share of the classes that are decided wrongly, (n,)."""
         logits, targets = statistics.chunk(2, 1)
         return ((logits > 0) != (targets > 0.5)).double().mean(1)
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:
-        """Refuse data with another number of classes."""
+        """Raise `InputError` for data with another number of classes than the model."""
         classes_in_data, returned = targets.shape[1], _logits(outputs).shape[1]
         if classes_in_data != returned:
             raise InputError(f"the data have {classes_in_data} classes, the model has {returned}; give as many")
 
     def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
-        """The labels that are more likely than not, with their probabilities."""
+        """The labels with a probability above 0.5."""
         probabilities = _logits(outputs)[0].sigmoid()
         labels = (probabilities > 0.5).nonzero()[:, 0].tolist()
         return Answer(list_parts((f"{name_class(classes, k)} {probabilities[k]:.2f}" for k in labels), "no label"))
 
     def describe_target(self, target: Tensor, classes: Sequence[str]) -> str:
-        """The labels."""
+        """The names of the true labels."""
         return list_parts((name_class(classes, k) for k in target.nonzero()[:, 0].tolist()), "no label")
 
 

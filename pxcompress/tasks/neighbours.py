@@ -1,4 +1,4 @@
-"""Neighbours: embeddings of samples without labels, such as those of a search in texts."""
+"""The task "neighbours": embeddings of samples without labels, such as texts for search."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from pxcompress.tasks.task import Outputs
 @TASKS.register("neighbours")
 @dataclass(frozen=True)
 class Neighbours(Embedding):
-    """A vector a sample, compared by its direction; judged by the share of samples whose nearest other sample is the
-    one that the dense model finds. Samples need no targets.
+    """A vector for each sample, compared by direction; judged without targets, by each sample's nearest neighbour.
+
+    The metric is the share of samples whose nearest other sample is the same as with the dense model.
     """
 
     metric = Metric("same nearest", binary=True)
@@ -26,11 +27,11 @@ class Neighbours(Embedding):
     reads_dense = True
 
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
-        """The direction of the embedding and that of the dense model's, (n, 2 * features)."""
+        """The normalised embeddings of each sample by the model and by the dense model, (n, 2 * features)."""
         return torch.cat([normalize(self.vectors(each).double(), dim=1) for each in (outputs, dense)], 1)
 
     def complete(self, statistics: Tensor) -> Tensor:
-        """Whether the nearest other sample is the dense model's, (n, 1)."""
+        """Whether the nearest other sample is the same as with the dense model, (n, 1)."""
         nearest = []
         for vectors in statistics.chunk(2, 1):
             similarity = vectors @ vectors.T

@@ -1,4 +1,4 @@
-"""Regression: numbers for every sample."""
+"""The task "regression": numbers for every sample."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class Regression(Task):
     subject = "the number"
 
     def logits(self, outputs: Outputs) -> Tensor:
-        """Every number by itself."""
+        """The predicted numbers, (n, k), each by itself."""
         return self._numbers(outputs)
 
     def statistics(self, outputs: Outputs, targets: Tensor, dense: Outputs) -> Tensor:
-        """Mean absolute error of a sample, and the range of its targets, (n, 2)."""
+        """For each sample the mean absolute error, and the largest absolute target, (n, 2)."""
         errors = (self._numbers(outputs).double() - targets.double().reshape(len(targets), -1)).abs().mean(1)
         size = targets.double().reshape(len(targets), -1).abs().amax(1)
         return torch.stack([errors, size], 1)
 
     def loss(self, statistics: Tensor) -> Tensor:
-        """Absolute error as a share of the largest target, at most 1."""
+        """Mean absolute error of each sample as a share of the largest target, at most 1, (n,)."""
         return (statistics[:, 0] / (self.largest or max(_largest(statistics), 1e-12))).clamp(0, 1)
 
     def with_scale(self, statistics: Tensor) -> Task:
@@ -49,7 +49,7 @@ class Regression(Task):
         return replace(self, largest=self.largest or _largest(statistics))
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:
-        """Refuse targets of another number than the model returns."""
+        """Raise `InputError` for targets with another count of numbers than the model returns."""
         numbers_in_data, returned = targets.reshape(len(targets), -1).shape[1], self._numbers(outputs).shape[1]
         if numbers_in_data != returned:
             raise InputError(
@@ -57,11 +57,11 @@ class Regression(Task):
             )
 
     def answer(self, outputs: Outputs, classes: Sequence[str], size: tuple[int, int] | None = None) -> Answer:
-        """The numbers by their names."""
+        """The predicted numbers with their names."""
         return Answer(_list_numbers(self._numbers(outputs)[0], classes))
 
     def describe_target(self, target: Tensor, classes: Sequence[str]) -> str:
-        """The numbers by their names."""
+        """The true numbers with their names."""
         return _list_numbers(target.reshape(-1), classes)
 
     def _numbers(self, outputs: Outputs) -> Tensor:
@@ -70,7 +70,7 @@ class Regression(Task):
 
 
 def _largest(statistics: Tensor) -> float:
-    """Size of the largest target of some samples."""
+    """The largest absolute target in the statistics of some samples."""
     return float(statistics[:, 1].max())
 
 

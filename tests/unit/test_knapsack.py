@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pxcompress.planning.knapsack import Choice, least_saliency
+from pxcompress.planning.knapsack import Choice, choose_widths
 
 fast = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -52,7 +52,7 @@ def test_it_fits_and_is_near_the_optimum(meter: object, drawn: list[Choice], sha
     every = _every(drawn)
     least, most = min(map(cost, every)), max(map(cost, every))
     limit = least + share * (most - least)
-    widths = least_saliency(drawn, cost, limit)
+    widths = choose_widths(drawn, cost, limit)
     assert cost(widths) <= limit
     optimum = min(_saliency(drawn, other) for other in every if cost(other) <= limit)
     if cost is _sum:
@@ -63,19 +63,19 @@ def test_it_fits_and_is_near_the_optimum(meter: object, drawn: list[Choice], sha
 @fast
 def test_all_of_it_is_free(drawn: list[Choice]) -> None:
     whole = {choice.name: choice.widths[-1] for choice in drawn}
-    assert _saliency(drawn, least_saliency(drawn, _chain, _chain(whole))) == 0
+    assert _saliency(drawn, choose_widths(drawn, _chain, _chain(whole))) == 0
 
 
 def test_costs_are_those_at_the_widths_of_the_others() -> None:
     """Two layers in a row, one without value: it gives all, and the other one, cheap by then, stays whole."""
     saliency = np.array([8.0, 4.0, 0.0])
     layers = [Choice("0", (1, 4, 8), saliency * 0), Choice("1", (1, 4, 8), saliency)]
-    assert least_saliency(layers, _chain, 3 * 1 + 1 * 8 + 8 * 5) == {"0": 1, "1": 8}
+    assert choose_widths(layers, _chain, 3 * 1 + 1 * 8 + 8 * 5) == {"0": 1, "1": 8}
 
 
 def test_the_best_round_counts_and_not_the_last() -> None:
     """Costs move with the widths of the others, so that here the second round saves less than the first."""
     first = Choice("0", (5, 7, 8, 11), np.array([9.0, 5.0, 2.0, 0.0]))
     second = Choice("1", (3, 4, 9, 10), np.array([10.0, 6.0, 3.0, 0.0]))
-    widths = least_saliency([first, second], _chain, 74)
+    widths = choose_widths([first, second], _chain, 74)
     assert _saliency([first, second], widths) == 11

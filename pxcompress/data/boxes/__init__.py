@@ -10,11 +10,11 @@ from pxcompress.data.boxes.yolo import open_yolo
 from pxcompress.data.samples import UserData
 
 FILES = (".json", ".yaml", ".yml")
-"""Endings of files that are data with boxes by themselves: COCO's annotations, YOLO's data.yaml."""
+"""Endings of single files that describe data with boxes: COCO's annotations.json, YOLO's data.yaml."""
 
 
 def open_boxes(spec: str, path: Path) -> UserData | None:
-    """The data with boxes at `path`, a folder or a file; None where it holds none. Raises `DataError`."""
+    """The data with boxes at `path`, a folder or a file; None if it is in none of the formats. Raises `DataError`."""
     for opened in (open_yolo, open_coco, open_voc):
         if (data := opened(spec, path)) is not None:
             return data

@@ -16,25 +16,27 @@ from pxcompress.data.targets import BOX_COLUMNS, BoxRows
 from pxcompress.errors import DataError
 
 SLACK_PIXELS, SLACK_SHARE = 2.0, 0.01
-"""How far a box may reach out of its image, by rounding; it is cut off there."""
+"""How far a box may reach out of its image by rounding errors, in pixels and as a share; it is cut at the edge."""
 
 
 @dataclass(frozen=True, eq=False)
 class AnnotationFile:
-    """One JSON or YAML file that describes data, as it lies there."""
+    """The content of one JSON or YAML file that describes data, as it was parsed."""
 
     spec: str
     path: Path
     content: Mapping[str, Any]
 
     def error(self, text: str) -> DataError:
-        """The error for what is wrong with the file, `text`."""
+        """The `DataError` for a problem of this file, which `text` describes."""
         return DataError(f"data {self.spec!r}: {self.path.name} {text}")
 
 
 @dataclass(frozen=True, eq=False)
 class Annotated:
-    """One image file and its boxes, as in `BoxRows`, of which `source` tells; its size, (0, 0) if unknown."""
+    """One image file, its boxes as in `BoxRows`, the file that they come from (`source`), and its size, (0, 0) if
+    unknown.
+    """
 
     path: Path
     rows: NDArray[np.float64]
@@ -44,7 +46,7 @@ class Annotated:
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """All images of some data; with `relative` boxes are shares of the images' sides."""
+    """All annotated images of a data set; with `relative`, box corners are shares of the image's sides."""
 
     spec: str
     root: Path
@@ -53,7 +55,10 @@ class Annotations:
     relative: bool = False
 
     def user_data(self) -> UserData:
-        """The data, training half first. Raises `DataError` for missing images and boxes outside of theirs."""
+        """The data as `UserData`, training half first.
+
+        Raises `DataError` for missing images and for boxes outside of them.
+        """
         images = [image for half in self.halves for image in half]
         self._check_images(images)
         for image in images:
@@ -91,7 +96,9 @@ class Annotations:
             first.add(name)
 
     def _check_boxes(self, image: Annotated) -> None:
-        """Boxes have numbers, of which the right one is not below the left one, and lie in their image."""
+        """Raise `DataError` for boxes that are not finite, whose right or lower side comes first, or that leave their
+        image.
+        """
         corners = image.rows[:, 1:5]
         wrong = ~np.isfinite(corners).all(1) | ((corners[:, 2:] - corners[:, :2]) < 0).any(1)
         sides = (1.0, 1.0) if self.relative else image.size
@@ -108,7 +115,7 @@ class Annotations:
 
 
 def half_of(name: str) -> str | None:
-    """The half that a file or folder of this name is for, "train" or "val"; None where that does not show."""
+    """The half, "train" or "val", that a file or folder belongs to by its name; None if the name does not say."""
     words = name.lower()
     if any(word in words for word in TRAIN_FOLDERS):
         return "train"
@@ -116,10 +123,10 @@ def half_of(name: str) -> str | None:
 
 
 def _with_area(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The boxes that have a width and a height."""
+    """The rows of boxes whose width and height are above 0."""
     return rows[((rows[:, 3:5] - rows[:, 1:3]) > 0).all(1)]
 
 
 def _relative_name(path: Path, root: Path) -> str:
-    """The path below `root`, or as it is for an image that lies elsewhere."""
+    """The path relative to `root`, or the whole path for an image that lies elsewhere."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()

@@ -18,7 +18,7 @@ _EXPECTED = "a COCO file: an object with the lists images, annotations and categ
 
 
 def open_coco(spec: str, path: Path) -> UserData | None:
-    """The data of one COCO file, or of a folder that holds some; None where there is none. Raises `DataError`."""
+    """The data of one COCO file, or of a folder that contains some; None if there is none. Raises `DataError`."""
     paths = [path] if path.suffix.lower() == ".json" and path.is_file() else _json_files(path)
     if not paths:
         return None
@@ -34,7 +34,7 @@ def open_coco(spec: str, path: Path) -> UserData | None:
 
 
 def _json_files(root: Path) -> list[Path]:
-    """Training file, then held-out file; one alone is for all."""
+    """COCO files of a folder: the training file, then the held-out file; a single file holds everything."""
     if not root.is_dir():
         return []
     files = [
@@ -68,7 +68,7 @@ def _read(spec: str, path: Path) -> AnnotationFile:
 
 
 def _categories(file: AnnotationFile) -> dict[int, str]:
-    """Names by id, in the order of the ids."""
+    """Category id -> name, sorted by id."""
     try:
         names = {int(each["id"]): str(each["name"]) for each in file.content["categories"]}
     except (KeyError, TypeError, ValueError) as error:
@@ -77,13 +77,13 @@ def _categories(file: AnnotationFile) -> dict[int, str]:
 
 
 def _count_joints(file: AnnotationFile) -> int:
-    """Joints of an object, by the categories; 0 where no object has one that is marked."""
+    """Number of joints (keypoints) of an object, from the categories; 0 where no object has a visible one."""
     marked = any(any((each.get("keypoints") or ())[2::3]) for each in file.content["annotations"])
     return max(len(each.get("keypoints") or ()) for each in file.content["categories"]) if marked else 0
 
 
 def _annotate(file: AnnotationFile, root: Path, numbers: Mapping[int, int], joints: int) -> list[Annotated]:
-    """Images of a file with their boxes; those without boxes have none."""
+    """The images of a COCO file with their boxes; an image may have none. `numbers` maps category ids to classes."""
     columns = BOX_COLUMNS + (1 + 3 * joints if joints else 0)
     try:
         images = {each["id"]: (str(each["file_name"]), _size(each)) for each in file.content["images"]}
@@ -107,7 +107,7 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _row(file: AnnotationFile, annotation: Any, numbers: Mapping[int, int]) -> tuple[Any, list[float]]:
-    """Image and row of an annotation."""
+    """The image id of an annotation, and its row of class, corners and crowd flag."""
     try:
         identity, category = annotation["image_id"], annotation["category_id"]
         x, y, width, height = map(float, annotation["bbox"])
@@ -125,7 +125,7 @@ def _row(file: AnnotationFile, annotation: Any, numbers: Mapping[int, int]) -> t
 
 
 def _joints(file: AnnotationFile, annotation: Any, count: int) -> list[float]:
-    """Area of an object, then x, y and 1 for one that is marked, of each of its joints; they may be left out."""
+    """The object's area, then x, y and a flag "marked" for each of its `count` joints."""
     try:
         area = float(annotation.get("area") or annotation["bbox"][2] * annotation["bbox"][3])
         values = [float(value) for value in annotation.get("keypoints") or [0] * 3 * count]
@@ -137,7 +137,7 @@ def _joints(file: AnnotationFile, annotation: Any, count: int) -> list[float]:
 
 
 def _image_folder(file: AnnotationFile, root: Path, name: str) -> Path:
-    """The folder with a file's images: the first candidate that holds the first image, else the likeliest."""
+    """The folder of a file's images: the first candidate that contains the image `name`, else the likeliest."""
     part = file.path.stem.removeprefix("instances_").removeprefix("person_keypoints_")
     half = half_of(part) or ""
     here = file.path.parent

@@ -18,7 +18,7 @@ _LISTS = (("train", "trainval"), ("val", "test"))
 
 
 def open_voc(spec: str, path: Path) -> UserData | None:
-    """The data of a folder such as VOCdevkit/VOC2012; None where it is none. Raises `DataError`."""
+    """The data of a Pascal VOC folder such as VOCdevkit/VOC2012; None if it is none. Raises `DataError`."""
     roots = [path, *sorted(path.glob("VOC*")), *sorted(path.glob("VOCdevkit/VOC*"))]
     root = next((each for each in roots if (each / "Annotations").is_dir() and (each / "JPEGImages").is_dir()), None)
     if root is None:
@@ -34,7 +34,7 @@ def open_voc(spec: str, path: Path) -> UserData | None:
 
 
 def _list_names(root: Path, names: tuple[str, ...]) -> list[str]:
-    """Names of the images in the first of these lists that is there; none without one."""
+    """Image names from the first of the lists `names` that exists; empty if none does."""
     for name in names:
         path = root / "ImageSets" / "Main" / f"{name}.txt"
         if path.is_file():
@@ -54,7 +54,9 @@ def _parse(spec: str, path: Path) -> Mapping[str, Any]:
 
 
 def _annotate(spec: str, root: Path, name: str, image: Mapping[str, Any], classes: tuple[str, ...]) -> Annotated:
-    """An image with its boxes, whose pixels VOC counts from 1; difficult objects count as a crowd does."""
+    """An image with its boxes, from VOC's XML: pixels count from 1 there, "difficult" objects are flagged like
+    crowds.
+    """
     file = f"{name}.xml"
     try:
         size = int(image["size"]["width"]), int(image["size"]["height"])

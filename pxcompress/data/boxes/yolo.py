@@ -18,7 +18,7 @@ _COLUMNS = "class x y width height, shares of the image's sides"
 
 
 def open_yolo(spec: str, path: Path) -> UserData | None:
-    """The data that a data.yaml, or a folder with one, describes; None where there is none. Raises `DataError`."""
+    """The data that a data.yaml, or a folder with one, describes; None if there is none. Raises `DataError`."""
     index = path if path.suffix.lower() in (".yaml", ".yml") else next(iter(sorted(path.glob("data.y*ml"))), None)
     if index is None or not index.is_file():
         return None
@@ -54,14 +54,16 @@ def _classes(index: AnnotationFile) -> tuple[str, ...]:
 
 
 def _root(index: AnnotationFile) -> Path:
-    """The folder that others are relative to: `path:` where it is there, else that of the file."""
+    """The folder that other paths are relative to: the `path:` in data.yaml if it exists, else the folder of
+    data.yaml.
+    """
     here = index.path.parent
     named = here / str(index.content.get("path") or "")
     return named if named.is_dir() else here
 
 
 def _images(index: AnnotationFile, root: Path, half: str) -> list[Path]:
-    """Image files of a half, which is a folder, a .txt with a path on every line, or a list of such."""
+    """The image files of a half, which data.yaml gives as a folder, a .txt file of paths, or a list of these."""
     value = index.content[half]
     paths: list[Path] = []
     for entry in value if isinstance(value, list) else [value]:
@@ -84,7 +86,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _annotate(spec: str, image: Path, classes: int) -> Annotated:
-    """An image with the boxes of its .txt: below labels/ where it is below images/, else beside it."""
+    """An image with the boxes of its .txt file, which lies in labels/ if the image lies in images/, else beside it."""
     parts = list(image.parts)
     if "images" in parts[:-1]:
         place = len(parts) - 2 - parts[-2::-1].index("images")
@@ -99,7 +101,10 @@ def _annotate(spec: str, image: Path, classes: int) -> Annotated:
 
 
 def _row(spec: str, path: Path, number: int, line: str, classes: int) -> Sequence[float]:
-    """Class, corners and 0 of a line; of a polygon, which has more columns, the box around it."""
+    """Parse one line of a .txt: class, four corners as shares of the image, and 0, since YOLO has no crowds.
+
+    A polygon, which has more columns, becomes the box around it.
+    """
     where = f"data {spec!r}: {path.name}, line {number}"
     try:
         values = [float(word) for word in line.split()]

@@ -1,4 +1,4 @@
-"""Runtimes that run what is exported. One file a runtime, which registers itself under each provider that it has.
+"""Runtimes that run exported models. One file a runtime; it registers itself under each of its providers.
 
     @BACKENDS.register("my-runtime")
     @dataclass(frozen=True)
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """A runtime: it writes a model as a file that it can run, opens such a file, and says how large it is.
+    """A runtime: it writes a model as a file that it can run, opens such a file, and measures its size.
 
-    What is opened, a `Session`, predicts, and binds inputs to a call that is timed. Files are ONNX files, unless a
-    backend that derives from this class says otherwise.
+    Opening gives a `Session`, which predicts, and binds inputs for timed calls. Files are ONNX files, unless a backend
+    that derives from this class says otherwise.
     """
 
     title: ClassVar[str]
@@ -42,7 +42,7 @@ class Backend(Protocol):
 
     @property
     def version(self) -> str:
-        """Version of the runtime, which tells it from other runtimes, too; kept times are of one version only."""
+        """Name and version of the runtime, which is part of the key of stored timings."""
 
     def get_device(self, provider: str) -> str:
         """Device that a provider runs on: "cpu" or "cuda"."""
@@ -64,27 +64,28 @@ class Backend(Protocol):
         return export_onnx(model, example, path, metadata, axes=axes, output_name=output_name)
 
     def open(self, source: Path | bytes, provider: str, threads: int) -> Session:
-        """The model of a file, or of its content, ready to run on `provider` with this number of CPU threads.
+        """Open a file, or its content, for runs on `provider` with this number of CPU threads.
 
         Raises `CannotOpen` with the runtime's reason in one line where it does not take the model.
         """
 
     def quantise(self, source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
-        """Write `source` in int8 to `path`, calibrated on `batches`, losing no more than the `judge` allows.
+        """Write the float32 file `source` as int8 to `path`, calibrated on `batches`, with no more loss than `judge`
+        allows.
 
-        By ONNX Runtime's quantisation, as a QDQ file.
+        The default is ONNX Runtime's quantisation, as a QDQ file.
         """
         from pxcompress.deploy.int8 import quantise
 
         return quantise(source, path, batches, judge)
 
     def size(self, path: Path) -> int:
-        """Bytes of the files that have to be deployed, weights beside `path` included."""
+        """Bytes of all files that have to be deployed, with the weights beside `path`."""
         return file_bytes(path)
 
 
 class CannotOpen(InputError):
-    """A runtime does not take a model; the message is its reason in one line."""
+    """The runtime refuses a model; the message is its reason in one line."""
 
 
 BACKENDS: Registry[Backend] = Registry("provider", "pxcompress.deploy.backends")

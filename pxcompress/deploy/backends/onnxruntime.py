@@ -1,4 +1,4 @@
-"""ONNX Runtime: sessions whose execution provider is proven.
+"""ONNX Runtime as a backend; it checks on which execution provider the nodes really run.
 
 Asked for a GPU that it cannot use, ONNX Runtime writes to stderr and hands out a CPU session. Here a provider is tried
 on a one-node model before any work starts, and every session knows which nodes run where.
@@ -49,14 +49,15 @@ _STACKS: Mapping[str, list[Any]] = {
     "cuda-graph": [(_CUDA, {**_CUDA_OPTIONS, "enable_cuda_graph": "1"}), _CPU],
     "tensorrt": [(_TENSORRT, _TENSORRT_OPTIONS), (_CUDA, _CUDA_OPTIONS), _CPU],
 }
-"""Execution providers of a session, the first one first, by the provider's name here, with options that change results.
+"""Execution providers of a session in order of preference, by the provider's name here, with options that change
+results.
 
 "cuda-graph" records the kernels of a call once and replays them; "plugin", which is not here, is a provider from a
 package of its own.
 """
 
 _SHOWN = {*_CUDA_OPTIONS, *_TENSORRT_OPTIONS}
-"""Options that stand in reports, as ONNX Runtime says that it took them."""
+"""Provider options that reports show, as ONNX Runtime confirms them."""
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
@@ -67,7 +68,7 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
         for name in ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "bool")
     },
 }
-"""NumPy's types by ONNX Runtime's names; an input of another type is refused."""
+"""ONNX Runtime's name of a type -> NumPy's; inputs of other types are refused."""
 
 ORT_ERRORS = (
     ort_errors.Fail,
@@ -84,10 +85,10 @@ ORT_ERRORS = (
 """Exceptions that ONNX Runtime raises; they have no base class of their own."""
 
 _graphs = itertools.count(1)
-"""Numbers of recorded graphs: every bound call has its own, or it would replay another one on that one's buffers."""
+"""Numbers for recorded CUDA graphs. Every bound call needs its own, or it would replay another one on wrong buffers."""
 
 _NO_GRAPH = -1
-"""Number of a call that is neither recorded nor replayed, as ONNX Runtime has it."""
+"""The number that tells ONNX Runtime neither to record nor to replay a CUDA graph."""
 
 
 @BACKENDS.register("cpu")
@@ -97,7 +98,7 @@ _NO_GRAPH = -1
 @BACKENDS.register("tensorrt")
 @dataclass(frozen=True)
 class OnnxRuntime(Backend):
-    """ONNX Runtime on the CPU, on NVIDIA GPUs through CUDA or TensorRT, and through a provider's own package."""
+    """ONNX Runtime on the CPU, on NVIDIA GPUs by CUDA or TensorRT, and through plug-in providers of other packages."""
 
     title: ClassVar[str] = "ONNX Runtime"
 
@@ -107,15 +108,18 @@ class OnnxRuntime(Backend):
         return VERSION
 
     def get_device(self, provider: str) -> str:
-        """The processor for the provider "cpu", an NVIDIA GPU for CUDA and TensorRT; a plugin reads host memory."""
+        """ "cpu" for the CPU and for plugins, which read host memory; "cuda" for CUDA and TensorRT."""
         return "cpu" if provider in ("cpu", "plugin") else "cuda"
 
     def explain_failure(self, provider: str) -> str:
-        """Why `provider` does not work here; `get_available_providers` only lists what was compiled in."""
+        """Why `provider` does not work here, "" if it does.
+
+        It is tried, since ONNX Runtime lists what was compiled in only.
+        """
         return _try_provider(provider)
 
     def open(self, source: Path | bytes, provider: str, threads: int) -> OrtSession:
-        """A session on `provider`, which no node leaves unless `placement` says so."""
+        """A session on `provider`; its `placement` says which nodes run on another one."""
         model, failure = _create(source, provider, threads)
         if model is None:
             raise CannotOpen(failure)
@@ -136,7 +140,7 @@ class OrtSession(Session):
 
     @classmethod
     def of(cls, path: Path, model: Any, provider: str, threads: int) -> OrtSession:
-        """Wrap ONNX Runtime's session `model`; `InputError` for an input or output of an unknown type."""
+        """Wrap ONNX Runtime's session `model`. Raises `InputError` for an input or output of an unknown type."""
         return cls(
             path=path,
             placement=_describe_placement(model, provider),
@@ -160,7 +164,7 @@ class OrtSession(Session):
         return [np.asarray(value) for value in self._model.run(names, dict(feed), _run_options(_NO_GRAPH))]
 
     def bind_feed(self, feed: Mapping[str, Array]) -> Bound:
-        """A function that runs the model once, on buffers already bound on the device and warmed up."""
+        """A function that runs the model once on inputs that are already on the device, warmed up."""
         outputs = self.run(feed)  # their shapes are needed to bind them
         binding = self._model.io_binding()
         sources = {name: ort.OrtValue.ortvalue_from_numpy(array, self.device, 0) for name, array in feed.items()}
@@ -179,7 +183,7 @@ class OrtSession(Session):
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """A callable that runs a model on bound buffers; it keeps these alive, since a binding only points at them."""
+    """A function that runs a model on bound buffers; it also holds the buffers, since a binding only points at them."""
 
     model: Any
     binding: Any
@@ -193,7 +197,7 @@ class Bound:
 
 
 def _try_provider(provider: str) -> str:
-    """Why no session on `provider` can be opened and run here; "" where one can."""
+    """Why a session on `provider` cannot be opened and run here, found by trying it; "" if it can."""
     if provider == "plugin":
         if reason := explain_no_plugin():
             return reason
@@ -217,7 +221,7 @@ def _try_provider(provider: str) -> str:
 
 
 def _make_convolution() -> bytes:
-    """The smallest model that needs cuDNN."""
+    """The bytes of the smallest ONNX model that needs cuDNN."""
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     graph = helper.make_graph(
         [helper.make_node("Conv", ["x", "w"], ["y"])],
@@ -231,7 +235,7 @@ def _make_convolution() -> bytes:
 
 
 def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str]:
-    """ONNX Runtime's session on `provider`, or None and why there is none in one line."""
+    """A session on `provider` and ""; or None and the reason in one line."""
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is in the exception, too
     options.intra_op_num_threads = threads
@@ -255,7 +259,7 @@ def _create(source: Path | bytes, provider: str, threads: int) -> tuple[Any, str
 
 
 def _list_providers(source: Path | bytes, provider: str) -> list[Any] | None:
-    """The execution providers of a session on a file; None for a plugin, which stands in the session's options.
+    """The execution providers for a session on a file; None for a plugin, which the session's options name.
 
     TensorRT computes in float16 and int8 only where it is allowed to: it is where the file has these types.
     """
@@ -268,7 +272,7 @@ def _list_providers(source: Path | bytes, provider: str) -> list[Any] | None:
 
 
 def _list_plugin_devices() -> list[Any]:
-    """The devices of the plugin's first provider; there is one where `explain_no_plugin` says nothing."""
+    """The devices of the plugin's first provider. Raises `ValueError` where there is no plugin."""
     plugin = choose_plugin()
     if plugin is None:
         raise ValueError(explain_no_plugin())
@@ -276,7 +280,7 @@ def _list_plugin_devices() -> list[Any]:
 
 
 def _name(provider: str) -> str:
-    """ONNX Runtime's own name of a provider."""
+    """ONNX Runtime's own name for a provider."""
     if provider == "plugin":
         return str(_list_plugin_devices()[0].ep_name)
     provider_name = _STACKS[provider][0]
@@ -300,14 +304,17 @@ def _describe_placement(model: Any, provider: str) -> Placement:
 
 
 def _run_options(graph: int) -> Any:
-    """Options of one call, with the number of the graph that it records or replays; without effect elsewhere."""
+    """Options of one call: the number of the CUDA graph to record or replay; no effect on other providers."""
     options = ort.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(graph))
     return options
 
 
 def _make_port(path: Path, node: Any) -> Port:
-    """An input or output of ONNX Runtime's session; `InputError` for a type that NumPy does not have."""
+    """Name, shape and type of an input or output of a session.
+
+    Raises `InputError` for types that NumPy does not have.
+    """
     if node.type not in _DTYPES:
         raise InputError(f"{path}: {node.name!r} is a {node.type}; expected one of: {', '.join(_DTYPES)}")
     return Port(node.name, tuple(s if isinstance(s, int) else None for s in node.shape), _DTYPES[node.type])

@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 @BACKENDS.register("openvino")
 @dataclass(frozen=True)
 class OpenVino(Backend):
-    """OpenVINO on the CPU; float32 stays float32, also on processors that have bfloat16."""
+    """OpenVINO on the CPU; it computes float32 models in float32, also on processors with bfloat16."""
 
     title: ClassVar[str] = "OpenVINO"
 
     @property
     def version(self) -> str:
-        """Version of the package openvino."""
+        """Name and version of the package openvino."""
         try:
             return f"openvino-{importlib.metadata.version('openvino')}"
         except importlib.metadata.PackageNotFoundError:
             return "openvino, not installed"
 
     def get_device(self, provider: str) -> str:
-        """The device of every provider of OpenVINO: the processor."""
+        """ "cpu", for every provider of OpenVINO."""
         return "cpu"
 
     def explain_failure(self, provider: str) -> str:
-        """Why the package cannot be imported; "" where it can."""
+        """Why the package openvino cannot be imported; "" if it can."""
         try:
             import openvino  # noqa: F401
         except ModuleNotFoundError:
@@ -52,7 +52,7 @@ class OpenVino(Backend):
         return ""
 
     def quantise(self, source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
-        """Write a QDQ file as NNCF makes it for OpenVINO."""
+        """Write an int8 file in QDQ form, quantised by NNCF, which suits OpenVINO best."""
         from pxcompress.deploy.nncf_int8 import quantise_by_nncf
 
         return quantise_by_nncf(source, path, batches, judge)
@@ -106,7 +106,7 @@ class OpenVinoSession(Session):
         return [np.array(results[place]) for place in range(len(self.outputs))]
 
     def bind_feed(self, feed: Mapping[str, Array]) -> Callable[[], None]:
-        """A function that runs the model once, by a request of its own, which reads `feed` without a copy."""
+        """A function that runs the model once on `feed`, which is read without a copy."""
         import openvino
 
         request = self._compiled.create_infer_request()
@@ -121,6 +121,6 @@ class OpenVinoSession(Session):
 
 
 def _make_port(port: Any) -> Port:
-    """An input or output of OpenVINO's model; its type must be one that NumPy has."""
+    """Name, shape and type of an input or output of an OpenVINO model."""
     shape = tuple(size.get_length() if size.is_static else None for size in port.get_partial_shape())
     return Port(port.get_any_name(), shape, np.dtype(port.get_element_type().to_dtype()))

@@ -1,4 +1,4 @@
-"""What other ecosystems make of a slim model, each by its own converter. One file an ecosystem, which registers itself.
+"""Converters of slim models for other ecosystems. One file an ecosystem, which registers itself.
 
     @CONVERTERS.register("my-target")
     @dataclass(frozen=True)
@@ -28,16 +28,17 @@ from pxcompress.deploy.session import Array
 from pxcompress.registry import Registry
 
 Predict = Callable[[Mapping[str, Array]], list[Array]]
-"""A batch of every input by its name, (n, ...) -> the outputs, in the order of the exported file's."""
+"""A function from a batch of inputs by name, (n, ...) each, to the outputs in the order of the exported file."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A slim model: as PyTorch module on the CPU in eval mode, and as ONNX file; `inputs` are one batch, (n, ...).
+    """A slim model to convert: a PyTorch module on the CPU in eval mode, its ONNX file, and `inputs`, one batch (n,
+    ...).
 
-    `module` takes the inputs by place, in the order of their names, and returns a tensor or a tuple of them, in the
-    order of the file's outputs. What an ONNX file takes in another layout or type is as the file has it for a
-    converter that reads it.
+    `module` takes the inputs by position, in the order of their names, and returns a tensor or a tuple of them, in the
+    order of the file's outputs. For a converter that reads an ONNX file, `inputs` have the layout and types of that
+    file.
     """
 
     module: nn.Module
@@ -46,34 +47,34 @@ class Source:
 
 
 class Converter(Protocol):
-    """The way into another ecosystem."""
+    """Converts a model to the file format of another ecosystem, such as TensorRT."""
 
     title: ClassVar[str]
     """Name of the ecosystem in messages."""
 
     package: ClassVar[str]
-    """What `pip install` takes to make the converter work."""
+    """The argument of `pip install` for the converter's package."""
 
     suffix: ClassVar[str]
-    """End of the name of what is written: a file or, for some, a folder."""
+    """Ending of the name of the file, or for some converters the folder, that is written."""
 
     round_to: ClassVar[int]
-    """Widths are best multiples of this there."""
+    """Widths of layers run best there if they are multiples of this."""
 
     reads_onnx: ClassVar[bool]
-    """Whether it starts from the ONNX file, in whatever precision, and not from the module."""
+    """Whether it converts the ONNX file, in any precision, instead of the PyTorch module."""
 
     tolerance: ClassVar[float]
-    """Largest difference to PyTorch that its arithmetic explains, as a share of the outputs' scale."""
+    """Largest difference from PyTorch that the format's arithmetic explains, as a share of the outputs' scale."""
 
     def explain_failure(self) -> str:
-        """Why it does not work on this machine, in one line, with what to install; "" where it works."""
+        """Why it does not work on this machine, in one line with advice; "" if it works."""
 
     def convert(self, source: Source, path: Path) -> None:
         """Write the model to `path`, for batches of the size of its `inputs`. Raises whatever the converter raises."""
 
     def open(self, path: Path) -> Predict | None:
-        """The written model, ready to run here; None where its runtime does not run on this machine."""
+        """The written model as a function that predicts; None if its runtime does not run on this machine."""
 
 
 CONVERTERS: Registry[Converter] = Registry("ecosystem", "pxcompress.deploy.converters")
@@ -81,7 +82,7 @@ CONVERTERS: Registry[Converter] = Registry("ecosystem", "pxcompress.deploy.conve
 
 
 def explain_missing(module: str, package: str) -> str:
-    """Why `module` of `package` cannot be imported, with what installs it; "" where it can."""
+    """Why `module` of the package cannot be imported, and how to install it; "" if it can."""
     try:
         with capture_output():
             importlib.import_module(module)
@@ -95,6 +96,6 @@ def explain_missing(module: str, package: str) -> str:
 
 
 def as_arrays(outputs: object) -> list[Array]:
-    """What a PyTorch module returns, one tensor or several, as a list of arrays."""
+    """The output of a PyTorch module, one tensor or several, as a list of arrays."""
     parts = outputs if isinstance(outputs, tuple | list) else (outputs,)
     return [part.detach().cpu().numpy() for part in parts if isinstance(part, Tensor)]

@@ -28,11 +28,11 @@ class CoreMl:
     tolerance: ClassVar[float] = 2e-2
 
     def explain_failure(self) -> str:
-        """Why coremltools cannot be imported."""
+        """Why coremltools cannot be imported; "" if it can."""
         return explain_missing("coremltools", self.package)
 
     def convert(self, source: Source, path: Path) -> None:
-        """Write an ML program from what torch.export makes of the module."""
+        """Write a Core ML program to `path`; the module is traced by torch.export."""
         import coremltools
 
         program = torch.export.export(source.module, tuple(source.inputs.values())).run_decompositions({})
@@ -41,7 +41,7 @@ class CoreMl:
         ).save(str(path))
 
     def open(self, path: Path) -> Predict | None:
-        """Core ML itself, which is part of macOS."""
+        """The model as a function that predicts by Core ML, a part of macOS; None on other systems."""
         if sys.platform != "darwin":
             return None
         import coremltools

@@ -16,7 +16,7 @@ from pxcompress.deploy.session import Array
 @CONVERTERS.register("executorch")
 @dataclass(frozen=True)
 class ExecuTorch:
-    """A .pte program in float32; what XNNPACK does not take runs on the portable kernels."""
+    """A .pte program in float32; operators that XNNPACK does not support run on the portable kernels."""
 
     title: ClassVar[str] = "ExecuTorch"
     package: ClassVar[str] = "executorch"
@@ -26,11 +26,11 @@ class ExecuTorch:
     tolerance: ClassVar[float] = 1e-3
 
     def explain_failure(self) -> str:
-        """Why executorch cannot be imported."""
+        """Why executorch cannot be imported; "" if it can."""
         return explain_missing("executorch.exir", self.package)
 
     def convert(self, source: Source, path: Path) -> None:
-        """Write a program from what torch.export makes of the module."""
+        """Write a .pte program to `path`; the module is traced by torch.export."""
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
@@ -39,7 +39,7 @@ class ExecuTorch:
         path.write_bytes(lowered.buffer)
 
     def open(self, path: Path) -> Predict:
-        """ExecuTorch's runtime on the processor, which comes with the exporter."""
+        """The program as a function that predicts by ExecuTorch's runtime on the CPU, which comes with the exporter."""
         from executorch.runtime import Runtime
 
         method = Runtime.get().load_program(path).load_method("forward")

@@ -24,7 +24,10 @@ class LiteRt:
     tolerance: ClassVar[float] = 1e-3
 
     def explain_failure(self) -> str:
-        """Why litert-torch cannot be imported. Its pins are older than what pxcompress needs."""
+        """Why litert-torch cannot be imported, with advice on its pins, which are too old for pxcompress.
+
+        "" if it can.
+        """
         reason = explain_missing("litert_torch", self.package)
         return f"{reason}, then pip install -U pydantic typing-extensions" if reason else ""
 
@@ -35,7 +38,7 @@ class LiteRt:
         litert_torch.convert(source.module, tuple(source.inputs.values())).export(str(path))
 
     def open(self, path: Path) -> Predict:
-        """LiteRT's interpreter on the processor, which comes with the converter."""
+        """The model as a function that predicts by LiteRT's interpreter on the CPU, which comes with the converter."""
         from ai_edge_litert.interpreter import Interpreter
 
         interpreter = Interpreter(model_path=str(path))
@@ -50,5 +53,5 @@ class LiteRt:
 
 
 def _in_order(names: Iterable[str]) -> list[str]:
-    """Names that end in "_0", "_1", ... by these numbers."""
+    """Names sorted by the number at their end, such as "_0", "_1"."""
     return sorted(names, key=lambda name: int(name.rpartition("_")[2]))

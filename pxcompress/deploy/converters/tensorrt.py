@@ -18,7 +18,10 @@ from pxcompress.errors import ModelError
 @CONVERTERS.register("tensorrt")
 @dataclass(frozen=True)
 class TensorRt:
-    """An engine of the types that the file has; it runs on GPUs of this kind, with this version of TensorRT."""
+    """A TensorRT engine in the types of the ONNX file.
+
+    It runs only on this kind of GPU and this version of TensorRT.
+    """
 
     title: ClassVar[str] = "TensorRT"
     package: ClassVar[str] = "tensorrt"
@@ -28,11 +31,11 @@ class TensorRt:
     tolerance: ClassVar[float] = 1e-2  # TF32
 
     def explain_failure(self) -> str:
-        """Why there is no package, or no GPU to build for."""
+        """Why the package tensorrt or a GPU is missing; "" if both work."""
         return explain_missing("tensorrt", self.package) or explain_missing_gpu()
 
     def convert(self, source: Source, path: Path) -> None:
-        """Build an engine for the batch of the inputs, and write it to `path`."""
+        """Build an engine for inputs of this batch size, and write it to `path`."""
         import tensorrt
 
         logger = tensorrt.Logger(tensorrt.Logger.ERROR)
@@ -50,7 +53,10 @@ class TensorRt:
         path.write_bytes(bytes(engine))
 
     def open(self, path: Path) -> Predict:
-        """The engine, on this machine's GPU. Raises `ModelError` for one that was built elsewhere."""
+        """The engine as a function that predicts on this machine's GPU.
+
+        Raises `ModelError` if it was built elsewhere.
+        """
         import tensorrt
 
         engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR)).deserialize_cuda_engine(path.read_bytes())
@@ -63,7 +69,7 @@ class TensorRt:
 
 
 def _make_predictor(engine: Any, context: Any, is_input: Any) -> Predict:
-    """A call of an engine."""
+    """A function that runs an engine on a batch of inputs."""
     names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
     made = [name for name in names if engine.get_tensor_mode(name) != is_input]
 

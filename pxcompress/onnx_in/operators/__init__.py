@@ -1,4 +1,4 @@
-"""ONNX operators without weights of their own as functions of torch tensors."""
+"""ONNX operators as functions of torch tensors."""
 
 from pxcompress.onnx_in.operators import arithmetic, layers, reductions, resizing, shapes
 from pxcompress.onnx_in.operators.table import OPERATORS

@@ -1,4 +1,4 @@
-"""Operators that compute element by element, and activations."""
+"""Operators that compute element by element, such as arithmetic and activations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pxcompress.onnx_in.operators.table import DTYPES, OPERATORS, Operator, Sett
 
 
 def _plain(function: Operator) -> Operator:
-    """An operator that has no attributes."""
+    """Turn a function of tensors into an operator without attributes."""
 
     def run(node: Settings, *inputs: Any) -> Any:
         return function(*inputs)
@@ -26,7 +26,7 @@ def _pow(base: Tensor, exponent: Tensor) -> Tensor:
 
 
 def _fold_inputs(function: Operator) -> Operator:
-    """An operator on any number of inputs, from one on two."""
+    """Turn a function of two tensors into an operator on any number of inputs, combined one by one."""
 
     def run(node: Settings, first: Tensor, *others: Tensor) -> Tensor:
         for other in others:
@@ -172,7 +172,10 @@ def _swish(node: Settings, x: Tensor) -> Tensor:
 
 
 def _along_axis(function: Operator) -> Operator:
-    """Softmax and its like: before opset 13 they took all axes from the given one on together."""
+    """Turn a function of a tensor and an axis, such as softmax, into an operator.
+
+    Before opset 13 it flattened later axes.
+    """
 
     def run(node: Settings, x: Tensor) -> Tensor:
         if node.opset >= 13:
@@ -208,7 +211,7 @@ def _cumsum(node: Settings, x: Tensor, axis: Any) -> Tensor:
 
 
 def _only(values: Sequence[int] | int) -> int:
-    """The one number of a list."""
+    """The single number in a list; a plain number is returned as it is."""
     return values if isinstance(values, int) else values[0]
 
 

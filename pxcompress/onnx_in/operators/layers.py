@@ -1,4 +1,4 @@
-"""Operators with weights as functions, for where these are computed; convolutions, pooling and norms."""
+"""Convolutions, pooling and norms as functions, for weights that are computed in the graph."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ AVERAGE_POOLS: tuple[Any, ...] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
 
 def window(node: Settings, sizes: Sequence[int], kernel: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
-    """Strides, dilations and pads (all begins, then all ends) of a convolution or pooling over spatial `sizes`."""
+    """Strides, dilations and pads (all beginnings, then all ends) of a convolution or pooling, for images of spatial
+    `sizes`.
+    """
     rank = len(kernel)
     strides, dilations = list(node.get("strides", [1] * rank)), list(node.get("dilations", [1] * rank))
     pads, auto = list(node.get("pads", [0] * 2 * rank)), node.get("auto_pad", "NOTSET")
@@ -35,7 +37,7 @@ def window(node: Settings, sizes: Sequence[int], kernel: Sequence[int]) -> tuple
 
 
 def pad_sides(pads: Sequence[int]) -> list[int]:
-    """Pads as `F.pad` takes them: the last axis first, begin and end together."""
+    """Pads in the order of `F.pad`: last axis first, beginning and end together."""
     rank = len(pads) // 2
     return [pads[axis + side * rank] for axis in reversed(range(rank)) for side in (0, 1)]
 

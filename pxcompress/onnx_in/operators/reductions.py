@@ -1,4 +1,4 @@
-"""Operators that take many numbers together: sums, means, extremes."""
+"""Operators that reduce many numbers to fewer, such as sums, means and extremes, and attention."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REDUCTIONS: dict[str, Operator] = {
     "ReduceLogSum": lambda x, axes, keep: x.sum(axes, keepdim=keep).log(),
     "ReduceLogSumExp": lambda x, axes, keep: x.logsumexp(axes, keepdim=keep),
 }
-"""ONNX's name -> function of a tensor, its axes as a tuple, and whether they stay with size 1."""
+"""ONNX's name -> function of a tensor, a tuple of axes, and whether these axes stay with size 1."""
 
 
 def _make_reduction(function: Operator) -> Operator:
@@ -48,7 +48,10 @@ for _name, _function in REDUCTIONS.items():
 
 
 def _arg(node: Settings, x: Tensor, largest: bool) -> Tensor:
-    """Index of the largest or smallest value; the last of equals where the node asks for it."""
+    """Index of the largest or smallest value along an axis.
+
+    Of equal values the first, or the last if the node asks for it.
+    """
     axis, keep = node.get("axis", 0), bool(node.get("keepdims", 1))
     if node.get("select_last_index"):
         flipped = x.flip(axis)

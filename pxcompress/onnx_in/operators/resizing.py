@@ -1,4 +1,4 @@
-"""Resize and its like: images made larger and smaller."""
+"""Operators that enlarge or shrink images, such as Resize."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMOOTH = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 @operator("Resize", "Upsample")
 def _resize(node: Settings, x: Tensor, *how: Any) -> Tensor:
-    """`how` is roi, scales and sizes; before opset 11 scales alone, or an attribute."""
+    """ONNX's Resize; `how` is roi, scales and sizes, but before opset 11 only scales, or an attribute."""
     scales, sizes = _read_scales_and_sizes(node, how)
     target, factors = _target(node, x, scales, sizes)
     if target[:2] != list(x.shape[:2]):
@@ -37,7 +37,7 @@ def _read_scales_and_sizes(node: Settings, how: Sequence[Any]) -> tuple[Any, Any
 
 
 def _target(node: Settings, x: Tensor, scales: Any, sizes: Any) -> tuple[list[int], list[float] | None]:
-    """Sizes of the result, 0 for an axis as it is, and the factors of its spatial axes where these were given."""
+    """Sizes of the result, and the scale factors of its spatial axes; None where sizes were given instead."""
     axes = node.get("axes") or list(range(x.dim()))
     if sizes is not None and len(to_ints(sizes)):
         if node.get("keep_aspect_ratio_policy", "stretch") != "stretch":

@@ -1,4 +1,4 @@
-"""Operators that move, cut, join and make tensors without computing with what is in them."""
+"""Operators that move, cut, join and make tensors, without arithmetic on their values."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _tile(node: Settings, x: Tensor, repeats: Any) -> Tensor:
 
 @operator("Slice")
 def _slice(node: Settings, x: Tensor, *bounds: Any) -> Tensor:
-    """`bounds` are starts, ends, axes and steps; before opset 10 the first three are attributes."""
+    """ONNX's Slice; `bounds` are starts, ends, axes and steps, but before opset 10 the first three are attributes."""
     parts = [to_ints(value) for value in bounds] + [[]] * (4 - len(bounds))
     starts, ends = parts[0] or list(node.get("starts", ())), parts[1] or list(node.get("ends", ()))
     axes = parts[2] or list(node.get("axes", ())) or list(range(len(starts)))

@@ -1,4 +1,4 @@
-"""The one table of operators, and what its functions share.
+"""The table of all operators that can be run, and functions that they share.
 
 A function of the table gets the `Settings` of a node and its inputs as tensors, None for inputs that are left out, and
 gives a tensor or a tuple of tensors. Whole numbers that say how (axes, sizes, pads) come as tensors, lists or None.
@@ -17,7 +17,7 @@ Operator = Callable[..., Any]
 F = TypeVar("F", bound=Operator)
 
 OPERATORS: dict[str, Operator] = {}
-"""ONNX's name of an operator -> the function that computes it."""
+"""ONNX's name of an operator -> the function that computes it, called with the node's settings and inputs."""
 
 DTYPES: Mapping[int, torch.dtype] = {
     1: torch.float32,
@@ -35,12 +35,12 @@ DTYPES: Mapping[int, torch.dtype] = {
 
 
 class Unsupported(Exception):
-    """An operator, or a way of using one, that has no counterpart here."""
+    """Raised for an operator, or an option of one, that is not supported here."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a node: its attributes, the opset that gives them their meaning, its count of outputs."""
+    """A node's attributes, the opset that defines their meaning, and its number of outputs."""
 
     attributes: Mapping[str, Any]
     opset: int
@@ -50,12 +50,12 @@ class Settings:
         return self.attributes[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The attribute `name`, or what ONNX takes where the node leaves it out."""
+        """The attribute `name`, or `default` if the node does not have it."""
         return self.attributes.get(name, default)
 
 
 def operator(*names: str) -> Callable[[F], F]:
-    """Decorator: register a function as the one that computes the operators of these ONNX names, each only once."""
+    """A decorator that registers a function under the ONNX names of the operators that it computes."""
 
     def add(function: F) -> F:
         for name in names:
@@ -68,17 +68,17 @@ def operator(*names: str) -> Callable[[F], F]:
 
 
 def to_ints(value: Tensor | Sequence[int] | None) -> list[int]:
-    """Whole numbers of a tensor or list; none for None."""
+    """The whole numbers in a tensor or list; an empty list for None."""
     if value is None:
         return []
     return [int(each) for each in (value.reshape(-1).tolist() if isinstance(value, Tensor) else value)]
 
 
 def to_number(value: Any) -> Any:
-    """The only number of a tensor; anything else as it is."""
+    """The single number in a tensor; anything else is returned as it is."""
     return value.item() if isinstance(value, Tensor) else value
 
 
 def axes_of(node: Settings, axes: Any) -> list[int]:
-    """Axes as an input, as newer opsets have them, else as an attribute."""
+    """The axes given as an input, as in newer opsets, else those in the attribute "axes"."""
     return to_ints(axes) if axes is not None else list(node.get("axes", ()))
