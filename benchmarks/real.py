@@ -12,24 +12,28 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from common import RESULTS, claim, parser, write
 from photographs import photograph_folder
 from PIL import Image, ImageEnhance, ImageFilter
 from public_weights import EFFICIENTNETS, efficientnet_lite
-from rivals import Refused, TorchPruning, reestimate
+from rivals import Onnxsim, Refused, TorchPruning, onnx_macs, onnxsim_repairs, reestimate
 from tones import crepe, frames
 from torch import Tensor, nn
 
 from pxcompress.clock import Clock
 from pxcompress.cost.count import count_macs
+from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.intervals import wilson_interval
+from pxcompress.deploy.runtime import open_session
 from pxcompress.passes.moments import MomentCache
 from pxcompress.passes.parts import HeldOut
 from pxcompress.recipe import Recipe
@@ -59,7 +63,8 @@ RIVALS = {
 }
 
 
-OTHERS = {*RIVALS, *(f"{name}, BatchNorm re-estimated" for name in RIVALS), "magnitude, ridge fold"}
+ONNXSIM = "onnxsim, best of its variants"
+OTHERS = {*RIVALS, ONNXSIM, *(f"{name}, BatchNorm re-estimated" for name in RIVALS), "magnitude, ridge fold"}
 
 
 @dataclass(frozen=True)
@@ -119,27 +124,25 @@ class Subject:
 
     def row(self, method: str, samples: int, removed: float, model: nn.Module, seconds: float, images: str) -> Row:
         """How near `model` is to the dense one."""
-        logits, dense = predictions(model, self.judge), self.logits
+        example = normalised(self.judge[:1])
+        left = count_macs(model, example) / count_macs(self.model, example)
+        measured = self.measure(predictions(model, self.judge))
+        return Row(self.label, method, samples, removed, left, **measured, cpu_seconds=seconds, images=images)
+
+    def measure(self, logits: Tensor) -> dict[str, float]:
+        """How near `logits` (n, classes) of the samples to judge by are to the dense ones: fields of a row."""
+        dense = self.logits
         same = float((logits.argmax(1) == dense.argmax(1)).double().mean())
         among = float((logits.topk(5).indices == dense.argmax(1, keepdim=True)).any(1).double().mean())
         change = (dense.softmax(1) * (dense.log_softmax(1) - logits.log_softmax(1))).sum(1).mean()
-        example = normalised(self.judge[:1])
-        left = count_macs(model, example) / count_macs(self.model, example)
         interval = wilson_interval(same, len(dense))
-        return Row(
-            self.label,
-            method,
-            samples,
-            removed,
-            left,
-            same,
-            interval.low,
-            interval.high,
-            among,
-            float(change),
-            seconds,
-            images,
-        )
+        return {
+            "agreement": same,
+            "low": interval.low,
+            "high": interval.high,
+            "top5": among,
+            "divergence": float(change),
+        }
 
 
 def images(folder: Path, side: int, crop: float) -> Tensor:
@@ -210,6 +213,36 @@ def rivals(subject: Subject, samples: int) -> Iterator[Row]:
             yield subject.row(method, samples, removed, model, seconds, "photographs")
             model = reestimate(model, batches)
             yield subject.row(f"{method}, BatchNorm re-estimated", samples, removed, model, seconds, "photographs")
+
+
+def onnxsim(subject: Subject, samples: int) -> Iterator[Row]:
+    """onnxsim's pruned files, refitted and not: of all variants the one that agrees most on the judged samples."""
+    batches = subject.batches(samples)
+    with tempfile.TemporaryDirectory() as folder:
+        dense = Path(folder) / "dense.onnx"
+        export_onnx(subject.model, batches[0][0][:1], dense, {})
+        macs = onnx_macs(onnx.load(dense))
+        best: dict[float, Row] = {}
+        for importance in ("magnitude", "Wanda"):
+            begin = time.process_time()
+            slims = Onnxsim(importance)(dense, batches, [1 - removed for removed in REMOVED])
+            for removed, slim in zip(REMOVED, slims.values(), strict=True):
+                if isinstance(slim, Refused):
+                    print(f"onnxsim, {importance}, at {removed}: {slim.reason}", file=sys.stderr)
+                    continue
+                for file in (slim, *onnxsim_repairs(dense, slim, batches)):
+                    measured, seconds = subject.measure(file_predictions(file, subject.judge)), time.process_time()
+                    left = onnx_macs(onnx.load(slim)) / macs
+                    row = Row(subject.label, ONNXSIM, samples, removed, left, **measured, cpu_seconds=seconds - begin)
+                    print(f"    {file.name}: {row.agreement:.1%}")
+                    best[removed] = max(best.get(removed, row), row, key=lambda each: each.agreement)
+    yield from best.values()
+
+
+def file_predictions(file: Path, values: Tensor) -> Tensor:
+    """Logits (n, classes) of an ONNX file for samples as `Subject` holds them."""
+    session = open_session(file, "cpu", threads=1)
+    return torch.cat([torch.from_numpy(session.predict(normalised(part).numpy())) for part in values.split(BATCH)])
 
 
 def _each(change: Callable[[Image.Image], Image.Image]) -> Callable[[Tensor], Tensor]:
@@ -330,6 +363,7 @@ def main() -> None:
             ours(subject, samples, methods, sizes=removed) for samples in sizes
         ),
         "rivals": lambda: itertools.chain.from_iterable(rivals(subject, samples) for samples in sizes),
+        "onnxsim": lambda: itertools.chain.from_iterable(onnxsim(subject, samples) for samples in sizes),
         "data": lambda: by_data(subject),
         "smaller-images": lambda: smaller_images(subject),
         "shift": lambda: itertools.chain.from_iterable(

@@ -343,3 +343,28 @@ def test_joints_that_are_far_off_count_no_more_than_a_side_of_their_box() -> Non
     divergence = task.divergence(far, outputs)
     assert (divergence > 0.9).all()
     torch.testing.assert_close(task.divergence(further, outputs), divergence)
+
+
+def test_classes_that_occur_nowhere_do_not_count_in_miou() -> None:
+    targets = torch.tensor([[[0, 1], [1, 255]]])
+    outputs = {"out": 9.0 * torch.nn.functional.one_hot(targets.clamp_max(1), 4).movedim(-1, 1)}
+    task = Segmentation()
+    assert task.quality(task.statistics(outputs, targets, outputs)) == 1
+
+
+def test_a_mask_of_which_nothing_counts_is_no_loss() -> None:
+    outputs, targets = _draw("segmentation")
+    task = Segmentation()
+    assert not task.loss(task.statistics(outputs, torch.full_like(targets, 255), outputs)).any()
+
+
+def test_losses_of_numbers_are_shares_of_the_largest_size() -> None:
+    """Also where all of them are below 0."""
+    targets = torch.tensor([[-4.0], [-2.0]])
+    task, outputs = Regression(), {"output": targets + torch.tensor([[1.0], [-2.0]])}
+    assert task.loss(task.statistics(outputs, targets, outputs)).tolist() == [0.25, 0.5]
+
+
+def test_of_several_maps_the_last_one_is_the_embedding() -> None:
+    first, last = torch.ones(2, 4, 8, 8), torch.arange(2.0 * 3 * 4).reshape(2, 3, 2, 2)
+    assert torch.equal(Embedding().vectors({"early": first, "late": last}), last.mean((2, 3)))

@@ -87,4 +87,5 @@ def test_what_cannot_be_held_in_groups_of_a_table(px: Px, table: Path) -> None:
     assert "for classifiers; give --risk mean-loss or loss-increase" in one_line(px(*command, "--group", "camera"))
     losses = [*command, "--risk", "loss-increase"]
     assert "unknown column 'kamera'; did you mean camera" in one_line(px(*losses, "--group", "kamera"))
+    assert "for classifiers; give --risk mean-loss or loss-increase" in one_line(px(*losses, "--part", "classes"))
     assert "'back', the smallest group" in one_line(px(*losses, "--max-drop", 0.01, "--group", "camera"))

@@ -252,6 +252,19 @@ def test_tables_of_texts(tmp_path: Path) -> None:
     assert splits.example.shape == (1, 2, 4)
 
 
+def test_the_example_is_a_text_of_middle_length(tmp_path: Path) -> None:
+    """Costs and times are those of such a one, whichever comes first."""
+    source = open_source(
+        write(tmp_path / "lines.txt", *(f"{number} " + "rain " * (1 + number % 7) for number in range(70)))
+    )
+    preprocessing = Preprocessing((2, 12), inputs=TOKENIZER.inputs, tokenizer=TOKENIZER)
+    for seed in range(3):
+        splits = load_splits(source, preprocessing, seed=seed)
+        inputs, _ = next(iter(splits.score))
+        lengths = inputs[:, 1].sum(1).sort().values
+        assert splits.example.shape[2] == lengths[len(lengths) // 2]
+
+
 def test_texts_are_no_images_to_label(tmp_path: Path) -> None:
     (tmp_path / "new.csv").write_text("text\nrain\nsnow\n")
     with pytest.raises(DataError, match="hold texts; images are expected here"):

@@ -167,6 +167,28 @@ def test_a_run_of_what_a_run_made_keeps_to_its_samples(
     assert f"{len(served.intersection(certify))} samples to certify on served the run that made" in refused
 
 
+def test_a_run_from_the_weights_of_a_run_keeps_to_its_samples(
+    px: Px, certified: tuple[Path, Outcome], options: list[object], images: Path, tmp_path: Path
+) -> None:
+    """Weights of the same layers beside a list of what has served."""
+    weights = Path(shutil.copy(options[options.index("--checkpoint") + 1], tmp_path))
+    shutil.copy(certified[0] / "served.txt", tmp_path)
+    command = ["run", *options, "--checkpoint", weights, "--max-drop", 0.3, "--ratio", 0.2, "--seed", 1]
+    assert f"served the run that made '{weights}'" in one_line(px(*command, "--out", tmp_path / "out"))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", None])
+def test_a_list_of_what_has_served_that_cannot_be_read_is_one_line(px: Px, copy: Path, content: bytes | None) -> None:
+    (copy / "served.txt").unlink()
+    if content is None:
+        (copy / "served.txt").mkdir()
+    else:
+        (copy / "served.txt").write_bytes(content)
+    line = one_line(px("certify", copy, "--max-drop", 0.3, "--quiet"))
+    assert f"served.txt of '{copy}' cannot be read" in line
+    assert "put it back" in line
+
+
 def test_images_without_labels_are_known_as_well(
     px: Px, certified: tuple[Path, Outcome], images: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,8 @@ from PIL import Image
 from pxcompress.data import load_splits, open_source, restrict_classes
 from pxcompress.data.samples import MIN_HELD_OUT_TO_SPLIT, Source
 from pxcompress.errors import DataError
+from pxcompress.recipe import Recipe
+from pxcompress.workload import load_workload, with_baseline
 
 
 def write(folder: Path, count: int, seed: int = 0) -> None:
@@ -181,6 +183,15 @@ def test_select_is_held_out_where_there_are_enough(large: Path) -> None:
     assert len(source.train) == 40
     assert halves(source) == {role: {"train" if role in ("score", "repair") else "val"} for role in ROLES}
     assert load_splits(source, SMALL).notes == ()
+
+
+def test_what_there_is_to_know_of_data_is_told(root: Path) -> None:
+    recipe = Recipe("models:AnyClasses", 0.5, data=str(root), input_size=16)
+    notes: list[str] = []
+    workload = load_workload(recipe)
+    assert with_baseline(workload, 0, notes.append) is workload
+    assert notes == [*workload.splits.notes]
+    assert len(notes) == 1
 
 
 def test_select_is_cut_from_training_data_and_said_where_there_are_few(root: Path) -> None:

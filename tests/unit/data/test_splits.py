@@ -215,3 +215,14 @@ def test_deep_images_are_counted_once(tmp_path):
     samples = set().union(*splits.ids.values())
     assert set(splits.ids["score"]) & set(splits.ids["repair"])
     assert [note.split()[0] for note in splits.notes] == [str(len(samples))]
+
+
+def test_score_and_repair_have_the_classes_evenly_and_the_others_as_they_come(tmp_path):
+    """What shapes a model sees rare classes as often; what judges it has them as they are."""
+    source = open_source(str(save_images(tmp_path, {"cat": 60, "dog": 60, "eel": 20})))
+    splits = load_splits(source, SMALL, limits={"score": 12, "repair": 12})
+    shares = [
+        {name: sum(each.startswith(name) for each in splits.ids[role]) for name in source.classes} for role in ROLES
+    ]
+    assert shares[:2] == [{"cat": 4, "dog": 4, "eel": 4}] * 2
+    assert all(2 * counts["eel"] < counts["cat"] for counts in shares[2:])
