@@ -7,9 +7,9 @@ Errors at the outputs of blocks or layers added to it gained nothing on glyphs (
 91.7 % without, 91.2 to 91.6 % with them), nor did a moving average of the weights. Normalisation uses its running
 statistics: the slim model is trained as it will be run.
 
-Half of the steps have the full learning rate, the others a fifth of it, and start at the weights that did best so far.
-Held-out samples are done a little worse while the learning rate is high, and better once it falls. Where their error
-doubles the rate is too high, as it is for compact pretrained networks: the next cycle begins at once.
+The learning rate rises within a few steps and falls along a cosine. Where the error on held-out samples is clearly
+above that of the start right after the rise the rate is too high, as it is for compact pretrained networks: training
+begins again with a third of it.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ from pxcompress.repair.objective import Objective, Validation, named_predictions
 from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.types import Batch, Batches, Phase, Pruned, Repair
 
-WARM_UP = 0.1
-"""Share of a cycle's steps in which the learning rate rises."""
+WARM_UP, TRIAL = 8, 12
+"""Steps in which the learning rate rises, and after which it is judged, both at most a tenth of a training."""
 
-NEXT_RATE = 0.2
-"""Highest learning rate of a cycle, as a share of the previous cycle's."""
+NEXT_RATE = 0.3
+"""Highest learning rate of the next attempt, as a share of that of an attempt whose rate was too high."""
 
-RATE_TOO_HIGH = 2.0
-"""A cycle ends early once the error on held-out samples is this many times the least error so far."""
+WORSE_AFTER_TRIAL, WORSE_LATER = 1.5, 2.0
+"""A learning rate is too high where the error on held-out samples is this many times the least error so far."""
 
 CHECKS = 12
 """Most evaluations on held-out samples, evenly spread over the steps."""
@@ -169,13 +169,15 @@ class FineTune(Repair):
 
 @dataclass
 class _Progress:
-    """The state of a training in numbers: step, cycle of the learning rate, and the least error so far."""
+    """The state of a training in numbers: its step, the least error so far, and the attempt with its first step.
 
-    cycle_end: int
+    Every attempt has a lower learning rate than the one before.
+    """
+
+    attempt: int
+    attempt_begin: int
     step: int = 0
     error: float = math.inf
-    cycle_begin: int = 0
-    cycle: int = 0
 
 
 class _Training:
@@ -190,7 +192,7 @@ class _Training:
         self._weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self._best: dict[str, Tensor] = {}
         self._optimizer = adamw(model, options.learning_rate, weight_decay=0.0)
-        self._progress = _Progress(cycle_end=-(-options.steps // 2))
+        self._progress = _Progress(attempt=0, attempt_begin=0)
 
     def run(self, feed: ShuffledBatches, judge: Validation | None, path: Path) -> None:
         """Train to the end, resuming from the checkpoint in `path` if there is one; the model gets the best weights."""
@@ -203,10 +205,12 @@ class _Training:
         every, saved_at = -(-options.steps // CHECKS), time.monotonic()
         while progress.step < options.steps:
             self._step(batches)
-            at_end = progress.step == progress.cycle_end
-            rate_is_too_high = judge and (at_end or progress.step % every == 0) and self._check(judge)
-            if progress.step < options.steps and (at_end or rate_is_too_high):
-                self._begin_cycle()
+            after_trial = progress.step - progress.attempt_begin == min(TRIAL, every)
+            if judge and (after_trial or progress.step % every == 0 or progress.step == options.steps):
+                error = self._check(judge)
+                limit = (WORSE_AFTER_TRIAL if after_trial else WORSE_LATER) * progress.error
+                if error > limit and progress.step < options.steps and not options.labels:
+                    self._begin_attempt()
             if from_first(time.monotonic() - saved_at >= SAVE_SECONDS):
                 self._save(path)
                 saved_at = time.monotonic()
@@ -215,18 +219,13 @@ class _Training:
         with suppress(OSError):  # there is none after a short training, or on a disk that cannot be written
             path.unlink()
 
-    def _begin_cycle(self) -> None:
-        """Start a new cycle from the best weights at a lower learning rate.
-
-        It lasts to the end, or for half of the remaining steps if the cycle before was cut short.
-        """
-        progress, steps = self._progress, self._options.steps
+    def _begin_attempt(self) -> None:
+        """Start again from the best weights at a lower learning rate, for the remaining steps."""
+        progress = self._progress
         self._put(self._best)
         self._optimizer = adamw(self._model, self._options.learning_rate, weight_decay=0.0)
-        is_last = progress.cycle_end in (progress.step, steps)
-        progress.cycle += 1
-        progress.cycle_begin = progress.step
-        progress.cycle_end = steps if is_last else steps - (steps - progress.step) // 2
+        progress.attempt += 1
+        progress.attempt_begin = progress.step
 
     def _step(self, batches: Iterator[Batch]) -> None:
         """Make one step of the optimiser.
@@ -252,11 +251,11 @@ class _Training:
             )
 
     def _rate(self, step: int) -> float:
-        """The learning rate of a step: in each cycle it rises, then falls to 0 along a cosine."""
+        """The learning rate of a step: in each attempt it rises, then falls to 0 along a cosine."""
         progress = self._progress
-        step, length = step - progress.cycle_begin, progress.cycle_end - progress.cycle_begin
-        highest = self._options.learning_rate * NEXT_RATE**progress.cycle
-        rise = min((step + 1) / (WARM_UP * length), 1.0)
+        step, length = step - progress.attempt_begin, self._options.steps - progress.attempt_begin
+        highest = self._options.learning_rate * NEXT_RATE**progress.attempt
+        rise = min((step + 1) / min(WARM_UP, -(-length // CHECKS)), 1.0)
         return highest * rise * (1.0 + math.cos(math.pi * step / length)) / 2.0
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -271,17 +270,13 @@ class _Training:
             outputs = named_predictions(self._model, inputs)
         return self._aim.loss(outputs, target, labels)
 
-    def _check(self, judge: Validation) -> bool:
-        """Evaluate the weights and store them if they are the best so far.
-
-        Returns whether the learning rate is too high. The share of wrong answers, which counts with labels, jumps too
-        much to tell that.
-        """
+    def _check(self, judge: Validation) -> float:
+        """The error of the weights on held-out samples; they are stored if they are the best so far."""
         error = judge(self._model)
         if error < self._progress.error:
             self._progress.error = error
             self._best = _copy_values(self._weights)
-        return not self._options.labels and error > RATE_TOO_HIGH * self._progress.error
+        return error
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
