@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 CLIP = 1.0  # norm of the gradient
 SHIFT, TURN, ZOOM = 0.06, 0.12, 0.08  # at most: share of the side, radians, share
+LEAST_AREA, STRETCH = 0.35, 4 / 3
+"""Of a part of an image: its least share of the area, and how much longer one of its sides may be than as it was."""
 
 
 @contextmanager
@@ -58,7 +61,23 @@ def move_images(images: Tensor) -> Tensor:
     turn, zoom = _uniform(TURN, count), 1.0 + _uniform(ZOOM, count)
     across, down = _uniform(2.0 * SHIFT, count), _uniform(2.0 * SHIFT, count)  # the side is 2 long in grid coordinates
     rows = [zoom * turn.cos(), -zoom * turn.sin(), across, zoom * turn.sin(), zoom * turn.cos(), down]
-    maps = torch.stack(rows, dim=1).view(count, 2, 3).to(images.device)
+    return _sample_images(images, rows)
+
+
+def crop_images(images: Tensor) -> Tensor:
+    """Of every image (n, c, h, w) another part, stretched to the image's size (Szegedy et al., arXiv:1409.4842)."""
+    count = len(images)
+    side = (1.0 - (1.0 - LEAST_AREA) * torch.rand(count)).sqrt()
+    stretch = (_uniform(math.log(STRETCH), count) / 2.0).exp()
+    width, height = (side * stretch).clamp(max=1.0), (side / stretch).clamp(max=1.0)
+    across, down = _uniform(1.0, count) * (1.0 - width), _uniform(1.0, count) * (1.0 - height)
+    none = torch.zeros(count)
+    return _sample_images(images, [width, none, across, none, height, down])
+
+
+def _sample_images(images: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    """Images through the maps of which `rows` (6 of n) has the rows; edges are continued outwards."""
+    maps = torch.stack(list(rows), dim=1).view(len(images), 2, 3).to(images.device)
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 

@@ -7,9 +7,9 @@ Errors at the outputs of blocks or layers added to it gained nothing on glyphs (
 91.7 % without, 91.2 to 91.6 % with them), nor did a moving average of the weights. Normalisation uses its running
 statistics: the slim model is trained as it will be run.
 
-Half of the steps have the full learning rate, the others a fifth of it, and start at the weights that did best so far.
-Held-out samples are done a little worse while the learning rate is high, and better once it falls. Where their error
-doubles the rate is too high, as it is for compact pretrained networks: the next cycle begins at once.
+The learning rate rises within a few steps and falls along a cosine. Where the error on held-out samples is clearly
+above that of the start right after the rise the rate is too high, as it is for compact pretrained networks: training
+begins again with a third of it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,17 @@ from torch import Tensor, nn
 
 from pxcompress import __version__
 from pxcompress.cache import cache_dir, whole_file
+from pxcompress.cost.count import count_macs
 from pxcompress.errors import DataError, ResultError
-from pxcompress.models.training import adamw, deterministic, flushed_denormals, move_images, update, zero_denormals
+from pxcompress.models.training import (
+    adamw,
+    crop_images,
+    deterministic,
+    flushed_denormals,
+    move_images,
+    update,
+    zero_denormals,
+)
 from pxcompress.passes.parts import SplitBatches
 from pxcompress.passes.shuffled import ShuffledBatches, mix_seed
 from pxcompress.processes import from_first, mean_gradients_, processes, rank, sum_over_processes
@@ -43,20 +52,26 @@ from pxcompress.repair.objective import Objective, Validation, named_predictions
 from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.types import Batch, Batches, Phase, Pruned, Repair
 
-WARM_UP = 0.1
-"""Share of a cycle's steps in which the learning rate rises."""
+WARM_UP, TRIAL = 8, 12
+"""Steps in which the learning rate rises, and after which it is judged, both at most a tenth of a training."""
 
-NEXT_RATE = 0.2
-"""Highest learning rate of a cycle, as a share of the previous cycle's."""
+NEXT_RATE = 0.3
+"""Highest learning rate of the next attempt, as a share of that of an attempt whose rate was too high."""
 
-RATE_TOO_HIGH = 2.0
-"""A cycle ends early once the error on held-out samples is this many times the least error so far."""
+WORSE_AFTER_TRIAL, WORSE_LATER = 1.5, 2.0
+"""A learning rate is too high where the error on held-out samples is this many times the least error so far."""
 
 CHECKS = 12
 """Most evaluations on held-out samples, evenly spread over the steps."""
 
 PASSES, MOST_STEPS = 5, 300
 """Default length of training, about as long as the rest of a run: passes over the samples, and most steps."""
+
+LONGER, SMALL_WORK = 4, 3e12
+"""Small models train so many times as long, where that is at most so many MACs: a minute on two CPU cores."""
+
+CROPPED_SIDE = 128
+"""Pixels from which on a part of an image still shows what it is of; smaller images are moved as a whole."""
 
 SAVE_SECONDS = 60.0
 """Seconds between two checkpoints."""
@@ -76,7 +91,8 @@ class FineTune(Repair):
     temperature: float = option(4.0, "what both models' logits are divided by", low=0.1, high=100.0, log=True)
     steps: int = option(
         0,
-        f"steps of the optimiser; 0: what {PASSES} passes over the samples take, {MOST_STEPS} at most",
+        f"steps of the optimiser; 0: what {PASSES} passes over the samples take, {MOST_STEPS} at most, "
+        f"and up to {LONGER} times as many for small models",
         low=0,
         high=10**6,
     )
@@ -84,7 +100,9 @@ class FineTune(Repair):
     batch_size: int = option(16, "samples of a batch, in every process", low=1, high=65_536, log=True)
     accumulate: int = option(1, "batches of a step, where memory holds no larger ones", low=1, high=1024, log=True)
     labels: bool = option(False, "add the cross-entropy to the labels, and choose by top-1")
-    augment: bool = option(True, "shift, turn and zoom every image a little, anew each time")
+    augment: bool = option(
+        True, f"shift, turn and zoom every image a little, anew each time; of {CROPPED_SIDE} pixels or more take a part"
+    )
     precision: str = option("fp32", "of forward and backward passes; weights stay fp32", choices=("fp32", "bf16"))
 
     @property
@@ -110,7 +128,7 @@ class FineTune(Repair):
         if not samples:
             raise DataError("no sample to fine-tune on; give data with more images, or leave repair 'finetune' out")
         held_samples, checks = _hash_samples(held_out)
-        options = replace(self, steps=self.steps or self._usual_steps(samples))
+        options = replace(self, steps=self.steps or self._usual_steps(samples, _training_macs(pruned, batches)))
         options = options._within(batches.size) if isinstance(batches, SplitBatches) and batches.size else options
         facts = [__version__, asdict(options), seed, _hash(model), _hash(dense), data, checks]
         name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
@@ -131,13 +149,16 @@ class FineTune(Repair):
             _Training(options, model, aim, seed).run(feed, judge, path)
         return pruned
 
-    def _usual_steps(self, samples: int) -> int:
+    def _usual_steps(self, samples: int, macs: int) -> int:
         """The default number of steps: `PASSES` over the samples of all processes, but at most `MOST_STEPS`.
 
-        `samples` is the number in this process.
+        `samples` is the number in this process, `macs` are those of training on one sample. Small models train up to
+        `LONGER` times as long, for `SMALL_WORK` MACs at most.
         """
         everyone = int(sum_over_processes(torch.tensor(samples)))
-        return min(MOST_STEPS, -(-PASSES * everyone // (self.batch_size * self.accumulate * processes())))
+        samples_of_step = self.batch_size * self.accumulate * processes()
+        usual = min(MOST_STEPS, -(-PASSES * everyone // samples_of_step))
+        return max(usual, min(LONGER * usual, int(SMALL_WORK / (macs * samples_of_step))))
 
     def _within(self, size: int) -> FineTune:
         """A copy of these options with batches of at most `size` samples, and as many samples in a step as before."""
@@ -148,13 +169,15 @@ class FineTune(Repair):
 
 @dataclass
 class _Progress:
-    """The state of a training in numbers: step, cycle of the learning rate, and the least error so far."""
+    """The state of a training in numbers: its step, the least error so far, and the attempt with its first step.
 
-    cycle_end: int
+    Every attempt has a lower learning rate than the one before.
+    """
+
+    attempt: int
+    attempt_begin: int
     step: int = 0
     error: float = math.inf
-    cycle_begin: int = 0
-    cycle: int = 0
 
 
 class _Training:
@@ -169,7 +192,7 @@ class _Training:
         self._weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self._best: dict[str, Tensor] = {}
         self._optimizer = adamw(model, options.learning_rate, weight_decay=0.0)
-        self._progress = _Progress(cycle_end=-(-options.steps // 2))
+        self._progress = _Progress(attempt=0, attempt_begin=0)
 
     def run(self, feed: ShuffledBatches, judge: Validation | None, path: Path) -> None:
         """Train to the end, resuming from the checkpoint in `path` if there is one; the model gets the best weights."""
@@ -182,10 +205,12 @@ class _Training:
         every, saved_at = -(-options.steps // CHECKS), time.monotonic()
         while progress.step < options.steps:
             self._step(batches)
-            at_end = progress.step == progress.cycle_end
-            rate_is_too_high = judge and (at_end or progress.step % every == 0) and self._check(judge)
-            if progress.step < options.steps and (at_end or rate_is_too_high):
-                self._begin_cycle()
+            after_trial = progress.step - progress.attempt_begin == min(TRIAL, every)
+            if judge and (after_trial or progress.step % every == 0 or progress.step == options.steps):
+                error = self._check(judge)
+                limit = (WORSE_AFTER_TRIAL if after_trial else WORSE_LATER) * progress.error
+                if error > limit and progress.step < options.steps and not options.labels:
+                    self._begin_attempt()
             if from_first(time.monotonic() - saved_at >= SAVE_SECONDS):
                 self._save(path)
                 saved_at = time.monotonic()
@@ -194,18 +219,13 @@ class _Training:
         with suppress(OSError):  # there is none after a short training, or on a disk that cannot be written
             path.unlink()
 
-    def _begin_cycle(self) -> None:
-        """Start a new cycle from the best weights at a lower learning rate.
-
-        It lasts to the end, or for half of the remaining steps if the cycle before was cut short.
-        """
-        progress, steps = self._progress, self._options.steps
+    def _begin_attempt(self) -> None:
+        """Start again from the best weights at a lower learning rate, for the remaining steps."""
+        progress = self._progress
         self._put(self._best)
         self._optimizer = adamw(self._model, self._options.learning_rate, weight_decay=0.0)
-        is_last = progress.cycle_end in (progress.step, steps)
-        progress.cycle += 1
-        progress.cycle_begin = progress.step
-        progress.cycle_end = steps if is_last else steps - (steps - progress.step) // 2
+        progress.attempt += 1
+        progress.attempt_begin = progress.step
 
     def _step(self, batches: Iterator[Batch]) -> None:
         """Make one step of the optimiser.
@@ -231,17 +251,17 @@ class _Training:
             )
 
     def _rate(self, step: int) -> float:
-        """The learning rate of a step: in each cycle it rises, then falls to 0 along a cosine."""
+        """The learning rate of a step: in each attempt it rises, then falls to 0 along a cosine."""
         progress = self._progress
-        step, length = step - progress.cycle_begin, progress.cycle_end - progress.cycle_begin
-        highest = self._options.learning_rate * NEXT_RATE**progress.cycle
-        rise = min((step + 1) / (WARM_UP * length), 1.0)
+        step, length = step - progress.attempt_begin, self._options.steps - progress.attempt_begin
+        highest = self._options.learning_rate * NEXT_RATE**progress.attempt
+        rise = min((step + 1) / min(WARM_UP, -(-length // CHECKS)), 1.0)
         return highest * rise * (1.0 + math.cos(math.pi * step / length)) / 2.0
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         inputs, labels = inputs.to(self._device), labels.to(self._device)
         if inputs.ndim == 4 and self._options.augment:
-            inputs = move_images(inputs)
+            inputs = (crop_images if min(inputs.shape[2:]) >= CROPPED_SIDE else move_images)(inputs)
         if inputs.ndim == 4 and inputs.is_cuda:  # as tensor cores want it; on CPUs it gains nothing
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._options.precision == "bf16"):
@@ -250,17 +270,13 @@ class _Training:
             outputs = named_predictions(self._model, inputs)
         return self._aim.loss(outputs, target, labels)
 
-    def _check(self, judge: Validation) -> bool:
-        """Evaluate the weights and store them if they are the best so far.
-
-        Returns whether the learning rate is too high. The share of wrong answers, which counts with labels, jumps too
-        much to tell that.
-        """
+    def _check(self, judge: Validation) -> float:
+        """The error of the weights on held-out samples; they are stored if they are the best so far."""
         error = judge(self._model)
         if error < self._progress.error:
             self._progress.error = error
             self._best = _copy_values(self._weights)
-        return not self._options.labels and error > RATE_TOO_HIGH * self._progress.error
+        return error
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
@@ -302,6 +318,13 @@ class _Training:
                 else:  # laid out in memory as the weights are, which the optimiser takes for granted
                     laid_out = torch.empty_like(value).copy_(tensor) if tensor.ndim else tensor
                     self._optimizer.state[value][part] = laid_out
+
+
+def _training_macs(pruned: Pruned, batches: Batches) -> int:
+    """Multiply-accumulates of a step per sample: forwards of both models, and backwards, which is two more, of one."""
+    inputs, _ = next(iter(batches))
+    example = inputs[:1].to(device_of(pruned.model))
+    return count_macs(pruned.whole.dense, example) + 3 * count_macs(pruned.model, example)
 
 
 def _copy_values(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations, islice
 
 import pytest
@@ -11,6 +12,7 @@ from models import batches_of, plan_of, random_plan
 from models import subject as subject_named
 from tuning import CLASSES, INPUTS, data, divergence, equal, images, near, net, pair, small_cnn, state, top1, tuned
 
+from pxcompress.cost.count import count_macs
 from pxcompress.errors import DataError, InputError, ResultError
 from pxcompress.graph import prune
 from pxcompress.passes import shuffled
@@ -38,9 +40,8 @@ def test_steps_are_those_of_a_plain_loop(labels: bool) -> None:
     (inputs, classes), parameters = batches[0], list(twin.model.parameters())
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
     target = (twin.dense(inputs) / 3).softmax(1).detach()
-    for step, rate in enumerate((1.0, 0.853553, 0.5, 0.146447, 0.2, 0.17071, 0.1, 0.029289)):
-        if step == 4:  # (1 + cos(pi t / 4)) / 2, where the rise takes less than a step; then a fifth, begun anew
-            optimizer = torch.optim.AdamW(parameters, weight_decay=0.0)
+    for step in range(8):
+        rate = (1 + math.cos(math.pi * step / 8)) / 2  # the rise takes less than a step
         logits = twin.model(inputs)
         soft = -9 * (target * (logits / 3).log_softmax(1)).sum(1).mean()  # the same gradient as 9 KL
         hard = F.cross_entropy(logits, classes) if labels else 0.0
@@ -55,10 +56,18 @@ def test_steps_are_those_of_a_plain_loop(labels: bool) -> None:
         assert torch.allclose(value, expected[name], rtol=1e-4, atol=1e-5), name
 
 
-@pytest.mark.parametrize(("samples", "steps"), [(8, 10), (9, 12), (40, 20)])
-def test_how_long_it_takes_follows_from_the_samples(samples: int, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five passes over them, but no more steps than is usual."""
+@pytest.mark.parametrize(
+    ("samples", "affordable", "steps"), [(8, 0, 10), (9, 0, 12), (40, 0, 20), (8, 15, 15), (9, 1000, 48), (40, 90, 80)]
+)
+def test_how_long_it_takes_follows_from_the_samples_and_the_models(
+    samples: int, affordable: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five passes over them, but no more steps than is usual; up to four times as many where the work allows them."""
+    pruned, batches = pair(), data(samples, 4)
+    example = batches[0][0][:1]
+    work = count_macs(pruned.whole.dense, example) + 3 * count_macs(pruned.model, example)
     monkeypatch.setattr(finetune, "MOST_STEPS", 20)
+    monkeypatch.setattr(finetune, "SMALL_WORK", (affordable + 0.5) * 4 * work)
     usual, explicit = (
         state(tuned(f"{text}batch_size=4", pair(), data(samples, 4))) for text in ("", f"steps={steps},")
     )

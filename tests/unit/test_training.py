@@ -6,8 +6,11 @@ from torch import nn
 
 from pxcompress.models.training import (
     CLIP,
+    LEAST_AREA,
     SHIFT,
+    STRETCH,
     adamw,
+    crop_images,
     deterministic,
     flushed_denormals,
     move_images,
@@ -34,6 +37,29 @@ def test_moved_images_are_near_the_originals() -> None:
     assert float(images.min()) >= 0.0
     assert float(images.max()) <= 1.0
     assert len(torch.unique(images[:, 0, 16, 16])) > 1900  # each on its own
+
+
+def test_parts_of_images_lie_within_them() -> None:
+    ramp = torch.linspace(0.5 / 32, 31.5 / 32, 32)
+    images = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32)]).expand(2000, 2, 32, 32)
+    with seeded(0):
+        parts = crop_images(images)
+    assert parts.shape == images.shape
+    width, height = (
+        (parts[:, 0, 16, 24] - parts[:, 0, 16, 8]) * 2,
+        (parts[:, 1, 24, 16] - parts[:, 1, 8, 16]) * 2,
+    )
+    area, stretch = width * height, width / height
+    assert float(area.min()) == pytest.approx(LEAST_AREA, abs=0.02)
+    assert float(area.max()) == pytest.approx(1.0, abs=0.02)
+    assert float(area.mean()) == pytest.approx((1 + LEAST_AREA) / 2, abs=0.02)  # nearly uniform
+    assert float(stretch.max()) == pytest.approx(STRETCH, rel=0.02)
+    assert float(stretch.min()) == pytest.approx(1 / STRETCH, rel=0.02)
+    for place, size in ((0, width), (1, height)):
+        middle = parts[:, place, 15:17, 15:17].mean((1, 2))
+        assert float((middle - size / 2).min()) >= -1e-3
+        assert float((middle + size / 2).max()) <= 1 + 1e-3
+        assert float((middle - size / 2)[size < 0.8].max()) > 0.2, "not all of them in a corner"
 
 
 @pytest.mark.parametrize("before", [False, True])
