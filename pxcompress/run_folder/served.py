@@ -24,9 +24,9 @@ LEFT_OUT = "samples are left out: the runs of these models used them, or copies 
 def write_served(folder: Path, splits: Splits) -> None:
     """Write which samples of a run have a role other than certify; nothing for batches given in Python."""
     hashes = {role: set(map(short_hash, contents)) for role, contents in splits.contents.items()}
-    certify = hashes.pop("certify", set())
+    hashes.pop("certify", None)
     if hashes:
-        served = sorted(set().union(*hashes.values()) - certify)
+        served = sorted(set().union(*hashes.values()))
         (folder / SERVED).write_text("".join(f"{each}\n" for each in served))
 
 
