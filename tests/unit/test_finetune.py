@@ -94,6 +94,16 @@ def test_a_rate_that_is_too_high_is_lowered_until_it_helps() -> None:
     assert divergence(tuned(options, near(), batches, held_out), held_out) < 0.5 * start
 
 
+def test_a_rate_that_is_too_high_is_found_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve steps after it was raised, long before the next of the checks that are spread over a training."""
+    monkeypatch.setattr(finetune, "CHECKS", 1)
+    options, batches, held_out = "learning_rate=1,steps=120", data(256, 64), data(200, 50, seed=1)
+    start = divergence(near(), held_out)
+    assert divergence(tuned(options, near(), batches, held_out), held_out) < 0.7 * start
+    monkeypatch.setattr(finetune, "TRIAL", 121)
+    assert divergence(tuned(options, near(), batches, held_out), held_out) == start
+
+
 def test_the_best_weights_on_held_out_samples_are_kept() -> None:
     batches, held_out = data(32, 32), data(200, 50, seed=1)
     better = 0
