@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pxcompress.cost.count import count_macs
 from pxcompress.deploy.predictions import Predictions, predictions
-from pxcompress.errors import ModelError
+from pxcompress.errors import PxError
 from pxcompress.models.adapter import named_outputs
 from pxcompress.onnx_in import OnnxModule
 from pxcompress.proof import Warning
@@ -24,6 +24,10 @@ from pxcompress.workload import Workload
 
 SMALLEST_SCALE = 0.5
 """Smallest sides that are tried, as a share of the dense model's; that is a quarter of its MACs."""
+
+
+FAILURES = (PxError, ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
+"""What models raise that take images of one size only: their own errors, of any kind."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +96,7 @@ def recommend_smaller_images(slim: nn.Module, pruned: Predictions, workload: Wor
         reference = {"whole": whole} if task.reads_dense else {"resized": resized}
         (name,) = reference
         judged = predictions({**reference, "resized": resized}, name, name, workload.splits.test, task)
-    except (ModelError, RuntimeError, ValueError, AssertionError):  # a model that takes images of one size only
+    except FAILURES:
         return ()
     metric, change = task.metric, judged["resized"].change(pruned)
     if not change.is_shown or metric.gain(change.value) < 0:
