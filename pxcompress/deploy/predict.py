@@ -35,10 +35,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def place_image(width: int, height: int, facts: dict[str, str]) -> tuple[tuple[int, int], int, int]:
-    """Size (width, height) to resize an image to, and the left and top offset of the input in it.
-
-    Negative for padding.
-    """
+    """Size (width, height) to resize an image to, and left and top of the input in it, negative for padding."""
     _, tall, wide = json.loads(facts["input_size"])
     crop, mode = json.loads(facts["crop"]), facts.get("crop_mode", "center")
     full_tall, full_wide = math.floor(tall / crop), math.floor(wide / crop)
