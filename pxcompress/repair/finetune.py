@@ -158,7 +158,7 @@ class FineTune(Repair):
         everyone = int(sum_over_processes(torch.tensor(samples)))
         samples_of_step = self.batch_size * self.accumulate * processes()
         usual = min(MOST_STEPS, -(-PASSES * everyone // samples_of_step))
-        return max(usual, min(LONGER * usual, int(SMALL_WORK / (macs * samples_of_step))))
+        return max(usual, min(LONGER * usual, int(SMALL_WORK / (max(macs, 1) * samples_of_step))))
 
     def _within(self, size: int) -> FineTune:
         """A copy of these options with batches of at most `size` samples, and as many samples in a step as before."""

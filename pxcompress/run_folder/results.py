@@ -85,7 +85,7 @@ def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> Ru
     contenders, notes = measure_contenders(files, (dense, pruned), workload, run)
     change = comparison.change
     if not contenders and change.is_shown and workload.task.metric.gain(change.value) < 0:
-        notes = (*notes, *recommend_smaller_images(slim.pruned.model, timings[1].predictions, workload))
+        notes = (*notes, *recommend_smaller_images((dense.macs, pruned.macs), timings[1].predictions, workload))
     return RunMeasurements(
         files, comparison, _targets(files, converted_files, timings), layers, calibration, contenders, notes
     )

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,10 +44,10 @@ class ResizedInputs:
 
     def outputs_of(self, inputs: Tensor) -> Outputs:
         """Outputs (n, ...) by name, on the CPU, for images of any size."""
-        with evaluating(self.model):
+        with evaluating(self.model), torch.no_grad():
             resized = resize_images(inputs.to(device_of(self.model)), self.sizes)
             outputs = named_outputs(self.model, resized, self.name)
-        return {name: value.detach().cpu() for name, value in outputs.items()}
+        return {name: value.cpu() for name, value in outputs.items()}
 
 
 def resize_images(images: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -73,25 +74,26 @@ def scale_side(side: int, scale: float, rounding: float = 0.5) -> int:
     return max(step, int(side * scale / step + rounding) * step)
 
 
-def recommend_smaller_images(slim: nn.Module, pruned: Predictions, workload: Workload) -> tuple[Warning, ...]:
-    """A warning if the dense model on smaller images, with no more MACs than `slim`, is clearly better; else ().
+def recommend_smaller_images(macs: tuple[int, int], pruned: Predictions, workload: Workload) -> tuple[Warning, ...]:
+    """A warning if the dense model on smaller images, with no more MACs than the pruned one, is clearly better.
 
-    `pruned` are the predictions of `slim` on the test split, over which the dense model runs once. The result is ()
-    also if outputs depend on the size of the image, as masks and boxes do.
+    `macs` are those of the dense and of the pruned model, `pruned` are the latter's predictions on the test split, over
+    which the dense model runs once. Otherwise the result is (), also if outputs depend on the size of the image, as
+    masks and boxes do.
     """
     dense, example, task = workload.loaded.model, workload.splits.example, workload.task
     if not workload.loaded.preprocessing.is_image or isinstance(dense, OnnxModule):
         return ()
-    macs_dense, macs_slim = count_macs(dense, example), count_macs(slim, example)
+    macs_dense, macs_pruned = macs
     sides = tuple(example.shape[2:])
-    sizes = tuple(scale_side(side, (macs_slim / macs_dense) ** 0.5, rounding=0) for side in sides)
+    sizes = tuple(scale_side(side, (macs_pruned / macs_dense) ** 0.5, rounding=0) for side in sides)
     if sizes == sides or min(sizes) < SMALLEST_SCALE * min(sides):
         return ()
     try:
         resized = ResizedInputs(resize_model(dense, sizes), sizes, task.output_name)
-        macs = count_macs(resized.model, resize_images(example, sizes))
+        macs_resized = count_macs(resized.model, resize_images(example, sizes))
         whole = ResizedInputs(dense, sides, task.output_name)
-        if macs > macs_slim or _output_shapes(resized, example) != _output_shapes(whole, example):
+        if macs_resized > macs_pruned or _output_shapes(resized, example) != _output_shapes(whole, example):
             return ()
         reference = {"whole": whole} if task.reads_dense else {"resized": resized}
         (name,) = reference
@@ -107,8 +109,8 @@ def recommend_smaller_images(slim: nn.Module, pruned: Predictions, workload: Wor
         Warning(
             "smaller-images",
             f"for no more computation the dense model on smaller images does better: {words} pixels are "
-            f"{macs / macs_dense:.2f} of the MACs with {metric.name} {metric.format(quality)}, the pruned model has "
-            f"{metric.format(pruned_quality)}; give --input-size {words} and remove less",
+            f"{macs_resized / macs_dense:.2f} of the MACs with {metric.name} {metric.format(quality)}, the pruned "
+            f"model has {metric.format(pruned_quality)}; give --input-size {words} and remove less",
         ),
     )
 

@@ -38,9 +38,9 @@ def test_a_folder_in_any_format_is_read(name: str, halves: tuple[tuple[str, rang
             target = pool.targets(int(pool.positions[place]), (WIDTH, HEIGHT), resize).numpy()
             assert target[-1].tolist() == [-1, 0, 0, WIDTH, HEIGHT, 3]
             boxes = [(source.classes[int(row[0])], *row[1:5]) for row in target if row[0] >= 0]
-            wanted = [(NAMES[k], *corners) for k, *corners in expected]
-            assert [row[0] for row in sorted(boxes)] == [row[0] for row in sorted(wanted)]
-            for one, other in zip(sorted(boxes), sorted(wanted), strict=True):
+            expected_boxes = [(NAMES[k], *corners) for k, *corners in expected]
+            assert [row[0] for row in sorted(boxes)] == [row[0] for row in sorted(expected_boxes)]
+            for one, other in zip(sorted(boxes), sorted(expected_boxes), strict=True):
                 np.testing.assert_allclose(one[1:], other[1:], atol=1e-4)
 
 

@@ -11,6 +11,7 @@ from command import image_folder
 from models import CLASSES
 from torch import Tensor, nn
 
+from pxcompress.cost.count import count_macs
 from pxcompress.deploy.predictions import predictions
 from pxcompress.proof import Warning
 from pxcompress.recipe import ModelAndData
@@ -58,7 +59,8 @@ def recommend(workload: Workload, dense: nn.Module, slim: nn.Module) -> tuple[Wa
     of_dense = replace(workload, loaded=replace(workload.loaded, model=dense))
     as_file = ResizedInputs(slim, (SIDE, SIDE), workload.task.output_name)
     judged = predictions({"slim": as_file}, "slim", "slim", workload.splits.test, workload.task)
-    return recommend_smaller_images(slim, judged["slim"], of_dense)
+    macs = count_macs(dense, workload.splits.example), count_macs(slim, workload.splits.example)
+    return recommend_smaller_images(macs, judged["slim"], of_dense)
 
 
 def ruined(model: BrightnessNet) -> BrightnessNet:
@@ -99,8 +101,4 @@ def test_outputs_that_follow_the_size_of_the_image_are_not_compared(workload: Wo
         def forward(self, x: Tensor) -> Tensor:
             return self.outer(self.inner(x)).flatten(1)
 
-    of_dense = replace(workload, loaded=replace(workload.loaded, model=Map(8)))
-    slim = ruined(BrightnessNet(8))
-    as_file = ResizedInputs(slim, (SIDE, SIDE), workload.task.output_name)
-    judged = predictions({"slim": as_file}, "slim", "slim", workload.splits.test, workload.task)["slim"]
-    assert recommend_smaller_images(Map(6), judged, of_dense) == ()
+    assert recommend(workload, Map(8), ruined(BrightnessNet(6))) == ()

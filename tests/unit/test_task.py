@@ -131,9 +131,9 @@ def test_the_pools_of_embedded_data_stay_and_labels_are_renumbered() -> None:
     assert task.classes == KEPT
     for pool in ("train", "select", "held_out"):
         whole, part = getattr(source, pool), getattr(task, pool)
-        wanted = {sample: name for sample, name in named(whole, source.classes).items() if name in KEPT}
-        assert named(part, KEPT) == wanted
-        assert part.ids == tuple(wanted)
+        expected_names = {sample: name for sample, name in named(whole, source.classes).items() if name in KEPT}
+        assert named(part, KEPT) == expected_names
+        assert part.ids == tuple(expected_names)
         where = whole.ids.index(part.ids[1])
         np.testing.assert_array_equal(np.asarray(part.load(1)), np.asarray(whole.load(where)))
 
