@@ -106,7 +106,7 @@ def workload_of(model: nn.Module, task: Task | None, data: ModuleData) -> Worklo
     if labelled:
         named = named_outputs(model, inputs[:2].to(device_of(model)), task.output_name)
         task.check({name: value.detach().cpu() for name, value in named.items()}, targets[:2])
-    classes = _name_classes(data.classes, outputs) if isinstance(task, Classification) else tuple(data.classes)
+    classes = _name_classes(data.classes, outputs) if task.is_classifier else tuple(data.classes)
     loaded = Loaded(
         model,
         _describe_architecture(model),

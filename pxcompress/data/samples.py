@@ -154,6 +154,11 @@ class Source:
     inputs: tuple[Input, ...] = ()
 
 
+def choose_layout(possible: Sequence[Layout], wanted: Sequence[Layout]) -> Layout:
+    """The first possible layout of some targets that is wanted; the first of all if none is."""
+    return next((layout for layout in possible if layout in wanted), possible[0])
+
+
 def draw_order(labels: Integers, rng: np.random.Generator, *, balanced: bool) -> Integers:
     """A random order of samples whose every beginning has the classes mixed well.
 

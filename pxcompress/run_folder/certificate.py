@@ -57,7 +57,7 @@ from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of
 from pxcompress.run_folder.served import LEFT_OUT, Served, read_served
 from pxcompress.run_folder.written import Files, export_dense, export_slim, write_beside_onnx
-from pxcompress.tasks.choice import build_task, layout_of
+from pxcompress.tasks.choice import build_task
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, Preprocessing, PruneResult, Splits
@@ -113,7 +113,7 @@ class ReservedSamples:
         """Collect the reserved samples of `source`, which `data` names; no image is read."""
         ids = splits.ids["certify"]
         counts = {"": len(ids)}
-        if isinstance(task, Classification):
+        if task.is_classifier:
             labels = dict(zip(source.held_out.ids, source.held_out.labels.tolist(), strict=True))
             count_by_class = Counter(source.classes[labels[sample]] for sample in ids)
             counts = {name: count_by_class[name] for name in source.classes}
@@ -125,7 +125,7 @@ class ReservedSamples:
 
 def check_risk(risk: str, part: str, task: Task) -> None:
     """Raise `InputError` for a risk, or a part of the samples, that only classifiers have, with another task."""
-    if not isinstance(task, Classification) and (risk not in LOSS_RISKS or part != "all"):
+    if not task.is_classifier and (risk not in LOSS_RISKS or part != "all"):
         raise InputError(
             f"risk {risk!r} and --part are for classifiers; give --risk {one_of(LOSS_RISKS)}, which bound the task's "
             "loss of a sample"
@@ -323,10 +323,10 @@ def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> R
     facts = read_metadata(files[0])
     task = build_task(facts.get("task", "classification"))
     ports = read_ports(str(files[0]), facts.get(LAYOUT, AUTO)) if is_onnx(facts.get("model", "")) else None
-    source = open_source(data, skip_corrupt=draw.skip_corrupt, seed=seed, layout=layout_of(task, data), ports=ports)
+    source = open_source(data, task, skip_corrupt=draw.skip_corrupt, seed=seed, ports=ports)
     if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out
         source = restrict_classes(source, classes, seed)
-    if source.classes != classes:
+    if classes and source.classes != classes:
         names, expected = list_some(source.classes, 4), list_some(classes, 4)
         raise InputError(
             f"data {data!r} has {len(source.classes)} classes ({names}), {str(files[0])!r} has {len(classes)} "
