@@ -144,7 +144,7 @@ def _make_judged(task: Task, loaded: Loaded, splits: Splits) -> Loaded:
     inputs, targets = next(iter(splits.score))
     with evaluating(loaded.model), torch.no_grad():
         outputs = named_outputs(loaded.model, inputs[:2].to(device_of(loaded.model)), task.output_name)
-    if task.layouts and "unlabelled" not in task.layouts:
+    if task.needs_targets:
         task.check({name: value.cpu() for name, value in outputs.items()}, targets)
     return replace(loaded, model=as_judged(loaded.model, splits.example, task))
 

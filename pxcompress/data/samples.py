@@ -183,7 +183,7 @@ def cut(
     """
     order = draw_order(samples.labels, rng, balanced=balanced)
     ends = np.minimum(np.cumsum(sizes), len(order))
-    return tuple(samples.take(order[end - size : end]) for size, end in zip(sizes, ends, strict=True))
+    return tuple(samples.take(order[max(0, end - size) : end]) for size, end in zip(sizes, ends, strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,13 +66,13 @@ def open_source(
         source = _cut_source(spec, _user_data(spec, layouts, ports), seed, skip_corrupt)
     if task is not None:
         check_layout(task, source.layout, source.name)
+    if source.layout == "classes" and len(source.classes) < 2:
+        raise DataError(f"data {spec!r} has only one class ({source.classes[0]}); at least two are needed")
     return source
 
 
 def _cut_source(spec: str, data: UserData, seed: int, skip_corrupt: bool) -> Source:
-    """A user's data in pools. Raises `DataError` for a single class."""
-    if data.layout == "classes" and len(data.classes) < 2:
-        raise DataError(f"data {spec!r} has only one class ({data.classes[0]}); at least two are needed")
+    """A user's data in pools."""
     cut_data = cut_pools(data.train, data.held_out, seed)
     return Source(
         name=spec,

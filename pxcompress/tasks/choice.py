@@ -74,8 +74,9 @@ def task_text(task: Task) -> str:
 
 def check_layout(task: Task, layout: Layout, data: str) -> None:
     """Raise `InputError` if data with this layout have no targets that the task can use."""
-    if task.layouts and layout not in task.layouts and "unlabelled" not in task.layouts:
+    if task.needs_targets and layout not in task.layouts:
+        others = " or ".join(f"--task {name}" for name in dict.fromkeys((BY_LAYOUT[layout], "agreement")))
         raise InputError(
             f"task {task_text(task)!r} reads {' or '.join(task.layouts)}, data {data!r} have {layout}; give other "
-            f"data, or --task {BY_LAYOUT[layout]}, or --task agreement, which needs no targets"
+            f"data, or {others}, which needs no targets"
         )

@@ -56,6 +56,11 @@ class Task:
     subject: ClassVar[str] = "the output"
     """Words for what relevance explains, if it does not start at single classes or numbers."""
 
+    @property
+    def needs_targets(self) -> bool:
+        """Whether samples need targets, of one of the `layouts`."""
+        return bool(self.layouts) and "unlabelled" not in self.layouts
+
     def logits(self, outputs: Outputs) -> Tensor:
         """The numbers that decide, (n, k), or (n,) if their size counts; relevance starts at them.
 
