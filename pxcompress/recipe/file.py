@@ -26,7 +26,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """Keys and values of a recipe file, .json, .toml or .yaml, unchecked. Raises `InputError` for other content."""
     parse = _READERS.get(path.suffix.lower(), json.loads)
     try:
-        content = parse(path.read_text())
+        content = parse(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"config {str(path)!r} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
