@@ -192,7 +192,7 @@ def _make_keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter
 def _split_names(text: str) -> tuple[str, ...]:
     """Names from `text`: separated by commas, or one on each line of the file with this name."""
     try:
-        parts = Path(text).read_text().splitlines() if os.path.isfile(text) else text.split(",")
+        parts = Path(text).read_text(encoding="utf-8-sig").splitlines() if os.path.isfile(text) else text.split(",")
     except UnicodeDecodeError as error:
         raise InputError(f"{text!r} is not a text file; expected one with a name per line") from error
     names = tuple(name for part in parts if (name := part.strip()))
@@ -252,7 +252,7 @@ def _read_scorer(text: str) -> str:
     if not text.startswith("@"):
         return text
     try:
-        return str(json.loads(Path(text[1:]).read_text())["scorer"])
+        return str(json.loads(Path(text[1:]).read_text(encoding="utf-8-sig"))["scorer"])
     except OSError as error:
         raise InputError(f"--score {text!r} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:

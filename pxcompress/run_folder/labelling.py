@@ -168,7 +168,9 @@ def certify_answers(answers: Path, folder: Path, note: Note = silent) -> Certifi
         raise InputError(f"{problems[0]}; ask for labels anew, with another --out")
     record = _certificate(folder, request, observed, answers)
     # More answers to the same request are no new use: limit and path were chosen before the first of them.
-    record = ledger.count_use(record, observed.as_samples(request.unlabelled), (folder / REQUEST).read_text())
+    record = ledger.count_use(
+        record, observed.as_samples(request.unlabelled), (folder / REQUEST).read_text(encoding="utf-8")
+    )
     with whole_file(folder / ANSWERS) as beside:
         beside.write_bytes(answers.read_bytes())
     write_record(record, folder)

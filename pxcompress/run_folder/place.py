@@ -34,9 +34,7 @@ def check_folder(folder: Path) -> None:
     Nor may it be a run folder: its files have digests that would no longer be theirs.
     """
     if (folder / RECIPE).is_file():
-        raise InputError(
-            f"{str(folder)!r} is a run folder, to which other results are not added; choose another folder"
-        )
+        raise InputError(f"{str(folder)!r} is a run folder, to which nothing is added; choose another folder")
     with name_unwritable(folder):
         _try_writing(next(place for place in (folder, *folder.parents) if place.exists()))
 

@@ -103,7 +103,7 @@ def load_pruned(folder: Path, model: nn.Module | None = None) -> Pruned:
         with safe_open(folder / WEIGHTS, "pt") as file:
             facts: Mapping[str, str] = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        plan = (folder / PLAN).read_text()
+        plan = (folder / PLAN).read_text(encoding="utf-8")
     except (OSError, SafetensorError, UnicodeDecodeError) as error:
         raise InputError(f"{str(folder)!r} is not a run folder ({error}); expected {PLAN} and {WEIGHTS}") from error
     try:
