@@ -13,6 +13,7 @@ import pytest
 from command import Px, one_line
 
 from pxcompress.certify.path import RiskLimit
+from pxcompress.run_folder.loss_table import read_losses
 
 ROWS = 1500
 
@@ -28,6 +29,19 @@ def table(tmp_path: Path) -> Path:
     path = tmp_path / "losses.csv"
     np.savetxt(path, np.stack(columns, axis=1), delimiter=",", header="dense,half,small", comments="", fmt="%.4f")
     return path
+
+
+def test_a_table_with_semicolons_is_the_same_table(table: Path) -> None:
+    names, losses, _ = read_losses(table)
+    table.write_text(table.read_text().replace(",", ";"))
+    again = read_losses(table)
+    assert again[0] == names == ("dense", "half", "small")
+    assert np.array_equal(again[1], losses)
+
+
+def test_a_table_without_a_line_is_refused(px: Px, table: Path) -> None:
+    table.write_text("")
+    assert "has 0 models" in one_line(px("certify", "--losses", table, "--max-drop", 0.1))
 
 
 def told(px: Px, *arguments: object) -> dict[str, object]:
