@@ -138,7 +138,8 @@ def recipe_of(options: Mapping[str, Any], config: Path | None) -> Recipe:
     content = {key: value for key, value in content.items() if key not in _list_void_fields(content, options)} | options
     if "model" not in content:
         raise InputError("no model is given; say --model NAME, or --config FILE with one")
-    return Recipe.from_dict({key: value for key, value in content.items() if value is not None})
+    source = "the recipe" if config is None else f"config {str(config)!r}"
+    return Recipe.from_dict({key: value for key, value in content.items() if value is not None}, source)
 
 
 def _list_void_fields(content: Mapping[str, Any], options: Mapping[str, Any]) -> set[str]:

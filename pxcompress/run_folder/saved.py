@@ -65,7 +65,8 @@ def _tokenizer(inputs: Sequence[Input], longest: int, folder: Path) -> Tokenizer
 
 def read_run(folder: Path, data: str = "") -> Recipe:
     """The recipe of a run folder, with `data` replaced if given. Raises `InputError` for other folders."""
-    recipe = Recipe.from_json(read_text(folder / RECIPE, "give a run folder"))
+    path = folder / RECIPE
+    recipe = Recipe.from_json(read_text(path, "give a run folder"), repr(str(path)))
     return recipe.but(data=data) if data else recipe
 
 
