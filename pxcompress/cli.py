@@ -31,7 +31,7 @@ from pxcompress.commands.search import search
 from pxcompress.commands.sweep import sweep
 from pxcompress.commands.verify import verify
 from pxcompress.errors import PxError, StageError
-from pxcompress.guard import interrupt, name_failures
+from pxcompress.guard import interrupt, name_failures, terminate
 
 COMMANDS = (run, sweep, search, certify, verify, explain, inspect, bench, convert, report, methods, doctor)
 
@@ -69,7 +69,7 @@ def _common(
 def main() -> None:
     """Run the command line and exit; one line on stderr for every error, with `--debug` its trace before it."""
     signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, terminate)
     _open_closed_streams()
     os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")  # Pillow's, of large images

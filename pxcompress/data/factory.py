@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from pxcompress.data.items import Array, Item, Value, collect_items
 from pxcompress.data.samples import UserData
 from pxcompress.errors import DataError, ModelError, PxError, describe, short
-from pxcompress.models.factories import find_object
+from pxcompress.models.factories import find_object, own_code
 from pxcompress.models.onnx_file import Ports
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -46,7 +46,8 @@ def _call(spec: str) -> object:
     if not callable(factory):
         raise DataError(f"data {spec!r} is a {type(factory).__name__}; expected a callable that returns {_EXPECTED}")
     try:
-        return factory()
+        with own_code():
+            return factory()
     except Exception as error:  # the user's callable may fail in any way
         raise DataError(f"data {spec!r}: calling it failed: {describe(error)}") from error
 
@@ -66,9 +67,10 @@ def _items(spec: str, half: str, data: Any) -> list[Item]:
     """The samples (inputs and targets) of one half."""
     items: list[Item] = []
     try:
-        for item in _each(data):
-            value, target = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
-            items.append(Item(f"{half}/{len(items)}", _value(value), None if target is None else _array(target)))
+        with own_code():
+            for item in _each(data):
+                value, target = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+                items.append(Item(f"{half}/{len(items)}", _value(value), None if target is None else _array(target)))
     except PxError:
         raise
     except Exception as error:  # the user's data set may fail in any way
