@@ -293,9 +293,10 @@ class Attempt:
 class Agreement:
     """How similar a pruned model's outputs are to the dense one's on `samples` samples, without labels.
 
-    `share` is in [0, 1]: for logits the share of samples with the same largest class, for other outputs 1 less the
-    error as a share of the outputs' variance, as a mean over samples. `divergence`, 0 for equal outputs, is what small
-    changes show in: the mean KL divergence from the dense model's distribution over classes, or the error's share.
+    `share` is in [0, 1]. For logits it is the share of samples with the same predicted class; for other outputs it is
+    1 minus the squared error divided by the variance of the dense model's outputs, as a mean over samples.
+    `divergence` is 0 for equal outputs and shows smaller changes: for logits the mean KL divergence from the dense
+    model's class probabilities, for other outputs the squared error divided by the variance.
     """
 
     samples: int

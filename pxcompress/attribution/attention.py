@@ -56,9 +56,9 @@ class _SoftmaxZPlus(torch.autograd.Function):
 
 
 def _keep_gradient(func: Handler, *args: Any, **kwargs: Any) -> Any:
-    """Call `func` with its ordinary gradient, the rule "cp".
+    """Call `func` with its ordinary gradient, as the rule "cp" (CP-LRP) wants it.
 
-    `marks.prepare_call` has detached attention weights already.
+    That rule takes attention weights as constants; `marks.prepare_call` has detached them before this call.
     """
     return func(*args, **kwargs)
 

@@ -353,9 +353,10 @@ def _format_percent(share: float) -> str:
 
 
 def check_samples(n: int, limit: RiskLimit, purpose: str = "to certify on") -> None:
-    """Raise `DataError` where n samples could not pass even if no prediction went wrong.
+    """Raise `DataError` for so few samples, `n`, that no model could pass, not even one without a single error.
 
-    `purpose` says in words which samples were counted: those of the smallest class, where every class must pass.
+    Nothing is raised for alpha <= 0, where the number needed is not known beforehand. `purpose` follows the number in
+    the message, such as "of class 'cat'", where every class must pass and n counts those of the smallest.
     """
     # With alpha <= 0 (accuracy-drop) only a model better than the dense one passes: no number is known before.
     if limit.alpha <= 0 or n >= (fewest := _count_needed(limit)):

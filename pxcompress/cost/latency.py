@@ -99,15 +99,16 @@ class OperatorTimes:
         self._times: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
 
     def milliseconds(self, operator: Operator) -> float:
-        """Milliseconds that `operator` adds to a call: its time alone, without converting the layout of its input and
-        output.
-        """
+        """Milliseconds that `operator` adds to the call of a whole model: its time alone less `_measure_overhead`."""
         standalone_ms = self._call(operator)
-        return max(standalone_ms - self._measure_beside(operator), FIXED_TIME_SHARE * standalone_ms)
+        return max(standalone_ms - self._measure_overhead(operator), FIXED_TIME_SHARE * standalone_ms)
 
-    def _measure_beside(self, operator: Operator) -> float:
-        """Milliseconds of a call for `operator` that are not its own: half of what a copy of its input and of its
-        output takes.
+    def _measure_overhead(self, operator: Operator) -> float:
+        """Milliseconds in a call for `operator` that are not its own work: fixed cost, and conversions of the layout.
+
+        It is measured with copies, which do next to nothing between a conversion of the layout and the one back, so
+        half of their time counts for the input and half for the output. What a copy itself takes is left out: it is
+        the difference to a copy that does its work twice.
         """
         return sum(2 * self._call(copy) - self._call(replace(copy, kernel=(2,))) for copy in _make_copies(operator)) / 2
 

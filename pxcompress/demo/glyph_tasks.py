@@ -138,9 +138,9 @@ def scene(characters: tuple[str, ...], rng: np.random.Generator) -> Scene:
 
     `characters` are kinds, of which one is drawn first for each.
     """
-    ground = rng.uniform(30, 225, 3)
-    canvas = gradient(ground, rng, 2 * SCENE_SIDE)
-    draw_clutter(canvas, ground, rng)
+    background = rng.uniform(30, 225, 3)
+    canvas = gradient(background, rng, 2 * SCENE_SIDE)
+    draw_clutter(canvas, background, rng)
     owners = np.zeros((SCENE_SIDE, SCENE_SIDE), np.uint8)
     quarters = rng.permutation(4)[: rng.integers(1, _MOST + 1)]
     drawn_characters = []
@@ -148,7 +148,7 @@ def scene(characters: tuple[str, ...], rng: np.random.Generator) -> Scene:
         kind = characters[rng.integers(len(characters))]
         drawn_characters.append(kind[rng.integers(len(kind))])
         place = Place(_QUARTER * (1 + 2 * (quarter % 2)), _QUARTER * (1 + 2 * (quarter // 2)), 5, 0.75)
-        mask = paste(canvas, drawn_characters[-1], near(ground, rng, 55, 125), rng, place)
+        mask = paste(canvas, drawn_characters[-1], near(background, rng, 55, 125), rng, place)
         owners[np.asarray(mask.reduce(2)) >= 128] = number
     return reduce_canvas(canvas, rng), owners, tuple(drawn_characters)
 

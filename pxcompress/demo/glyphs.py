@@ -67,13 +67,13 @@ def find_covered(sample: str) -> NDArray[np.bool_]:
 
 def _draw(label: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
     """An image, and the mask of its character on the larger canvas, mode "L"."""
-    ground = rng.uniform(30, 225, 3)
-    canvas = gradient(ground, rng)
-    draw_clutter(canvas, ground, rng)
+    background = rng.uniform(30, 225, 3)
+    canvas = gradient(background, rng)
+    draw_clutter(canvas, background, rng)
     for _ in range(rng.integers(1, 4)):
         clutter_character = CLASSES[rng.integers(len(CLASSES))]
-        paste(canvas, clutter_character, near(ground, rng, 6, 26), rng, Place(spread=26))
-    mask = paste(canvas, CLASSES[label], near(ground, rng, 45, 115), rng, Place())
+        paste(canvas, clutter_character, near(background, rng, 6, 26), rng, Place(spread=26))
+    mask = paste(canvas, CLASSES[label], near(background, rng, 45, 115), rng, Place())
     return Image.fromarray(reduce_canvas(canvas, rng)), mask
 
 

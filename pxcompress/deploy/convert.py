@@ -65,9 +65,10 @@ def convert_model(
 ) -> Converted:
     """Convert `model`, whose ONNX file is `onnx`, for `ecosystem`; `path` appears whole or not at all.
 
-    `example` is one batch (n, ...), the size that the result takes, several inputs packed; `output` names a single
-    output. Raises `InputError` where the converter is missing, `ModelError` where it does not take the model, and
-    `ParityError` where what it makes does not compute what PyTorch computes.
+    `example` is one batch (n, ...); the converted model takes batches of exactly this shape. Several inputs are packed
+    in one tensor, see `Signature`. If the model has a single output, `output` becomes its name. Raises `InputError`
+    where the converter is missing, `ModelError` where it does not take the model, and `ParityError` where the
+    converted model does not compute what PyTorch computes.
     """
     converter = check_ecosystem(ecosystem)
     with on_cpu(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=".convert-") as folder:

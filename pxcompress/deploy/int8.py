@@ -44,7 +44,7 @@ RANKING_SAMPLES = 64
 """Number of samples used to rank the parts of a graph by their loss in int8."""
 
 BIAS_CORRECTIONS = 2
-"""How often all biases are corrected, since each correction changes the inputs of later layers."""
+"""Number of times that all biases are corrected: each correction changes the inputs of later layers."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -121,7 +121,10 @@ def _join(batches: Sequence[Predictions]) -> Predictions:
 
 
 def class_changes(dense: Predictions, pruned: Predictions, names: Sequence[str]) -> tuple[ClassChange, ...]:
-    """The change of each class that occurs in the samples, in the order of `names`; empty unless a classification."""
+    """How many samples of each class both models get right, in the order of `names`, without classes that do not occur.
+
+    Empty for tasks other than classification.
+    """
     if not isinstance(dense.task, Classification):
         return ()
     labels = dense.statistics[:, 2]

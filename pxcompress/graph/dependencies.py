@@ -67,9 +67,10 @@ class Graph(tp.DependencyGraph):
         return self
 
     def get_pruner_of_module(self, module: Any) -> Any:
-        """The pruner of a module.
+        """The function of Torch-Pruning that prunes a module.
 
-        A convolution with one output in each group is not treated as depthwise for that alone.
+        Torch-Pruning takes every convolution with one output per group for a depthwise one; here it must also have
+        one input per group.
         """
         return _make_convolution_pruner(module) or super().get_pruner_of_module(module)
 

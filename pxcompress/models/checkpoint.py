@@ -187,8 +187,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], heads: tuple[str, 
 def _safe(path: Path) -> dict[str, Any]:
     """Tensors of a .safetensors file by name, and its metadata under the key ""."""
     with safetensors.safe_open(path, "pt") as file:
-        facts = {key: _parse_names(value) for key, value in (file.metadata() or {}).items()}
-    return {**safetensors.torch.load_file(path), "": facts}
+        metadata = {key: _parse_names(value) for key, value in (file.metadata() or {}).items()}
+    return {**safetensors.torch.load_file(path), "": metadata}
 
 
 def _parse_names(text: str) -> Any:

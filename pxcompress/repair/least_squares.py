@@ -95,30 +95,33 @@ class LeastSquares(Repair):
         first_batch = next(iter(batches), None)
         layers = [] if first_batch is None else _find_layers(pruned.whole, first_batch[0][:1], self.rows)
         sizes = [len(inputs) for inputs, _ in batches]
-        parts, samples = sum_over_processes(torch.tensor([len(sizes), sum(sizes)])).tolist()
+        count, samples = sum_over_processes(torch.tensor([len(sizes), sum(sizes)])).tolist()
         size = min(-(-len(layers) // self.waves), TOGETHER)
         waves = _split_by_size(layers, lambda layer: max(1 / size, layer.sum_bytes / MEMORY_BYTES))
         for stretch in _split_by_size(waves, lambda wave: sum(layer.row_bytes for layer in wave) / MEMORY_BYTES):
-            parts_by_layer = {layer: _count_parts(wave, parts, samples) for wave in stretch for layer in wave}
-            rows = self._rows(pruned.whole.dense, parts_by_layer, batches)
+            batches_by_layer = {layer: _count_batches(wave, count, samples) for wave in stretch for layer in wave}
+            rows = self._rows(pruned.whole.dense, batches_by_layer, batches)
             for wave in stretch:
                 for layer, (fit, check) in _collect_sums(pruned.model, wave, rows, batches).items():
                     _refit_(layer, fit.sum_processes(), check.sum_processes())
         return pruned
 
     def _rows(
-        self, model: nn.Module, parts_by_layer: Mapping[_Layer, int], batches: Batches
+        self, model: nn.Module, batches_by_layer: Mapping[_Layer, int], batches: Batches
     ) -> dict[_Layer, list[_Rows]]:
-        """Rows of the dense model's outputs, drawn from the first `parts_by_layer` batches of all processes."""
-        rows_by_layer: dict[_Layer, list[_Rows]] = {layer: [] for layer in parts_by_layer}
+        """Rows of the dense model's outputs for each layer, an entry for each batch that this process sees.
+
+        For a layer they come from its first `batches_by_layer` batches, counted over all processes.
+        """
+        rows_by_layer: dict[_Layer, list[_Rows]] = {layer: [] for layer in batches_by_layer}
 
         def hook(layer: _Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-                turn = rank() + processes() * len(rows_by_layer[layer])  # the batch's number in one process
-                if turn >= parts_by_layer[layer]:
+                number = rank() + processes() * len(rows_by_layer[layer])  # of the batch, over all processes
+                if number >= batches_by_layer[layer]:
                     return
                 values, counted = _channels_first(output.detach(), module), find_counted_positions(output)
-                rows = _draw_rows(layer, values, counted, turn, parts_by_layer[layer])
+                rows = _draw_rows(layer, values, counted, number, batches_by_layer[layer])
                 rows_by_layer[layer].append(rows)
                 if output.requires_grad:
                     output.register_hook(lambda gradient: rows.weigh_(layer, _channels_first(gradient, module)))
@@ -127,9 +130,9 @@ class LeastSquares(Repair):
 
         by_relevance, start = self._weighs_by_relevance(model), make_start("margin", "prediction")
         with evaluating(model):
-            for layer in parts_by_layer:
+            for layer in batches_by_layer:
                 model.get_submodule(layer.name).register_forward_hook(hook(layer))
-            for inputs, labels in islice(batches, -(-max(parts_by_layer.values()) // processes())):
+            for inputs, labels in islice(batches, -(-max(batches_by_layer.values()) // processes())):
                 with gradients(by_relevance):
                     inputs = inputs.detach().to(device_of(model)).requires_grad_(by_relevance)
                     logits = model(inputs)
@@ -143,10 +146,10 @@ class LeastSquares(Repair):
         return self.weighting == "relevance" or (self.weighting == "auto" and not several)
 
 
-def _count_parts(wave: Sequence[_Layer], parts: int, samples: int) -> int:
-    """Number of batches, of `parts` with `samples` in all, that suffice to fit the layers of a wave."""
+def _count_batches(wave: Sequence[_Layer], batches: int, samples: int) -> int:
+    """How many of all `batches`, which hold `samples` together, suffice to fit the layers of a wave."""
     needed_samples = max(layer.rows / min(layer.positions, ROWS_PER_SAMPLE) for layer in wave)
-    return max(1, min(parts, math.ceil(parts * needed_samples / samples)))
+    return max(1, min(batches, math.ceil(batches * needed_samples / samples)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,22 +212,22 @@ class _Rows:
         self.weights += _pick_rows(gradient, self.places)[:, layer.outputs].double().square().sum(1)
 
 
-def _draw_rows(layer: _Layer, values: Tensor, counted: Tensor | None, turn: int, parts: int) -> _Rows:
-    """Draw rows from batch number `turn` of `parts`, always the same ones; `values` are (n, outputs, ...).
+def _draw_rows(layer: _Layer, values: Tensor, counted: Tensor | None, number: int, batches: int) -> _Rows:
+    """Draw rows from `values` (n, outputs, ...), the layer's outputs for the batch `number` of `batches`.
 
-    Of texts only positions that are `counted` (n, length).
+    The same number always gives the same rows. Of texts only positions that `counted` (n, length) marks are drawn.
     """
     samples, positions = len(values), prod(values.shape[2:])
-    draw = torch.Generator().manual_seed(turn)
+    draw = torch.Generator().manual_seed(number)
     places = torch.randperm(samples * positions, generator=draw)
     places = places if counted is None else places[counted.flatten()[places.to(counted.device)].cpu()]
-    places = places[: -(-layer.rows // parts)].sort().values
-    fits = (2 * (places // positions) < samples) == (turn % 2 == 0)  # of batches of one sample every second one
+    places = places[: -(-layer.rows // batches)].sort().values
+    fits = (2 * (places // positions) < samples) == (number % 2 == 0)  # of batches of one sample every second one
     weights = torch.full((len(places),), 1e-30, dtype=torch.float64)  # where no gradient comes, all are alike
     places, weights, fits = (each.to(values.device) for each in (places, weights, fits))
     rows = _pick_rows(values, places)[:, layer.outputs]
     scale = rows.new_ones(())
-    row_type = layer.row_type(len(rows) * parts)
+    row_type = layer.row_type(len(rows) * batches)
     if row_type == torch.float16:  # the largest far from the end of its range
         scale = rows.abs().amax().clamp_min(1e-30) / LARGEST_HALF
     return _Rows(places, (rows / scale).to(row_type), scale, weights, fits)

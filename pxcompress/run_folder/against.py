@@ -142,11 +142,11 @@ def _load_rival(text: str, workload: Workload, run: Run, place: Path) -> _Entry:
     recipe, (name, _, checkpoint) = run.recipe, text.partition("=")
     if is_onnx(name):
         session = runtime.open_session(Path(name), "cpu")
-        facts = session.metadata
+        metadata = session.metadata
         preprocessing = (
-            preprocessing_of(facts, Path(name).parent) if "input_mean" in facts else workload.loaded.preprocessing
+            preprocessing_of(metadata, Path(name).parent) if "input_mean" in metadata else workload.loaded.preprocessing
         )
-        shape = get_image_shape(session, None if "input_mean" in facts else _image(preprocessing.input_size))
+        shape = get_image_shape(session, None if "input_mean" in metadata else _image(preprocessing.input_size))
         splits = load_splits(workload.source, replace(preprocessing, input_size=shape), seed=recipe.seed)
         return _Entry(text, "given", Path(name), splits.test)
     keys = ("data", "classes", "task", "skip_corrupt", "seed")

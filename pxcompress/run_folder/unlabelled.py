@@ -103,8 +103,8 @@ def _groups(
     return {name: np.array(words) == name for name in names}
 
 
-def with_questions(observed: ModelAnswers, limit: RiskLimit, turn: ledger.Turn | None) -> ModelAnswers:
-    """`observed` with the images that need a label for `limit`, in the order of the test or of its `turn`."""
-    order = observed.order if turn is None else turn.order
+def with_questions(observed: ModelAnswers, limit: RiskLimit, anytime_plan: ledger.AnytimePlan | None) -> ModelAnswers:
+    """`observed` with the images that need a label for `limit`, in the order of the test or of its `anytime_plan`."""
+    order = observed.order if anytime_plan is None else anytime_plan.order
     places = samples_to_label(limit.risk, observed.predicted, order, anytime=limit.anytime)
     return replace(observed, to_label=places, order=order)
