@@ -24,7 +24,7 @@ from pxcompress.graph import (
     own_all_norms,
     prune,
     removal_error,
-    settle_streams,
+    restore_layer_norms,
 )
 from pxcompress.models.loading import classifier_names
 from pxcompress.passes.memory import in_smaller_batches
@@ -91,7 +91,7 @@ def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> Pru
     for ratio in later:
         slim = cut_further(scored, slim, ratio, run)
     slim = with_temperature(slim, scored.example, run)
-    return replace(slim, pruned=settle_streams(slim.pruned), attempts=attempts)
+    return replace(slim, pruned=restore_layer_norms(slim.pruned), attempts=attempts)
 
 
 def price_groups(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
@@ -361,12 +361,12 @@ def ever_smaller(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iter
 def _cut_path(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[PruneResult]:
     price = scored.price
     empty_plan = Plan({}, price.budget, price.unit, price({}), price({}), price({}))
-    yield _make_result(scored, settle_streams(prune(scored.model, scored.structure.groups, empty_plan)))
+    yield _make_result(scored, restore_layer_norms(prune(scored.model, scored.structure.groups, empty_plan)))
     for plan in plans:
         with run.clock.stage(f"cut {1 - plan.cost_planned / plan.cost_dense:.1%} of the {plan.unit}"):
             slim = with_temperature(cut(scored, plan, run.without_progress()), scored.example, run.without_progress())
         _measure_quality(slim.pruned, run)
-        yield replace(slim, pruned=settle_streams(slim.pruned))
+        yield replace(slim, pruned=restore_layer_norms(slim.pruned))
 
 
 def _make_result(scored: ScoredModel, pruned: Pruned) -> PruneResult:

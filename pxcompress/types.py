@@ -281,7 +281,7 @@ class ScoredModel:
 class Attempt:
     """One attempt to fit a budget: cost foreseen by the plan, measured on its file, and allowed, in the budget's unit.
 
-    From the second turn on, `planned` is corrected by what was measured in the one before.
+    From the second attempt on, `planned` is corrected by what was measured in the one before.
     """
 
     planned: float
@@ -293,10 +293,9 @@ class Attempt:
 class Agreement:
     """How similar a pruned model's outputs are to the dense one's on `samples` samples, without labels.
 
-    `share` is in [0, 1]. For logits it is the share of samples with the same predicted class; for other outputs it is
-    1 minus the squared error divided by the variance of the dense model's outputs, as a mean over samples.
-    `divergence` is 0 for equal outputs and shows smaller changes: for logits the mean KL divergence from the dense
-    model's class probabilities, for other outputs the squared error divided by the variance.
+    `share` is in [0, 1]: for logits the share of samples with the same predicted class, for other outputs 1 minus the
+    squared error divided by the variance of the dense model's outputs, as a mean over samples. `divergence` is 0 for
+    equal outputs and shows smaller changes: for logits the mean KL divergence, for others that relative error.
     """
 
     samples: int

@@ -25,7 +25,15 @@ from pxcompress.attribution.attention import ATTENTION, multi_head_attention
 from pxcompress.attribution.canonize import fold_batchnorm
 from pxcompress.attribution.composites import Composite, Part, split_by_depth
 from pxcompress.attribution.layers import LINEAR_FUNCTIONS, as_layer, bind
-from pxcompress.attribution.marks import SOFTMAXES, STEPS, Call, changes_in_place, prepare_call, results_in, set_mark_
+from pxcompress.attribution.marks import (
+    SOFTMAXES,
+    STEP_FUNCTIONS,
+    Call,
+    changes_in_place,
+    prepare_call,
+    results_in,
+    set_mark_,
+)
 from pxcompress.attribution.plrp import RelevancePruning
 from pxcompress.attribution.reach import Reach
 from pxcompress.attribution.rule_passes import apply_rule, keep_before_change
@@ -314,7 +322,7 @@ class _Rules(TorchFunctionMode):
     def _mark_result(self, name: str, call: Call, result: Any) -> Any:
         """`result` with the mark that says which softmaxes it comes from."""
         mark = call.mark
-        if name in STEPS and isinstance(result, Tensor):
+        if name in STEP_FUNCTIONS and isinstance(result, Tensor):
             result = result.detach()
         if name in SOFTMAXES:
             mark = mark._replace(softmaxes=mark.softmaxes + 1, results=frozenset((self._softmaxes,)))
@@ -395,4 +403,4 @@ class _Rules(TorchFunctionMode):
 
 def _is_plain(name: str, args: tuple[Any, ...]) -> bool:
     """Whether a function's ordinary gradient is its LRP rule, as of sums, and of BatchNorm with fixed statistics."""
-    return name in transformer.PLAIN or (name == "batch_norm" and len(args) > 1 and args[1] is not None)
+    return name in transformer.PLAIN_FUNCTIONS or (name == "batch_norm" and len(args) > 1 and args[1] is not None)

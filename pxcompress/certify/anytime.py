@@ -30,9 +30,10 @@ STAKE = 0.5
 class Budget:
     """The samples and the error budget that an anytime test may use of a split.
 
-    It looks at samples from place `begins` to place `ends`, of `samples` in all. `total` is the allowed chance that any
-    certificate on them is wrong, `left` what earlier tests left of it; this one uses the share `stake`. A `resumed`
-    test goes on with the stake of an earlier one.
+    It looks at the samples numbered from `begins` up to `ends`, of `samples` in all. `total` is the allowed chance that
+    any certificate on them is wrong, `left` what earlier tests left of it, and `stake` the part that this test uses up
+    if it is `lost`, which means that a model of its path did not pass. A `resumed` test goes on with the stake of an
+    earlier one.
     """
 
     total: float
@@ -112,9 +113,11 @@ def _with_capital(
     seen.
     """
     if not masks:
-        return _go_on(row, losses, limit, before)
+        return _continue_test(row, losses, limit, before)
     earlier = {each.name: each for each in before.classes} if before else {}
-    classes = tuple(_go_on(each, losses[masks[each.name]], limit, earlier.get(each.name)) for each in row.classes)
+    classes = tuple(
+        _continue_test(each, losses[masks[each.name]], limit, earlier.get(each.name)) for each in row.classes
+    )
     return replace(
         row,
         n=row.n + (before.n if before else 0),
@@ -124,7 +127,7 @@ def _with_capital(
     )
 
 
-def _go_on(row: Part, losses: Array, limit: RiskLimit, before: Tested | ClassResult | None) -> Part:
+def _continue_test(row: Part, losses: Array, limit: RiskLimit, before: Tested | ClassResult | None) -> Part:
     """`row` for these losses after the earlier ones in `before`: summed counts, the largest wealth so far, and the last
     capitals.
     """
@@ -163,10 +166,7 @@ def stopping_time(
 
 
 def _decide(losses: Array, limit: RiskLimit, classes: Mapping[str, Array], before: Tested | None) -> tuple[int, int]:
-    """How many losses it takes until a model passes in all classes, and until it fails in one; n + 1 means never.
-
-    N + 1 stands for never.
-    """
+    """How many of n losses it takes until a model passes in all classes, and until it fails in one; n + 1: never."""
     masks = classes or {"": np.ones(len(losses), dtype=bool)}
     earlier: Mapping[str, Tested | ClassResult] = {}
     if before is not None:

@@ -243,9 +243,9 @@ class Tested:
 
 @dataclass(frozen=True)
 class Certificate:
-    """The outcome for a path of models: `chosen` is the index of the smallest certified one, None if none is.
+    """The outcome for a path of models: `chosen` is the index in `rows` of the smallest model that is certified.
 
-    `chosen` is the row of the smallest certified model; if None the dense model stays.
+    If it is None no model is certified, and the dense one stays.
     """
 
     limit: RiskLimit

@@ -135,13 +135,15 @@ def recipe_of(options: Mapping[str, Any], config: Path | None) -> Recipe:
             content["budget"] = _drop_options(content["budget"], part)
     if content["guarantee"] and "max_drop" not in content["guarantee"]:
         raise InputError(f"--{next(iter(content['guarantee']))} has no effect without --max-drop; add it")
-    content = {key: value for key, value in content.items() if key not in _list_void_fields(content, options)} | options
+    content = {
+        key: value for key, value in content.items() if key not in _list_replaced_fields(content, options)
+    } | options
     if "model" not in content:
         raise InputError("no model is given; say --model NAME, or --config FILE with one")
     return Recipe.from_dict({key: value for key, value in content.items() if value is not None})
 
 
-def _list_void_fields(content: Mapping[str, Any], options: Mapping[str, Any]) -> set[str]:
+def _list_replaced_fields(content: Mapping[str, Any], options: Mapping[str, Any]) -> set[str]:
     """Fields of a file's `content` that `options` on the command line replace: other goals, and what depended on
     them.
     """

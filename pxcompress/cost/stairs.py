@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 Widths = tuple[int, ...]
 
-FLAT = 0.03
+FLATNESS_TOLERANCE = 0.03
 """Two corners of a box of widths may differ by this share of time and the box still counts as one step."""
 
-POINTS = 64
+MOST_POINTS = 64
 """Largest number of widths at which one operator is timed; after that times between them are interpolated."""
 
 
@@ -30,7 +30,7 @@ class Stairs:
     time: Callable[[Widths], float]
     dense: Widths
     unit: int = 8
-    points: int = POINTS
+    points: int = MOST_POINTS
     _times: dict[Widths, float] = field(default_factory=dict)
 
     def at(self, widths: Widths) -> float:
@@ -40,7 +40,7 @@ class Stairs:
         high = tuple(-(-dense // self.unit) for dense in self.dense)
         while True:
             lowest, highest = self._measure(low), self._measure(high)
-            if low == high or highest - lowest <= FLAT * highest:
+            if low == high or highest - lowest <= FLATNESS_TOLERANCE * highest:
                 return highest
             if len(self._times) >= self.points:
                 return lowest + (highest - lowest) * _place(units, low, high)

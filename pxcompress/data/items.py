@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pxcompress.data.box_tables import are_boxes, make_box_table
-from pxcompress.data.ports import lay_to_ports
+from pxcompress.data.ports import arrange_for_ports
 from pxcompress.data.samples import Layout, Numbers, Samples, UserData
 from pxcompress.data.targets import IGNORED, Targets, Values
 from pxcompress.errors import DataError, InputError
@@ -61,7 +61,7 @@ def _read_inputs(spec: str, values: Sequence[Value], ports: Ports | None) -> tup
     """
     stacks = _stack_inputs(spec, values)
     if ports is not None:
-        stacks = lay_to_ports(spec, stacks, ports)
+        stacks = arrange_for_ports(spec, stacks, ports)
     if list(stacks) == [None]:
         inputs = stacks[None]
         if inputs.ndim < 2:

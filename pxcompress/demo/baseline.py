@@ -98,7 +98,7 @@ class Problem:
     loss: Loss = field(default_factory=ClassLoss)
 
 
-class LearnedHere:
+class DataWithBaseline:
     """A base class of embedded data sets whose baselines are trained when they are first needed."""
 
     def train_baseline(
@@ -118,7 +118,7 @@ class LearnedHere:
 
 
 @dataclass(frozen=True)
-class Drawn(LearnedHere):
+class GeneratedData(DataWithBaseline):
     """A base class of data sets whose samples are generated; its fields say how many samples each part has."""
 
     train: int = option(12000, "samples to train, score and repair on", low=1)

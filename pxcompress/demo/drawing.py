@@ -61,7 +61,7 @@ def character_mask(character: str, font: str) -> Image.Image:
     return mask
 
 
-def near(background: NDArray[np.float64], rng: np.random.Generator, low: float, high: float) -> Colour:
+def make_similar_colour(background: NDArray[np.float64], rng: np.random.Generator, low: float, high: float) -> Colour:
     """A colour whose mean is `low` to `high` grey levels brighter than `background`, or darker if that is bright."""
     step = rng.uniform(low, high) * (1 if background.mean() < 128 else -1)
     tint = rng.uniform(-40, 40, 3)
@@ -84,10 +84,10 @@ def draw_clutter(canvas: Image.Image, background: NDArray[np.float64], rng: np.r
     for _ in range(rng.integers(0, 4)):
         x, y = rng.uniform(0, canvas.width, 2)
         width, height = rng.uniform(4, 14, 2)
-        draw.ellipse((x - width, y - height, x + width, y + height), fill=near(background, rng, 4, 30))
+        draw.ellipse((x - width, y - height, x + width, y + height), fill=make_similar_colour(background, rng, 4, 30))
     for _ in range(rng.integers(0, 5)):
         start_x, start_y, end_x, end_y = rng.uniform(0, canvas.width, 4)
-        colour = near(background, rng, 8, 50)
+        colour = make_similar_colour(background, rng, 8, 50)
         draw.line((start_x, start_y, end_x, end_y), fill=colour, width=int(rng.integers(1, 5)))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest, norm, t
 
-from pxcompress.deploy.stopwatch import BLOCK, LEAST
+from pxcompress.deploy.stopwatch import BLOCK, LEAST_TURNS
 from pxcompress.proof import Latency, Speedup
 
 Seconds = npt.NDArray[np.float64]
@@ -102,9 +102,9 @@ def estimate_speedup(dense: Seconds, pruned: Seconds, *, seed: int = 0) -> Speed
         raise ValueError(f"{len(dense)} dense and {len(pruned)} pruned runs; expected as many of both")
     runs = len(dense)
     ratio = float(np.median(dense) / np.median(pruned))
-    if runs < LEAST:
+    if runs < LEAST_TURNS:
         return Speedup(ratio, float(dense.min() / pruned.max()), float(dense.max() / pruned.min()))
-    size = min(BLOCK, runs // LEAST)
+    size = min(BLOCK, runs // LEAST_TURNS)
     blocks = runs // size
     draws = np.random.default_rng(seed).integers(0, blocks, (_RESAMPLES, blocks))
     index = (draws[:, :, None] * size + np.arange(size)).reshape(_RESAMPLES, -1)

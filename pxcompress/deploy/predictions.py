@@ -71,7 +71,7 @@ class Predictions:
 
 
 class Predictor(Protocol):
-    """What gives outputs for a batch: a session, or a PyTorch model that answers as one."""
+    """An object that computes outputs for a batch: a session of a file, or a wrapped PyTorch model."""
 
     def outputs_of(self, inputs: Tensor) -> Outputs:
         """Outputs (n, ...) by name, on the CPU."""

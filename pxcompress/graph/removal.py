@@ -29,7 +29,10 @@ Place = tuple[Tensor | slice, ...]
 """An index into a tensor."""
 
 ROUNDING = 0.05
-"""Largest difference that may be rounding, in models that amplify it; above it the removal is wrong."""
+"""Differences above this, as a share of the outputs' scale, are no rounding errors: the removal is wrong.
+
+Those between `REMOVAL_TOLERANCE` and this are computed again in float64, since some models amplify rounding errors.
+"""
 
 
 def prune(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Pruned:

@@ -17,19 +17,19 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, describe
-from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, Graph, is_depthwise, settled
+from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, Graph, is_depthwise, use_linked_groups
 from pxcompress.graph.rotation import DirectionNorm, make_direction_group
 from pxcompress.graph.streams import Stream, read_stream
 from pxcompress.models.adapter import all_outputs
 from pxcompress.state import can_have_gradient, copy_sharing, device_of, time_limit, without_checkpointing
 from pxcompress.types import Axis, Fixed, Group, Kind, Member
 
-WHOLE = (nn.modules.conv._ConvTransposeNd, nn.RNNBase, nn.MultiheadAttention, nn.Bilinear)
+FIXED_LAYERS = (nn.modules.conv._ConvTransposeNd, nn.RNNBase, nn.MultiheadAttention, nn.Bilinear)
 """Layers of which no channel is removed, and whose inputs therefore stay."""
 
 SPANNING_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
-STUMBLES = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError)
+TRACING_ERRORS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError)
 """Exceptions of torch-pruning where it cannot follow the outputs of a layer."""
 
 TRACING_SECONDS = 90.0
@@ -44,7 +44,7 @@ def trace_groups(
     The outputs of the modules in `keep` stay whole. Raises `ModelError` where the model cannot be traced.
     """
     graph, names = _trace_dependencies(model, example)
-    with _raise_model_errors("model's groups cannot be found"), settled(graph.model):
+    with _raise_model_errors("model's groups cannot be found"), use_linked_groups(graph.model):
         return list(_list_candidates(graph, names, set(keep), head_layers))
 
 
@@ -52,11 +52,11 @@ def trace_streams(model: nn.Module, example: Tensor) -> list[Stream]:
     """The residual streams of a model whose norms could be rotated too. Raises as `trace_groups` does."""
     graph, names = _trace_dependencies(model, example)
     streams: list[Stream] = []
-    with _raise_model_errors("model's streams cannot be found"), settled(graph.model):
+    with _raise_model_errors("model's streams cannot be found"), use_linked_groups(graph.model):
         for module in [module for module in graph.module2node if isinstance(module, PRODUCERS)]:
             if is_depthwise(module) or any(names[module] in stream.writers for stream in streams):
                 continue
-            with suppress(*STUMBLES):
+            with suppress(*TRACING_ERRORS):
                 stream = read_stream(_get_whole_group(graph, module), names)
                 if isinstance(stream, Stream):
                     streams.append(stream)
@@ -293,7 +293,7 @@ def _explain_fixed(names: dict[Any, str], raw: Any, keep: set[str], dependencies
             stays = read_stream(raw, names)
             reason = f"{type(module).__name__} {name} takes its statistics over these channels"
             return stays if isinstance(stays, str) and stays else reason
-        if isinstance(module, WHOLE):
+        if isinstance(module, FIXED_LAYERS):
             return f"{type(module).__name__} {name} reads or writes them, and of those no channel is removed"
         if isinstance(module, nn.Parameter) and _find_axis_of_vector(module) is None:
             return f"parameter {name} is added or multiplied outside any layer"

@@ -33,7 +33,7 @@ _AVERAGED = {"ema", "averaged", "average", "avg", "swa", "shadow"}
 _BESIDE = _AVERAGED | {"criterion", "loss", "losses", "metric", "metrics", "optimizer", "scheduler", "teacher"}
 """Words in the names of things stored beside a model's own weights, where these have no prefix."""
 _COUNTER = "num_batches_tracked"  # absent from files written before PyTorch 0.4.1, and harmless there
-_PROFILED = ("total_ops", "total_params")
+_PROFILER_BUFFERS = ("total_ops", "total_params")
 """Names of buffers that the profiler thop leaves in every module."""
 _CLASS_NAMES = ("class_names", "classes", "class_to_idx", "idx_to_class", "label_names", "id2label", "label2id")
 _DEPTH = 4
@@ -261,7 +261,7 @@ def _fits(checkpoint: Checkpoint, model_state: Mapping[str, Tensor]) -> Iterator
             extra_keys = [key for key in tensors if not key.startswith(prefix)]
             if not prefix:
                 extra_keys = [key for key in tensors if key not in model_state and _words(key.split(".")[0]) & _BESIDE]
-            extra_keys += [key for key in tensors if key.startswith(prefix) and key.endswith(_PROFILED)]
+            extra_keys += [key for key in tensors if key.startswith(prefix) and key.endswith(_PROFILER_BUFFERS)]
             extra_key_set = set(extra_keys)
             state = {key.removeprefix(prefix): value for key, value in tensors.items() if key not in extra_key_set}
             yield Fit(place, prefix, state, tuple(extra_keys), model_state)

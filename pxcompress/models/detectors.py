@@ -33,7 +33,7 @@ Enough to equal the sequential one, except for long chains of overlaps.
 """
 
 
-NEVER = -1e9
+RULED_OUT = -1e9
 """Logit of a proposal that is ruled out."""
 
 
@@ -49,8 +49,9 @@ def raw_detector(model: nn.Module) -> nn.Module:
 
 
 class _RawDetector(nn.Module):
-    """Base class of the wrappers: the backbone's feature maps, and images normalised as the detector's transform
-    does.
+    """Base class of the wrappers that map a batch of images to raw boxes, before non-maximum suppression.
+
+    It has the detector's backbone, and describes in `default_cfg` how the detector's own transform prepares images.
     """
 
     def __init__(self, detector: Any) -> None:
@@ -146,7 +147,7 @@ class _FasterRCNN(_RawDetector):
         corners = _clip(corners, images)
         chances = flat.unflatten(0, (samples, -1))[..., 0].detach()
         is_empty = ((corners[..., 2:] - corners[..., :2]) < self.rpn.min_size).any(-1)
-        chances = torch.where(is_empty, NEVER, chances)
+        chances = torch.where(is_empty, RULED_OUT, chances)
         levels = zip(chances.split(sizes, 1), corners.split(sizes, 1), strict=True)
         parts = [_thin_out(*level, self.rpn.pre_nms_top_n(), self.rpn.nms_thresh)[:2] for level in levels]
         chances, corners = (torch.cat(values, 1) for values in zip(*parts, strict=True))
@@ -246,7 +247,7 @@ def _margins(logits: Tensor) -> Tensor:
 def _thin_out(chances: Tensor, corners: Tensor, most: int, overlap: float) -> tuple[Tensor, Tensor, Tensor]:
     """The most likely boxes by non-maximum suppression: logits (n, k), corners (n, k, 4), indices (n, k).
 
-    Boxes that overlap a likelier one get the logit `NEVER`. By Cluster-NMS (Zheng et al.,
+    Boxes that overlap a likelier one get the logit `RULED_OUT`. By Cluster-NMS (Zheng et al.,
     https://arxiv.org/abs/2005.03572), which needs no loop over boxes and equals NMS once it has converged.
     """
     chances, order = chances.topk(min(most, chances.shape[1]), 1)
@@ -255,7 +256,7 @@ def _thin_out(chances: Tensor, corners: Tensor, most: int, overlap: float) -> tu
     stays = torch.ones_like(chances)
     for _ in range(ROUNDS):
         stays = ((stays[:, None] @ overlapping)[:, 0] < 0.5).to(corners)
-    return torch.where(stays > 0, chances, NEVER), corners, order
+    return torch.where(stays > 0, chances, RULED_OUT), corners, order
 
 
 def _pairwise_iou(corners: Tensor) -> Tensor:

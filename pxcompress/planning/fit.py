@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pxcompress.deploy.export import ANY_BATCH, export_onnx
 from pxcompress.errors import BudgetError
-from pxcompress.graph import prune, settle_streams
+from pxcompress.graph import prune, restore_layer_norms
 from pxcompress.types import Attempt, FileBudget, OpenAxes, Plan, ScoredModel
 
 ATTEMPTS = 4
@@ -68,7 +68,7 @@ def choose_attempt(attempts: Sequence[Attempt], tolerance: float) -> int | None:
 
 
 def _measure_exported(scored: ScoredModel, plan: Plan, path: Path, axes: OpenAxes) -> Path:
-    slim = settle_streams(prune(scored.model, scored.structure.groups, plan))
+    slim = restore_layer_norms(prune(scored.model, scored.structure.groups, plan))
     export_onnx(slim.model, scored.example, path, {}, axes=axes)
     return path
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pxcompress.types import Budget
 
 DEFAULT_BUDGET = "macs"
-MEASURED = 0
+MEASURED_STEP = 0
 """Value of `round_to` for the step of widths that measures best on this machine."""
 
 

@@ -58,10 +58,10 @@ EXACT_BYTES = 1 << 24
 LARGEST_HALF = 1024.0
 """Value to which the largest number is scaled when rows are stored in half precision."""
 
-TOGETHER = 3
+LAYERS_TOGETHER = 3
 """Most layers refitted together (a wave). Each corrects the errors before it alone: too many overshoot."""
 
-PLAIN = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+PLAIN_FORWARDS = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 """Forward methods of layers that can be refitted; a subclass with its own forward may read other inputs."""
 
 
@@ -96,7 +96,7 @@ class LeastSquares(Repair):
         layers = [] if first_batch is None else _find_layers(pruned.whole, first_batch[0][:1], self.rows)
         sizes = [len(inputs) for inputs, _ in batches]
         count, samples = sum_over_processes(torch.tensor([len(sizes), sum(sizes)])).tolist()
-        size = min(-(-len(layers) // self.waves), TOGETHER)
+        size = min(-(-len(layers) // self.waves), LAYERS_TOGETHER)
         waves = _split_by_size(layers, lambda layer: max(1 / size, layer.sum_bytes / MEMORY_BYTES))
         for stretch in _split_by_size(waves, lambda wave: sum(layer.row_bytes for layer in wave) / MEMORY_BYTES):
             batches_by_layer = {layer: _count_batches(wave, count, samples) for wave in stretch for layer in wave}
@@ -109,10 +109,7 @@ class LeastSquares(Repair):
     def _rows(
         self, model: nn.Module, batches_by_layer: Mapping[_Layer, int], batches: Batches
     ) -> dict[_Layer, list[_Rows]]:
-        """Rows of the dense model's outputs for each layer, an entry for each batch that this process sees.
-
-        For a layer they come from its first `batches_by_layer` batches, counted over all processes.
-        """
+        """Rows of the dense model's outputs by layer, from its first `batches_by_layer` batches over all processes."""
         rows_by_layer: dict[_Layer, list[_Rows]] = {layer: [] for layer in batches_by_layer}
 
         def hook(layer: _Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
@@ -358,7 +355,7 @@ def _find_layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
         assert isinstance(weight, Tensor)
         assert isinstance(slim_weight, Tensor)
         inputs = slim_weight.shape[1:].numel()
-        if len(positions[name]) == 1 and type(slim).forward in PLAIN and inputs <= WIDEST:
+        if len(positions[name]) == 1 and type(slim).forward in PLAIN_FORWARDS and inputs <= WIDEST:
             outputs = complement(len(weight), list_removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
             layers.append(_Layer(name, slim, outputs, max(rows, ROWS_PER_INPUT * inputs), positions[name][0]))
     return layers

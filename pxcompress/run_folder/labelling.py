@@ -49,7 +49,7 @@ from pxcompress.run_folder.unlabelled import BY_ANSWER, ModelAnswers, observe, w
 
 REQUEST, QUESTIONS, PAGE, ANSWERS = "request.json", "to_label.csv", "to_label.html", "answers.csv"
 
-ONCE = Procedure()
+FIXED_SIZE_TEST = Procedure()
 """The default procedure: one test of fixed size on all samples."""
 
 _SIDE = 320
@@ -92,7 +92,7 @@ def request_labels(
     unlabelled: str,
     guarantee: Guarantee | RiskLimit,
     folder: Path,
-    procedure: Procedure = ONCE,
+    procedure: Procedure = FIXED_SIZE_TEST,
     note: Note = silent,
 ) -> LabelRequest:
     """Write a new `folder` that says which images of `unlabelled` need a label for `guarantee`; maybe none does.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pxcompress.checks import read_text
 from pxcompress.deploy.parity import verify_parity
 from pxcompress.errors import InputError, ParityError, describe
-from pxcompress.graph import find_groups, make_rotatable, prune, settle_streams
+from pxcompress.graph import find_groups, make_rotatable, prune, restore_layer_norms
 from pxcompress.models.adapter import release_
 from pxcompress.models.checkpoint import load_state
 from pxcompress.models.inputs import blank_inputs
@@ -134,7 +134,7 @@ def _rebuild(
     dense = make_rotatable(dense, example, read_planned_streams(plan))
     all_groups = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
     groups = read_planned_groups(plan, all_groups)
-    pruned = settle_streams(prune(dense, groups, plan_from_json(plan, groups)))
+    pruned = restore_layer_norms(prune(dense, groups, plan_from_json(plan, groups)))
     model = pruned.model
     unregistered = {name: state[name] for name in json.loads(metadata.get("outside", "[]"))}
     restore_unregistered_(model, unregistered)

@@ -17,7 +17,7 @@ from pxcompress.registry import option
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Batch, Batches, Group, Scorer, Scores
 
-TOGETHER = 64
+INPUTS_TOGETHER = 64
 """Inputs in one forward pass, counting each step of a path."""
 
 
@@ -31,7 +31,7 @@ class _Paths:
     def __iter__(self) -> Iterator[Batch]:
         middle = (torch.arange(self.steps) + 0.5) / self.steps
         place = torch.cat([torch.zeros(1), middle, torch.ones(1)])
-        size = max(1, TOGETHER // len(place))
+        size = max(1, INPUTS_TOGETHER // len(place))
         for inputs, labels in self.batches:
             for part, target in zip(inputs.split(size), labels.split(size), strict=True):
                 scale = place.to(part).reshape(1, -1, *[1] * (part.dim() - 1))

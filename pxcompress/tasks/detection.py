@@ -20,13 +20,13 @@ from pxcompress.tasks.box_layouts import AUTO, Candidates, read_boxes
 from pxcompress.tasks.boxes import THRESHOLDS, Boxes, average_precision, f1, match, survivors
 from pxcompress.tasks.task import Layout, Outputs, Task
 
-MOST = 100
+MOST_BOXES = 100
 """Most boxes in an image that count, as in COCO's evaluation."""
 
 KEYPOINTS = "keypoints"
 """Name of the output (n, locations, joints, 3) of models with joints; the task "detection" judges boxes alone."""
 
-FAINT = 0.01
+FAINT_SCORE = 0.01
 """Boxes with a lower score are left out of the average precision."""
 
 SIGNS = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
@@ -55,7 +55,7 @@ class Detection(Task):
     whole_images = True
     trains_by_divergence = True
     subject = "the boxes"
-    most: ClassVar[int] = MOST
+    most: ClassVar[int] = MOST_BOXES
     """Most boxes in an image that count."""
 
     def logits(self, outputs: Outputs) -> Tensor:
@@ -177,7 +177,7 @@ class Detection(Task):
 
     def _list_survivors(self, corners: Tensor, scores: Tensor, classes: Tensor, overlap: bool) -> Tensor:
         """Corners, class, score and location of one image's boxes after non-maximum suppression, (k, 7)."""
-        places = self._survivors(corners, scores, classes, overlap, FAINT)
+        places = self._survivors(corners, scores, classes, overlap, FAINT_SCORE)
         facts = (classes[places], scores[places], places)
         return torch.cat([corners[places], *(each[:, None].to(corners) for each in facts)], 1)
 
