@@ -25,15 +25,7 @@ from pxcompress.attribution.attention import ATTENTION, multi_head_attention
 from pxcompress.attribution.canonize import fold_batchnorm
 from pxcompress.attribution.composites import Composite, Part, split_by_depth
 from pxcompress.attribution.layers import LINEAR_FUNCTIONS, as_layer, bind
-from pxcompress.attribution.marks import (
-    SOFTMAXES,
-    STEP_FUNCTIONS,
-    Call,
-    changes_in_place,
-    prepare_call,
-    results_in,
-    set_mark_,
-)
+from pxcompress.attribution.marks import JUMPS, SOFTMAXES, Call, changes_in_place, prepare_call, results_in, set_mark_
 from pxcompress.attribution.plrp import RelevancePruning
 from pxcompress.attribution.reach import Reach
 from pxcompress.attribution.rule_passes import apply_rule, keep_before_change
@@ -322,7 +314,7 @@ class _Rules(TorchFunctionMode):
     def _mark_result(self, name: str, call: Call, result: Any) -> Any:
         """`result` with the mark that says which softmaxes it comes from."""
         mark = call.mark
-        if name in STEP_FUNCTIONS and isinstance(result, Tensor):
+        if name in JUMPS and isinstance(result, Tensor):
             result = result.detach()
         if name in SOFTMAXES:
             mark = mark._replace(softmaxes=mark.softmaxes + 1, results=frozenset((self._softmaxes,)))

@@ -17,7 +17,7 @@ from pxcompress.attribution.transformer import PLAIN_FUNCTIONS, carries_gradient
 SOFTMAXES = frozenset(("softmax", "log_softmax"))
 FUSED = "scaled_dot_product_attention"
 
-STEP_FUNCTIONS = frozenset(("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside"))
+JUMPS = frozenset(("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside"))
 """Functions that are constant between jumps, such as rounding, and so pass no gradient to what they read."""
 
 REARRANGING_FUNCTIONS = frozenset(

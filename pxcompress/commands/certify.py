@@ -39,7 +39,8 @@ class Request:
     data: Annotated[
         str,
         typer.Option(
-            help="Labelled data, as for `run --data`; nearly all of them count where no run has seen any.  "
+            help="Labelled data, as for `run --data`: of data that a run has used, the samples that it reserved for "
+            "certificates; of new data, nearly all.  "
             "[default: the run folder's]"
         ),
     ] = ""
@@ -66,7 +67,10 @@ class Request:
     ] = None
     group: Annotated[
         str,
-        typer.Option(help="A text column of the table of samples or losses; the risk must hold for each of its words."),
+        typer.Option(
+            help="A text column of the table of samples or losses; the bound on the risk must hold for each of its "
+            "values."
+        ),
     ] = ""
     anytime: Annotated[
         bool,

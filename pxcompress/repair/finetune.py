@@ -96,14 +96,16 @@ class FineTune(Repair):
         low=0,
         high=10**6,
     )
-    learning_rate: float = option(1e-3, "at its highest; it falls to 0 along a cosine", low=1e-7, high=1.0, log=True)
-    batch_size: int = option(16, "samples of a batch, in every process", low=1, high=65_536, log=True)
-    accumulate: int = option(1, "batches of a step, where memory holds no larger ones", low=1, high=1024, log=True)
-    labels: bool = option(False, "add the cross-entropy to the labels, and choose by top-1")
+    learning_rate: float = option(1e-3, "its highest value; it falls to 0 along a cosine", low=1e-7, high=1.0, log=True)
+    batch_size: int = option(16, "samples in a batch, in every process", low=1, high=65_536, log=True)
+    accumulate: int = option(1, "batches whose gradients are added up for one step", low=1, high=1024, log=True)
+    labels: bool = option(False, "add the cross-entropy with the labels to the loss, and choose weights by top-1")
     augment: bool = option(
-        True, f"shift, turn and zoom every image a little, anew each time; of {CROPPED_SIDE} pixels or more take a part"
+        True, f"randomly shift, rotate and zoom images, and crop those of {CROPPED_SIDE} pixels or more"
     )
-    precision: str = option("fp32", "of forward and backward passes; weights stay fp32", choices=("fp32", "bf16"))
+    precision: str = option(
+        "fp32", "precision of forward and backward passes; weights stay fp32", choices=("fp32", "bf16")
+    )
 
     @property
     def needs_labels(self) -> bool:

@@ -70,14 +70,14 @@ PLAIN_FORWARDS = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.
 class LeastSquares(Repair):
     """Refit every layer that lost inputs by least squares. With few data, refitting all layers does harm."""
 
-    waves: int = option(16, "parts in which layers are refitted, each with those before it repaired", low=1, high=9999)
+    waves: int = option(16, "sets of layers that are refitted one after the other, in order", low=1, high=9999)
     rows: int = option(
         16_384, f"samples and positions to fit to, or {ROWS_PER_INPUT} for every input", low=1, high=10**9, log=True
     )
     weighting: str = option(
         "auto",
-        "rows weighted by the squared gradient of the decision's margin at the dense output, or all alike; auto: by "
-        "relevance for classifiers alone",
+        "relevance: rows weighted by the squared gradient of the predicted class's margin at the dense output; none: "
+        "all alike; auto: by relevance for classifiers alone",
         choices=("auto", "relevance", "none"),
     )
     phase: ClassVar[Phase] = "refit"
