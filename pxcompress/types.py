@@ -171,7 +171,7 @@ class Group:
 
     @property
     def rows_beside(self) -> int:
-        """Number of rows in its layers beyond its units: 1 in rotated streams, in place of the mean."""
+        """Number of rows that its layers have beside those of its units: 1 in rotated streams, for the mean, else 0."""
         return 1 if self.kind == "direction" else 0
 
     @property
@@ -181,7 +181,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Fixed:
+class FixedLayer:
     """A layer whose outputs all stay, and the reason."""
 
     name: str
@@ -194,7 +194,7 @@ class Structure:
     """The groups of a model that can be pruned, and the layers that cannot."""
 
     groups: tuple[Group, ...]
-    fixed: tuple[Fixed, ...] = ()
+    fixed: tuple[FixedLayer, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class Flow:
 
 
 @dataclass(frozen=True, eq=False)
-class Attributed:
+class AttributedModel:
     """A copy of a model whose gradients follow LRP rules, its layers in executed order, and functions without a rule.
 
     With `out = attributed.model(x)`, `x.requires_grad` and a start relevance `start` of the shape of `out`,
@@ -132,7 +132,7 @@ class _TracedCall(NamedTuple):
 @contextmanager
 def attributed(
     model: nn.Module, composite: Composite | None, example: Tensor | None, pruning: RelevancePruning | None = None
-) -> Iterator[Attributed]:
+) -> Iterator[AttributedModel]:
     """A context with a copy of `model` whose gradients follow the rules of `composite`; None keeps ordinary gradients.
 
     With `pruning` every layer but the first passes on only the relevances that it leaves (PLRP). The copy is in eval
@@ -160,7 +160,7 @@ def attributed(
 
         object.__setattr__(twin, "forward", forward_with_rules)
         try:
-            yield Attributed(twin, layers, _list_unruled(twin, mode.unruled, unfolded_names), mode)
+            yield AttributedModel(twin, layers, _list_unruled(twin, mode.unruled, unfolded_names), mode)
         finally:
             object.__setattr__(twin, "forward", forward)
 
@@ -257,7 +257,7 @@ class _Rules(TorchFunctionMode):
 
     @contextmanager
     def tracing(self, twin: nn.Module) -> Iterator[list[_TracedCall]]:
-        """A context whose list is filled with the calls of one forward pass, each tensor with one reader and writer."""
+        """A context that yields a list, which a forward pass in the context fills with its calls of ruled functions."""
         unruled = self.unruled.copy()
         self._trace = []
         try:

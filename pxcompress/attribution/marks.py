@@ -88,7 +88,7 @@ def prepare_call(
     """The arguments with which the function `name` is to be called, some detached, and the mark of its result.
 
     Where softmaxes are `constant`, attention weights are detached from the product with values, unless they come from a
-    gate. What a gate's results meet first is detached instead, since relevance reaches that by other ways.
+    gate. What is first combined with a gate's results is detached too, since relevance reaches it by other paths.
     """
     tensors = list(_list_tensors((args, kwargs)))
     if not tensors:

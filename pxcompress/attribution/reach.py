@@ -73,7 +73,10 @@ class Reach:
         return bool(self.gates)
 
     def find_lost(self, out: Tensor) -> None:
-        """Find calls that have no gradient even with open gates; of each way to the output, only the last such call."""
+        """Find the calls that still have no gradient when gates let it pass, and store them in `lost`.
+
+        Of calls that lead to each other only the last one is stored, since a gradient there reaches those before it.
+        """
         calls_without_gradient = self._list_unreached(out, list(self.outputs))
         lost_calls = []
         while calls_without_gradient:

@@ -29,10 +29,7 @@ def bench(
     ] = False,
     precision: Annotated[
         str,
-        typer.Option(
-            help=f"Convert float32 files to these precisions first: {', '.join(TARGETS)}, with commas.  "
-            "[default: as they are]"
-        ),
+        typer.Option(help=f"Convert to these first: {', '.join(TARGETS)}, with commas.  [default: as they are]"),
     ] = "",
     data: Annotated[
         str,

@@ -17,19 +17,13 @@ from pxcompress.errors import InputError
 def inspect(
     model: Model,
     checkpoint: Checkpoint = None,
-    classes: Annotated[
-        int | None, typer.Option(help="Number of classes of the data.  [default: the model's own]")
-    ] = None,
+    classes: Annotated[int | None, typer.Option(help="Number of classes.  [default: the model's own]")] = None,
     input_size: InputSize = None,
     task: Annotated[
         str, typer.Option(help="As for `run`: agreement takes any outputs.  [default: classification, or by --data]")
     ] = "",
     relevance: Annotated[
-        bool,
-        typer.Option(
-            "--relevance",
-            help="Also list how much LRP relevance enters and leaves every layer, and functions without an LRP rule.",
-        ),
+        bool, typer.Option("--relevance", help="List LRP relevance in and out of layers, and functions without a rule.")
     ] = False,
     composite: Annotated[
         str, typer.Option(help="LRP rules for --relevance; see `pxcompress methods`.  [default: the scorer lrp's]")

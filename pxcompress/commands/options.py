@@ -61,7 +61,7 @@ def takes_recipe(*, without: tuple[str, ...] = (), **preset: Any) -> Callable[[C
     """A decorator that turns the command's first parameter, a recipe, into one option for each field of a recipe.
 
     Fields named in `without` ("bench" and "guarantee" stand for all of theirs) have no option, but may have a
-    value in `preset`. With --config a file holds the recipe, and what is said beside it counts more.
+    value in `preset`. With --config a file has the recipe, and options on the command line replace its values.
     """
 
     def decorate(command: Command) -> Command:

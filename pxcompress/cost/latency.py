@@ -87,7 +87,7 @@ class Conditions:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the provider runs on a GPU, where time rises in wide steps of both widths of an operator together."""
+        """Whether the provider runs on a GPU, where an operator's time rises in wide steps over its two widths."""
         return get_device(self.provider) == "cuda"
 
 
@@ -249,7 +249,10 @@ def _plan_widths(operator: Operator, name: str, widths: Widths, kept_units: Mapp
 
 @dataclass(frozen=True, eq=False)
 class _Steps:
-    """Milliseconds of one operator whose time rises in steps; with `single`, one width stands for both."""
+    """Milliseconds of one operator whose time rises in steps over its input and output width.
+
+    With `single` the two widths are always equal, as of depthwise convolutions, and one is measured.
+    """
 
     stairs: Stairs
     single: bool

@@ -43,7 +43,7 @@ def load_splits(
         readings[role] = read_images(samples, preprocessing, source.skip_corrupt)
     copies = Copies.of(readings)
     stores = {role: reading.store for role, reading in readings.items()}
-    stores["certify"] = copies.find_left_out(stores, "certify")
+    stores["certify"] = copies.leave_out(stores, "certify")
     contents = {role: _contents(source.name, readings[role], stores[role].samples.ids) for role in stores}
     fresh = [place for place, content in enumerate(contents["certify"]) if not (has_served and has_served(content))]
     served = len(stores["certify"]) - len(fresh)

@@ -31,7 +31,7 @@ _USUAL = ("", "state_dict", "model_state_dict", "model", "net", "module", "_orig
 """Names that training scripts give to a set of weights or to a wrapper's only child, the most usual first."""
 _AVERAGED = {"ema", "averaged", "average", "avg", "swa", "shadow"}
 _BESIDE = _AVERAGED | {"criterion", "loss", "losses", "metric", "metrics", "optimizer", "scheduler", "teacher"}
-"""Words in the names of things stored beside a model's own weights, where these have no prefix."""
+"""First words of keys that do not belong to the model itself, such as "optimizer" in "optimizer.state"."""
 _COUNTER = "num_batches_tracked"  # absent from files written before PyTorch 0.4.1, and harmless there
 _PROFILER_BUFFERS = ("total_ops", "total_params")
 """Names of buffers that the profiler thop leaves in every module."""

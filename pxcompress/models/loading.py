@@ -93,7 +93,7 @@ class Architecture:
 
 
 @dataclass(frozen=True, eq=False)
-class Loaded:
+class LoadedModel:
     """A model in eval mode, how to build it again, and where its weights come from.
 
     `weights` "untrained" means random: the caller trains a baseline. `class_names` is empty where nothing names them.
@@ -126,7 +126,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     data_classes: Sequence[str] = (),
     layout: str = AUTO,
     noun: str = "",
-) -> Loaded:
+) -> LoadedModel:
     """Load the model `name` for scoring: in eval mode, on `device` (default: the best available), in plain layers.
 
     Weights: `checkpoint` if given; else the model's own when `pretrained` is set or `name` is a folder or repository
@@ -156,7 +156,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
 
 
 def _class_names(
-    loaded: Loaded, name: str, classes: int | None, data_classes: Sequence[str]
+    loaded: LoadedModel, name: str, classes: int | None, data_classes: Sequence[str]
 ) -> tuple[int, tuple[str, ...]]:
     """Number and names of a classifier's classes. Raises `ModelError` if the data have other classes."""
     model, preprocessing = loaded.model, loaded.preprocessing
@@ -204,16 +204,16 @@ class _Request:
         return self.input_size if isinstance(self.input_size, int | ImageSize) else None
 
 
-def _load_file(request: _Request, layout: str) -> Loaded:
+def _load_file(request: _Request, layout: str) -> LoadedModel:
     """Load an ONNX file; `layout` says where its images have their channels."""
     module, notes = load_onnx(request.name, request.checkpoint, request.input_size, request.inputs, layout)
     kwargs = {"layout": "" if layout == AUTO else layout, "sizes": sizes_of(module)}
     architecture = Architecture(request.name, {key: value for key, value in kwargs.items() if value})
     preprocessing = preprocessing_of(module, None if request.side else request.input_size, request.inputs)
-    return Loaded(module, architecture, preprocessing, "file", 0, (), notes)
+    return LoadedModel(module, architecture, preprocessing, "file", 0, (), notes)
 
 
-def _load_built(request: _Request) -> Loaded:
+def _load_built(request: _Request) -> LoadedModel:
     """Build a model in plain layers, with its weights; its classes are not counted yet."""
     name = request.name
     if is_hugging_face(name):
@@ -238,20 +238,20 @@ def _load_built(request: _Request) -> Loaded:
         load_state(model, fit.state, classifier_names(view, example), label)
         notes = (choice,) if choice else ()
     weights = _weights(weights_file, source, with_own_weights)
-    return _make_request_plain(Loaded(model, architecture, _PENDING, weights, 0, labels, notes), request)
+    return _make_request_plain(LoadedModel(model, architecture, _PENDING, weights, 0, labels, notes), request)
 
 
-def _load_hugging_face(request: _Request) -> Loaded:
+def _load_hugging_face(request: _Request) -> LoadedModel:
     """Load a model from Hugging Face, with a result like that of `_load_built`."""
     if request.checkpoint is not None:
         raise ModelError(f"checkpoint {str(request.checkpoint)!r} is given, but {request.name!r} holds its own weights")
     opened = load_hugging_face(request.name, request.classes, pretrained=request.pretrained)
     weights: Weights = "pretrained" if opened.has_weights else "untrained"
     architecture = Architecture(request.name, opened.kwargs)
-    return _make_request_plain(Loaded(opened.model, architecture, _PENDING, weights, 0, (), opened.notes), request)
+    return _make_request_plain(LoadedModel(opened.model, architecture, _PENDING, weights, 0, (), opened.notes), request)
 
 
-def _make_request_plain(loaded: Loaded, request: _Request) -> Loaded:
+def _make_request_plain(loaded: LoadedModel, request: _Request) -> LoadedModel:
     """`loaded` rewritten in plain layers that take one tensor, with its preprocessing. Raises `ModelError`."""
     model = loaded.model
     check_suited(model)

@@ -165,7 +165,7 @@ def _axis_of_heads(shape: Sequence[int], heads: int) -> int | None:
 
 
 def _group_(walk: Walk, attention: _Attention) -> bool:
-    """Move an attention into a block.
+    """Replace the steps of an attention by one `AttentionBlock`, from which heads can be removed.
 
     Returns False, and changes nothing, if its steps or reshapes do not allow that.
     """

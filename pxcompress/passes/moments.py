@@ -64,7 +64,7 @@ class InputMoments:
 
     @cached_property
     def whole(self) -> Moments:
-        """Moments over both halves."""
+        """Moments over both halves of the samples together."""
         first_half, second_half = self.halves
         count = first_half.count + second_half.count
         shares = first_half.count / count, second_half.count / count

@@ -323,7 +323,10 @@ class _Training:
 
 
 def _training_macs(pruned: Pruned, batches: Batches) -> int:
-    """Multiply-accumulates of a step per sample: forwards of both models, and backwards, which is two more, of one."""
+    """Multiply-accumulates of a step for one sample: a forward pass of both models, a backward pass of the slim one.
+
+    A backward pass counts as two forward passes.
+    """
     inputs, _ = next(iter(batches))
     example = inputs[:1].to(device_of(pruned.model))
     return count_macs(pruned.whole.dense, example) + 3 * count_macs(pruned.model, example)

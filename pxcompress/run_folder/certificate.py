@@ -55,7 +55,7 @@ from pxcompress.run import Run
 from pxcompress.run_folder.ledger import Samples, count_use
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of
-from pxcompress.run_folder.served import LEFT_OUT, Served, read_served
+from pxcompress.run_folder.served import LEFT_OUT, ServedSamples, read_served
 from pxcompress.run_folder.written import Files, export_dense, export_slim, write_beside_onnx
 from pxcompress.tasks.choice import build_task, layout_of
 from pxcompress.tasks.classification import Classification
@@ -349,7 +349,7 @@ def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> R
     return ReservedSamples.of(data, source, splits, task, draw.group)
 
 
-def _are_new(splits: Splits, has_served: Served) -> bool:
+def _are_new(splits: Splits, has_served: ServedSamples) -> bool:
     """Whether it is certain that no sample was used in a run of the models."""
     contents = itertools.chain.from_iterable(splits.contents.values())
     return has_served.complete and are_known_by_content(splits) and not any(map(has_served, contents))

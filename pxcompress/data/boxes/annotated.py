@@ -33,7 +33,7 @@ class AnnotationFile:
 
 
 @dataclass(frozen=True, eq=False)
-class Annotated:
+class AnnotatedImage:
     """One image file, its boxes as in `BoxRows`, the file that they come from (`source`), and its size, (0, 0) if
     unknown.
     """
@@ -51,7 +51,7 @@ class Annotations:
     spec: str
     root: Path
     classes: tuple[str, ...]
-    splits: tuple[Sequence[Annotated], ...]
+    splits: tuple[Sequence[AnnotatedImage], ...]
     relative: bool = False
 
     def user_data(self) -> UserData:
@@ -79,7 +79,7 @@ class Annotations:
         layout: Layout = "boxes" if shaped[0].shape[1] == BOX_COLUMNS else "keypoints"
         return UserData(self.classes, train, held_out, notes, layout=layout, outputs=len(self.classes))
 
-    def _check_images(self, images: Sequence[Annotated]) -> None:
+    def _check_images(self, images: Sequence[AnnotatedImage]) -> None:
         if not images:
             raise DataError(f"data {self.spec!r} name no images; expected images with boxes")
         if missing := [image for image in images if not image.path.is_file()]:
@@ -95,7 +95,7 @@ class Annotations:
                 raise DataError(f"data {self.spec!r}: image {name!r} is named twice; expected every image once")
             first.add(name)
 
-    def _check_boxes(self, image: Annotated) -> None:
+    def _check_boxes(self, image: AnnotatedImage) -> None:
         """Raise `DataError` for boxes that are not finite, whose right or lower side comes first, or that leave their
         image.
         """

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pxcompress.data.boxes.annotated import Annotated, AnnotationFile, Annotations, split_of
+from pxcompress.data.boxes.annotated import AnnotatedImage, AnnotationFile, Annotations, split_of
 from pxcompress.data.samples import UserData
 from pxcompress.data.targets import BOX_COLUMNS
 from pxcompress.errors import DataError, short
@@ -82,7 +82,7 @@ def _count_joints(file: AnnotationFile) -> int:
     return max(len(each.get("keypoints") or ()) for each in file.content["categories"]) if marked else 0
 
 
-def _annotate(file: AnnotationFile, root: Path, numbers: Mapping[int, int], joints: int) -> list[Annotated]:
+def _annotate(file: AnnotationFile, root: Path, numbers: Mapping[int, int], joints: int) -> list[AnnotatedImage]:
     """The images of a COCO file with their boxes; an image may have none. `numbers` maps category ids to classes."""
     columns = BOX_COLUMNS + (1 + 3 * joints if joints else 0)
     try:
@@ -97,7 +97,9 @@ def _annotate(file: AnnotationFile, root: Path, numbers: Mapping[int, int], join
         rows[identity].append(row + (_joints(file, annotation, joints) if joints else []))
     folder = _image_folder(file, root, next(iter(images.values()))[0])
     return [
-        Annotated(folder / name, np.array(rows[identity], dtype=np.float64).reshape(-1, columns), file.path.name, size)
+        AnnotatedImage(
+            folder / name, np.array(rows[identity], dtype=np.float64).reshape(-1, columns), file.path.name, size
+        )
         for identity, (name, size) in images.items()
     ]
 

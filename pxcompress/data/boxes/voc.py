@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 from torchvision.datasets import VOCDetection
 
-from pxcompress.data.boxes.annotated import Annotated, Annotations
+from pxcompress.data.boxes.annotated import AnnotatedImage, Annotations
 from pxcompress.data.samples import UserData
 from pxcompress.errors import DataError, short
 
@@ -53,7 +53,7 @@ def _parse(spec: str, path: Path) -> Mapping[str, Any]:
     return annotation
 
 
-def _annotate(spec: str, root: Path, name: str, image: Mapping[str, Any], classes: tuple[str, ...]) -> Annotated:
+def _annotate(spec: str, root: Path, name: str, image: Mapping[str, Any], classes: tuple[str, ...]) -> AnnotatedImage:
     """An image with its boxes, from VOC's XML: pixels count from 1 there, "difficult" objects are flagged like
     crowds.
     """
@@ -76,4 +76,4 @@ def _annotate(spec: str, root: Path, name: str, image: Mapping[str, Any], classe
             f"data {spec!r}: {file} has an object without name or bndbox, or no size; expected VOC's XML"
         ) from error
     path = root / "JPEGImages" / str(image.get("filename") or f"{name}.jpg")
-    return Annotated(path, np.array(rows, dtype=np.float64).reshape(-1, 6), file, size)
+    return AnnotatedImage(path, np.array(rows, dtype=np.float64).reshape(-1, 6), file, size)

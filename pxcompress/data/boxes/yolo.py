@@ -10,7 +10,7 @@ import yaml
 from numpy.typing import NDArray
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from pxcompress.data.boxes.annotated import Annotated, AnnotationFile, Annotations
+from pxcompress.data.boxes.annotated import AnnotatedImage, AnnotationFile, Annotations
 from pxcompress.data.samples import UserData
 from pxcompress.errors import DataError, short
 
@@ -87,7 +87,7 @@ def _is_image(path: Path) -> bool:
     return path.name.lower().endswith(IMG_EXTENSIONS) and not path.name.startswith(".")
 
 
-def _annotate(spec: str, image: Path, classes: int) -> Annotated:
+def _annotate(spec: str, image: Path, classes: int) -> AnnotatedImage:
     """An image with the boxes of its .txt file, which lies in labels/ if the image lies in images/, else beside it."""
     parts = list(image.parts)
     if "images" in parts[:-1]:
@@ -99,7 +99,7 @@ def _annotate(spec: str, image: Path, classes: int) -> Annotated:
     except (OSError, UnicodeError) as error:
         raise DataError(f"data {spec!r}: {path.name} cannot be read ({short(error)}); expected {_COLUMNS}") from error
     rows = [_row(spec, path, number, line, classes) for number, line in enumerate(lines, 1) if line.strip()]
-    return Annotated(image, np.array(rows, dtype=np.float64).reshape(-1, 6), path.name)
+    return AnnotatedImage(image, np.array(rows, dtype=np.float64).reshape(-1, 6), path.name)
 
 
 def _row(spec: str, path: Path, number: int, line: str, classes: int) -> Sequence[float]:
