@@ -39,7 +39,7 @@ def methods() -> None:
             for field in registry.options(name):
                 values = _format_values(field.metadata)
                 print(f"      {field.name}={field.default}  {field.metadata['help']}{values}")
-    tables: dict[str, Mapping[str, str]] = {
+    tables: dict[str, Mapping[Any, str]] = {
         "normalisations": NORMALISATIONS,
         "composites: rules for the first quarter of the layers (low), the middle, the last, the classifier": COMPOSITES,
         "LRP rules": {str(rule()): _summarise(rule) for rule in RULES.values()},
