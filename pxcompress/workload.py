@@ -75,7 +75,8 @@ class Workload:
 def load_workload(request: ModelAndData) -> Workload:
     """Load the model and data of `request`, restricted to its classes, and choose the task.
 
-    Pretrained weights are loaded only if the data are the user's own.
+    Pretrained weights are loaded only if the data are the user's own. Raises `InputError` for options that do not fit
+    the data or the task.
     """
     if request.data == IN_PYTHON:
         raise InputError(

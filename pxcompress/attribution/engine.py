@@ -212,7 +212,7 @@ class _Rules(TorchFunctionMode):
             return self.reach.run(forward, source, all_outputs=all_outputs)
 
     def prepare(self, twin: nn.Module, example: Tensor, expected: Any) -> tuple[RuledLayer, ...]:
-        """Run the copy once to find its layers, give each a rule, and check that its output equals `expected`."""
+        """Run the copy once, and give each layer a rule. Raises `ModelError` if its output is not `expected`."""
         output = self._run_watched(twin, example)
         check_same(expected, output, type(twin).__name__)
         if not transformer.carries_gradient(output):

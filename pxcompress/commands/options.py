@@ -212,7 +212,7 @@ def _parse_factor(text: str) -> float:
 
 
 def read_input_size(text: str) -> int | tuple[int, int]:
-    """Parse an input size: "224" is 224, "384x640" is (384, 640)."""
+    """Parse an input size: "224" is 224, "384x640" is (384, 640). Raises `InputError` for other text."""
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.strip().isdigit() for side in sides):
         raise InputError(f"input-size is {text!r}; expected a side in pixels, such as 224, or HEIGHTxWIDTH")

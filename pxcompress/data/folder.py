@@ -167,7 +167,8 @@ class _Scan:
     def read_split(self, split: Path, classes: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], Samples]:
         """Class names and samples of a folder with one sub-folder for each class; ids are paths relative to `root`.
 
-        With `classes` given, a folder that is not among them is an error.
+        With `classes` given, a folder that is not among them is an error. Raises `DataError`, also if there are no
+        images.
         """
         folders = sorted(path.name for path in split.iterdir() if path.is_dir() and not path.name.startswith("."))
         images = {name: self.images(split, name) for name in folders}

@@ -29,7 +29,10 @@ def pair_masks(images: Sequence[Path], split: Path) -> list[Pair]:
 
 
 def class_names(spec: str, root: Path, masks: Sequence[Path]) -> tuple[str, ...]:
-    """Class names: the lines of classes.txt, or "0", "1", ... up to the largest value in any mask, `IGNORED` aside."""
+    """Class names: the lines of classes.txt, or "0", "1", ... up to the largest value in any mask, `IGNORED` aside.
+
+    Raises `DataError` for fewer than two.
+    """
     class_file = root / "classes.txt"
     if class_file.exists():
         names = tuple(line.strip() for line in class_file.read_text(encoding="utf-8").splitlines() if line.strip())

@@ -95,7 +95,10 @@ def read_words(spec: str, column: str) -> dict[str, str]:
 
 
 def open_listed(spec: str) -> Samples:
-    """The images that the table `spec` lists; other columns are ignored, and all labels are -1: unknown."""
+    """The images that the table `spec` lists; other columns are ignored, and all labels are -1: unknown.
+
+    Raises `DataError`.
+    """
     table, root = _read_table(spec), Path(spec).expanduser().parent
     if _text_columns(table):
         raise DataError(

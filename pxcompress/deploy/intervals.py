@@ -94,9 +94,9 @@ def estimate_speedup(dense: Seconds, pruned: Seconds, *, seed: int = 0) -> Speed
     """Ratio of the medians and its 95 % percentile bootstrap interval.
 
     Run i of both belongs together (see `stopwatch.time_interleaved`). Runs next to each other are alike, so whole
-    blocks of them are drawn, the same ones from both: what slows the machine for a while cancels. Percentiles are
-    those of Hesterberg (2015, "What teachers should know about the bootstrap", 5.2), which make up for few blocks;
-    fewer runs than blocks are needed allow no more than their extremes.
+    blocks of them are drawn, the same ones from both: what slows the machine for a while cancels. Percentiles are those
+    of Hesterberg (2015, "What teachers should know about the bootstrap", 5.2), which make up for few blocks; fewer runs
+    than blocks are needed allow no more than their extremes. Raises `ValueError` for different numbers of runs.
     """
     if len(dense) != len(pruned):
         raise ValueError(f"{len(dense)} dense and {len(pruned)} pruned runs; expected as many of both")

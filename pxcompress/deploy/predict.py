@@ -20,7 +20,7 @@ ScoredBox = tuple[int, float, np.ndarray, np.ndarray]  # class, score, corners, 
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """`image` as RGB or RGBA with 8 bits a channel: 16 bits lose the lower 8; floats must be from 0 to 1."""
+    """`image` as RGB or RGBA with 8 bits a channel: the higher of 16; `ValueError` for floats outside 0 to 1."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):

@@ -15,7 +15,10 @@ import tokenizers
 
 
 def prepare(text: str, tokenizer: tokenizers.Tokenizer, metadata: dict[str, str]) -> dict[str, np.ndarray]:
-    """One text, or two with a tab between them, as the model's inputs: (1, length) each."""
+    """One text, or two with a tab between them, as the model's inputs: (1, length) each.
+
+    Raises `ValueError` for a text without tokens.
+    """
     first, _, second = text.partition("\t")
     encoding = tokenizer.encode(first, second or None)
     columns = {

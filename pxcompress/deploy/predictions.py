@@ -81,7 +81,10 @@ class Predictor(Protocol):
 def predictions(
     sessions: Mapping[str, Predictor], dense: str, reference: str, batches: Batches, task: Task
 ) -> dict[str, Predictions]:
-    """Predictions of every session on `batches`, compared with those of the sessions `dense` and `reference`."""
+    """Predictions of every session on `batches`, compared with those of the sessions `dense` and `reference`.
+
+    Raises `DataError` if there are no samples.
+    """
     parts: dict[str, list[Predictions]] = {name: [] for name in sessions}
     for inputs, targets in batches:
         outputs = {name: session.outputs_of(inputs) for name, session in sessions.items()}

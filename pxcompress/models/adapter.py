@@ -303,7 +303,7 @@ def _first(batches: Iterable[Any]) -> Any:
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:
-    """Inputs and labels of a batch; labels are None if it has none."""
+    """Inputs and labels of a batch; labels are None if it has none. Raises `InputError` for other batches."""
     if not isinstance(batch, tuple | list):
         return batch, None
     if len(batch) not in (1, 2):

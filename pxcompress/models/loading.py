@@ -214,7 +214,7 @@ def _load_file(request: _Request, layout: str) -> LoadedModel:
 
 
 def _load_built(request: _Request) -> LoadedModel:
-    """Build a model in plain layers, with its weights; its classes are not counted yet."""
+    """Build a model with its weights, in plain layers (see `rewrite_plain`); its classes are not counted yet."""
     name = request.name
     if is_hugging_face(name):
         return _load_hugging_face(request)
@@ -263,7 +263,9 @@ def _make_request_plain(loaded: LoadedModel, request: _Request) -> LoadedModel:
 
 
 def make_plain(model: nn.Module, preprocessing: Preprocessing) -> nn.Module:
-    """`model` rewritten in plain layers, taking one tensor (n, ...) in which its inputs are packed.
+    """`model` with every layer in a form from which units can be removed, see `rewrite_plain`.
+
+    It takes one tensor (n, ...) in which its inputs are packed.
 
     Raises `ModelError`.
     """

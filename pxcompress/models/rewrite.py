@@ -55,7 +55,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def rewrite_plain(model: nn.Module, run: Run | None = None) -> nn.Module:
-    """A copy of `model` with plain versions of all layers that have one; `model` itself if there are none.
+    """A copy of `model` in plain layers, which hold the weights that they compute with; `model` itself if it is so.
 
     A layer whose plain version does not compute the same stays, as does one that shares parameters with others. With
     `run`, rewrites that change the model's outputs are left out.

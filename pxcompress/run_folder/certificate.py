@@ -316,7 +316,7 @@ def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> R
     """Draw the certify split, with samples prepared as the models' files say.
 
     Samples that had another role in the runs of the files are left out, and `note` is told so. If the data come in one
-    piece and are new to these runs, all samples but those of select are taken.
+    piece and are new to these runs, all samples but those of select are taken. Raises `InputError`.
     """
     data, seed = draw.data, draw.seed
     preprocessing, classes = read_shared_metadata(files)

@@ -97,7 +97,10 @@ def check_loads(folder: Path, batches: Batches, model: nn.Module | None = None) 
 
 
 def load_pruned(folder: Path, model: nn.Module | None = None) -> Pruned:
-    """The slim model of a run folder with groups and plan; its `dense` has random weights, not the run's."""
+    """The slim model of a run folder with groups and plan; its `dense` has random weights, not the run's.
+
+    Raises `InputError` for other folders, and if the model cannot be built again.
+    """
     check_files(folder, read_report(folder).sha256)
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:

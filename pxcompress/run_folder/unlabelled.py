@@ -61,7 +61,8 @@ class ModelAnswers:
 def observe(files: Mapping[str, Path], unlabelled: str, group: str, note: Note) -> ModelAnswers:
     """The answers of the models `files` on the images of `unlabelled`, with their groups.
 
-    No image is marked to label yet.
+    No image is marked to label yet. Raises `InputError` for models that are no classifiers, `DataError` if no image is
+    new to them.
     """
     preprocessing, classes = read_shared_metadata(list(files.values()))
     note(begin("reading the images"))

@@ -96,7 +96,10 @@ def _export(model: nn.Module, path: Path, metadata: dict[str, str], recipe: Reci
 def write_beside_onnx(
     folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult, artifacts: tuple[Artifact, Artifact]
 ) -> Files:
-    """Write recipe, plan, scores and slim weights beside the dense and slim ONNX files, and check parity."""
+    """Write recipe, plan, scores and slim weights beside the dense and slim ONNX files, and check parity.
+
+    Raises `ParityError`.
+    """
     dense, small = artifacts
     (folder / RECIPE).write_text(recipe.to_json())
     (folder / PLAN).write_text(_plan(slim))
