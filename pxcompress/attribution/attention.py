@@ -1,7 +1,7 @@
 """Rules for attention: softmax, fused or spelled-out scaled dot product, nn.MultiheadAttention.
 
-AttnLRP: Achtibat et al. 2024. CP-LRP: Ali et al. 2022. z+ through the softmax: what "Pruning by Explaining Revisited"
-searches beside them.
+AttnLRP: Achtibat et al. 2024. CP-LRP: Ali et al. 2022. The z+ rule through the softmax is a third choice in the search
+of "Pruning by Explaining Revisited".
 """
 
 from __future__ import annotations

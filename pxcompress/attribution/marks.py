@@ -1,8 +1,9 @@
-"""What a pass knows of every tensor that gradients flow into: which softmaxes it stands behind, and what reads it.
+"""Marks on tensors during a forward pass, by which softmaxes that are attention are told from others.
 
 A softmax whose result weighs values (attention, pooling by weights, split attention) is a constant under the rule "cp".
-One whose result leaves the model, or is summed up with constants, is no attention: relevance flows through it. What
-tells the two apart is the product with values that stand behind fewer softmaxes, so that is where weights are detached.
+One whose result is an output of the model, or is combined with constants alone, is no attention: relevance flows
+through it. Each tensor is marked with the number of softmaxes before it. A product of two tensors with different
+numbers is that of attention weights and values, so that is where the weights are detached.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""A gradient for every layer that runs: scores read one at each, and autograd leaves out what it does not need.
+"""Makes a backward pass reach every layer that runs, since scores read a gradient at each of them.
 
-Three kinds of layers have none. What a layer reads may not depend on the input (queries, tables of positions): it is
-tied to the input by a gradient of zero. Its results may reach the output through constant attention weights alone: such
-a layer is a gate, and has the gradient through the softmax. Or they reach it by no gradient at all (rounded, detached,
-thrown away): then its results count as if the whole output came from them, shared by their squares.
+Autograd leaves out three kinds of layers. What a layer reads may not depend on the input (queries, tables of
+positions): it is tied to the input by a gradient of zero. Its results may reach the output through attention weights
+alone, which are constants: such a layer is a gate, and gets the gradient through the softmax. Or they reach it by no
+gradient at all (rounded, detached, unused): then relevance is given to them as if the whole output came from them,
+in proportion to their squares.
 """
 
 from __future__ import annotations

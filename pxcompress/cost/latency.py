@@ -1,9 +1,10 @@
 """Predicts the milliseconds of a model at planned widths, from operators timed one by one on the target machine.
 
-Every operator is timed on ONNX Runtime at a few widths, once for a device and version (the times are kept in the cache
-folder), without what the call itself and the change of layout around it take, and interpolated between them. In a whole
-model weights come from memory, which is added. The sum is then held against the whole model, dense and at half its
-widths: fused operators take another time than alone, and what lies between them takes some too.
+Every operator is timed on ONNX Runtime at a few widths, and times between these are interpolated. They are kept in the
+cache folder for each device and version, without the fixed cost of a call and without the change of layout around the
+operator. In a whole model weights are read from memory instead of the processor's cache, which is added. The sum is
+then corrected by timing the whole model, dense and at smaller widths: operators take another time when they are fused,
+and what lies between them takes some too.
 """
 
 from __future__ import annotations

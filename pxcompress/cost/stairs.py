@@ -1,8 +1,8 @@
-"""Milliseconds over widths where time rises in wide steps, as on a GPU, from few measurements.
+"""Milliseconds of an operator over its widths, measured at few of them, where time rises in wide steps.
 
-There a whole tile of outputs takes as long as a part of it, and how wide tiles are depends on both widths together. So
-the plane of (inputs, outputs) is halved along both axes, only where its corners take different times, and only where
-plans go.
+On a GPU a tile of outputs that is only partly used takes as long as a whole one, and the size of tiles depends on both
+widths together. So the plane of (inputs, outputs) is halved along both axes again and again, but only around the widths
+that a plan asks for, and only while the corners of the part take different times.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Inputs as NumPy writes them, as a runtime is fed: .npz files by the names of a model's inputs, .npy for its only one.
+"""Data in files that NumPy writes: .npz with an array for each of a model's inputs, by name, or .npy for its only one.
 
     inputs.npz   arrays (n, ...) of equally many samples, by input
     inputs.npy   (n, ...)
     folder/      such files, each a batch; also one sample a file without the axis n, where the model is an ONNX file
     folder/train/, folder/val/   the same in two splits
 
-A .npz may hold what is asked of the model under one of `TARGETS`: classes (n,), masks (n, height, width), or numbers.
+A .npz may also have targets, under one of the names in `TARGETS`: classes (n,), masks (n, height, width), or numbers.
 Nothing that is pickled is read.
 """
 

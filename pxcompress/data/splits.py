@@ -1,6 +1,7 @@
 """Five parts of labelled data, as batches that a model takes: score, repair, select, certify, test.
 
-They are disjoint, but for score and repair, which shape a model and judge none: of few samples both get all.
+They are disjoint, except that score and repair both get all samples of their pool if these are few: the two shape a
+model, while the others judge it.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A classifier's answer is printed, as are labels and numbers. Into the current folder are written: a segmentation as
 IMAGE.mask.png, in the size that the model takes; boxes and joints drawn into a copy, IMAGE.boxes.png; any other output,
 such as an embedding, as IMAGE.npz. Needs onnxruntime, numpy and pillow, nothing else. Preprocessing, task and class
-names are read from the ONNX file. A detector's file has raw boxes: threshold and thinning out (NMS) are here.
+names are read from the ONNX file. A detector's file has raw boxes: the threshold and non-maximum suppression are here.
 """
 
 import argparse

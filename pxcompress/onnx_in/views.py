@@ -1,7 +1,7 @@
-"""Removes lookups that change nothing: a tensor is flattened, and all its numbers are looked up in their order.
+"""Removes Gather nodes that change nothing: they read all numbers of a flattened tensor in their order.
 
-PyTorch's exporter writes `as_strided` so, which it has for images that lie in memory with their channels last. The
-places are computed from the batch; they would stay those of the width before.
+PyTorch's exporter writes `as_strided` in this way, which it meets for images that lie in memory with their channels
+last. The indices are computed from the batch, and would still be those of the old width after pruning.
 """
 
 from __future__ import annotations

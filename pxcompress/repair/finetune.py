@@ -1,11 +1,11 @@
 """A short training towards the dense model's predictions, for losses that closed-form repairs leave.
 
-Distillation without labels (Hinton et al., https://arxiv.org/abs/1503.02531) in which both models see the same moved
-images (Beyer et al., https://arxiv.org/abs/2106.05237): the loss is T^2 KL(dense / T || slim / T) over the classes or,
-for a model that is no classifier, the squared error of all outputs or, where its task wants it, the task's divergence.
-Errors at the outputs of blocks or layers added to it gained nothing on glyphs (a quarter of a ResNet's MACs: top-1
-91.7 % without, 91.2 to 91.6 % with them), nor did a moving average of the weights. Normalisation uses its running
-statistics: the slim model is trained as it will be run.
+Distillation without labels (Hinton et al., https://arxiv.org/abs/1503.02531) in which both models see the same
+augmented images (Beyer et al., https://arxiv.org/abs/2106.05237): the loss is T^2 KL(dense / T || slim / T) over the
+classes or, for a model that is no classifier, the squared error of all outputs or, where its task wants it, the task's
+divergence. Errors at the outputs of blocks or layers added to it gained nothing on glyphs (a quarter of a ResNet's
+MACs: top-1 91.7 % without, 91.2 to 91.6 % with them), nor did a moving average of the weights. Normalisation uses its
+running statistics: the slim model is trained as it will be run.
 
 The learning rate rises within a few steps and falls along a cosine. Where the error on held-out samples is clearly
 above that of the start right after the rise the rate is too high, as it is for compact pretrained networks: training
