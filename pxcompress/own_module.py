@@ -169,11 +169,11 @@ def compress_module(model: nn.Module, example: Inputs, batches: Iterable[Any], o
 
     `example` is one input, shape (1, ...), or a tuple or dict of them: the module is called as model(x),
     model(*inputs) or model(**inputs). `batches`, read several times, are inputs or (inputs, labels) and serve scoring
-    and repair. What else may be said are the fields of `ModuleOptions`, as keywords:
+    and repair. Further options are the fields of `ModuleOptions`, as keywords:
 
         slim = compress_module(net, (image, sound), batches, 0.5, logits=lambda out: out["class"], budget="macs")
 
-    Everything that comes out keeps its shape. `result.agreements` says how near outputs are to those of `model` on
+    All outputs keep their shapes. `result.agreements` says how near outputs are to those of `model` on
     samples that nothing was fitted to; `result.save(folder)` writes a run folder. Raises `InputError` for what cannot
     be handled, before any work, else as `prune_and_repair` does.
     """

@@ -172,9 +172,9 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
 def _choose_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
     """The candidate whose pruned model is most similar to the dense one on held-out samples.
 
-    All candidates score the same model. Each is pruned to the recipe's ratio and repaired by what absorbs; the first
-    wins a tie. If the plan compares scores of different groups, the first one as it is competes with all at measured
-    exchange rates.
+    All candidates score the same model. Each is pruned to the recipe's ratio and gets the repairs of the phase
+    "absorb"; the first one wins a tie. If the plan compares scores of different groups, the candidates are the first
+    one unchanged, and all of them with the scores of each group multiplied by its measured exchange rate.
     """
     if len(candidates) == 1:
         return candidates[0]
@@ -263,8 +263,8 @@ class _RepairedModel:
 def _repair(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Agreements | None]:
     """Apply all repairs that help, in order, then remove units that do nothing; returns model and agreements.
 
-    A repair helps if it brings the outputs on held-out samples nearer to the dense model's; a refit is judged with the
-    repairs that follow it. What trains on labels follows them, and is kept. Without held-out samples all are kept.
+    A repair helps if it brings the outputs on held-out samples nearer to the dense model's; a refit is judged together
+    with the repairs that follow it. Training on labels is always kept. Without held-out samples all repairs are kept.
     """
     dense = DenseOutputs(pruned.whole.dense, run.held_out, run.task) if run.held_out else None
     _measure_quality(pruned, run)

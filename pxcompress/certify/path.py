@@ -382,7 +382,7 @@ class Spent(NamedTuple):
 
 
 def spent(uses: int, delta: float) -> Spent:
-    """What several certificates on one split still promise together: `uses` earlier ones and this one, by Bonferroni.
+    """What several certificates on one split promise together: `uses` (>= 0) earlier ones and this one, by Bonferroni.
 
     delta / (uses + 1) is for all uses together, so the earlier ones are judged anew, too (`Certificate.at`). It covers
     trying again after a failure; it does not cover a path that was built with the earlier losses in view.

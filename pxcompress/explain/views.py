@@ -23,10 +23,11 @@ NOTICEABLE_CHANGE = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """Both models' results on n inputs: outputs by name, logits (n, k) at which relevance starts, and heatmaps.
+    """Results on n inputs, pairs for the dense and the pruned model: outputs by name, logits (n, k), and heatmaps.
 
-    `maps` (n, ...) explain, in both models, the logit that `columns` of the dense one chooses; `own` explains in the
-    pruned model its own choice. `agreement` (n,) is the task's.
+    `columns` (n,) is the index of each model's largest logit. `maps` (n, ...) are heatmaps of both models for the
+    dense one's largest logit, `own` those of the pruned model for its own. `agreement` (n,) is the task's, `kinds`
+    has for each input one of `KINDS` or a word such as "worse".
     """
 
     outputs: tuple[Outputs, Outputs]

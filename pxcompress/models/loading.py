@@ -132,11 +132,11 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     Weights: `checkpoint` if given; else the model's own when `pretrained` is set or `name` is a folder or repository
     that holds some; else random ones, drawn from PyTorch's global generator (`state.seeded` makes them repeatable).
     With `pretrained` a factory's weights are taken as it made them.
-    `classes` is the data's class count, None for the model's own; without `classifier` it is how many outputs a builder
-    is asked for, and the model may return anything. `input_size` is in pixels (a side, or height and width), or
-    the shape of an input that is no image; `inputs` are several that the data have, packed in that shape; `noun` says
-    what samples are, such as "images" or "texts"; `layout` where the channels of images in an ONNX file are.
-    Where `data_classes`, the names of the data's classes, are some of those that the weights name, the model keeps all.
+    `classes` is the data's class count, None for the model's own. If `classifier` is false the model may return
+    anything, and `classes` is only passed on to the function that builds it. `input_size` is in pixels (a side, or
+    height and width), or the shape of an input that is no image; `inputs` are several that the data have, packed in
+    that shape; `noun` says what samples are, such as "images"; `layout` where an ONNX file has the channels of images.
+    If `data_classes`, the data's class names, are a part of those that the weights name, the model keeps all classes.
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
     if isinstance(input_size, int) and input_size < 1:

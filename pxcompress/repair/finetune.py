@@ -53,7 +53,10 @@ from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.types import Batch, Batches, Phase, Pruned, Repair
 
 WARM_UP, TRIAL = 8, 12
-"""Steps in which the learning rate rises, and after which it is judged, both at most a tenth of a training."""
+"""Number of steps in which the learning rate rises, and number after which the error is compared with the start's.
+
+Both are at most a tenth of a training.
+"""
 
 NEXT_RATE = 0.3
 """Highest learning rate of the next attempt, as a share of that of an attempt whose rate was too high."""
@@ -68,10 +71,10 @@ PASSES, MOST_STEPS = 5, 300
 """Default length of training, about as long as the rest of a run: passes over the samples, and most steps."""
 
 LONGER, SMALL_WORK = 4, 3e12
-"""Small models train so many times as long, where that is at most so many MACs: a minute on two CPU cores."""
+"""Small models train up to `LONGER` times as many steps, as far as `SMALL_WORK` MACs allow: a minute on two cores."""
 
 CROPPED_SIDE = 128
-"""Pixels from which on a part of an image still shows what it is of; smaller images are moved as a whole."""
+"""Smallest side, in pixels, of images that are cropped at random; a crop of smaller ones may not show the object."""
 
 SAVE_SECONDS = 60.0
 """Seconds between two checkpoints."""
@@ -118,9 +121,9 @@ class FineTune(Repair):
         The best weights on `held_out`, those of the start included, are the result: by the mean distance from the
         dense model or, with labels, by top-1. Without `held_out` it is the last ones. PyTorch's seed decides on
         order and augmentation. A training that is interrupted after more than `SAVE_SECONDS` goes on where it was when
-        it is called again, and ends with the same weights. Where memory allows no larger ones, a step takes as many
-        samples, in batches as `SplitBatches` makes them. Raises `DataError` where there is no sample or an impossible
-        label, `ResultError` when training diverges.
+        it is called again, and ends with the same weights. If `batches` are `SplitBatches` with a size, since memory
+        allows no more, batches have at most that size, and a step adds up the gradients of more of them. Raises
+        `DataError` where there is no sample or an impossible label, `ResultError` when training diverges.
         """
         model, dense, seed = pruned.model, pruned.whole.dense, torch.initial_seed()
         trained_parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

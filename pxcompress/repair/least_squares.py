@@ -47,7 +47,7 @@ ROUNDING = 1e-9
 """Added to the variance of the inputs, as a share of their mean square, to cover rounding of float32 inputs."""
 
 WIDEST = 8192
-"""Most inputs an output of a layer that is refitted, which takes about five float64 matrices of their square."""
+"""Most inputs per output of a layer that is refitted: about five float64 matrices (inputs, inputs) are needed."""
 
 MEMORY_BYTES = 1 << 29
 """Most memory at a time for rows of the dense model, and for matrices of layers refitted together, bytes."""
@@ -59,7 +59,7 @@ LARGEST_HALF = 1024.0
 """Value to which the largest number is scaled when rows are stored in half precision."""
 
 LAYERS_TOGETHER = 3
-"""Most layers refitted together (a wave). Each corrects the errors before it alone: too many overshoot."""
+"""Most layers refitted together (a wave). Each corrects the whole error so far: too many together overshoot."""
 
 PLAIN_FORWARDS = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 """Forward methods of layers that can be refitted; a subclass with its own forward may read other inputs."""
@@ -84,12 +84,12 @@ class LeastSquares(Repair):
     costly: ClassVar[bool] = True
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
-        """Refit on `batches`: a pass of the dense model, with a backward one for the weighting, and a slim pass a wave.
+        """Refit on `batches`; `held_out` is not needed.
 
-        A slim pass ends where its wave does, half-way on average. Where the dense model's rows take more than
-        `MEMORY_BYTES` it runs several times. What ridge a layer gets, or no update at all, is what does best on one
-        half of the samples after a fit to the other half; `held_out` is not needed. Layers that run more than once,
-        compute something of their own or have more than `WIDEST` inputs stay as they are.
+        It takes a pass of the dense model (several if its rows take more than `MEMORY_BYTES`), with a backward pass for
+        the weighting, and for each wave a pass of the slim model up to its last layer. A layer gets the ridge that does
+        best on one half of the samples after a fit to the other half, or stays if every update does worse. Layers that
+        run more than once, have a forward of their own or more than `WIDEST` inputs stay too.
         """
         batches = SplitBatches(batches)
         first_batch = next(iter(batches), None)
@@ -151,9 +151,9 @@ def _count_batches(wave: Sequence[_Layer], batches: int, samples: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """A layer to refit on `rows` rows; `outputs` are the dense layer's output rows that remain.
+    """A layer to refit; `outputs` are the indices of the dense layer's outputs that remain.
 
-    A sample gives a row at each of `positions`.
+    `rows` is the number of rows of the regression; a sample gives one at each of its `positions`.
     """
 
     name: str
@@ -187,10 +187,10 @@ class _Layer:
 
 @dataclass(eq=False)
 class _Rows:
-    """Rows drawn from one batch at a layer: `places` (m,) among samples and positions, and the dense outputs there.
+    """Rows drawn from one batch at a layer: their indices `places` (m,) among samples x positions, and dense outputs.
 
-    That is `values` (m, kept outputs) times `scale`. `weights` is (m,) float64; `fits` (m,) says which half of the
-    samples a row is from.
+    The latter are `values` (m, kept outputs) times `scale`. `weights` is (m,) float64; `fits` (m,) is true for rows
+    that are fitted to, and false for those by which the fit is judged.
     """
 
     places: Tensor

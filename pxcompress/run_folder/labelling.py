@@ -202,7 +202,10 @@ def read_request(folder: Path) -> LabelRequest:
 
 
 def _name_files(files: Sequence[Path], unlabelled: str) -> dict[str, Path]:
-    """Models of a path by name; for a run folder, whose own data must not contain the images, its two models."""
+    """The models to test by name: the ONNX `files`, or the two models of a run folder.
+
+    Raises `DataError` if the images of `unlabelled` are part of the run's data, `InputError` for a single ONNX file.
+    """
     if len(files) == 1 and files[0].is_dir() and (files[0] / RECIPE).exists():
         recipe = read_run(files[0])
         if Path(recipe.data).is_dir():

@@ -172,8 +172,9 @@ def certify_by_plan(
 ) -> tuple[Certificate, Budget, tuple[str, ...]]:
     """Certify the smallest of ever smaller models, the `candidates`, by an anytime test on their losses.
 
-    Returns the certificate, the budget after the test, and short hashes of the samples that it looked at. With `masks`
-    (name -> booleans (n,), one for each sample) the risk has to hold in each of these groups of samples.
+    The error probability is the plan's stake, whatever `limit` has. Returns the certificate, the budget after the test,
+    and short hashes of the samples that it looked at. With `masks` (name -> booleans (n,), one for each sample) the
+    risk has to stay below the limit in each of these groups of samples.
     """
     limit = replace(limit, delta=anytime_plan.budget.stake)
     masks = {name: mask[anytime_plan.order] for name, mask in masks.items()}

@@ -47,7 +47,7 @@ SPEED_TOLERANCE = 0.05
 
 
 NOTHING_RIGHT = 0.01
-"""If the dense model's quality is below this share of the possible, the report says that it shows nothing."""
+"""If the dense model's quality is below this share of the best possible, the report warns that nothing can be lost."""
 
 
 DENSE_DRIFT_LIMIT = 0.2

@@ -52,7 +52,10 @@ class IntegratedGradients(Scorer):
     target: str = option("label", "class whose logit is explained", choices=("label", "prediction"))
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
-        """Score all units; takes `steps` + 2 forward and backward passes for each sample."""
+        """Score all units; takes `steps` + 2 forward and backward passes for each sample.
+
+        Raises `InputError` for a model of whole numbers, between which there is no path.
+        """
         if has_whole_numbers(model):
             raise InputError(
                 "integrated-gradients goes from zero to an input, but the model takes whole numbers, such as "
