@@ -28,8 +28,9 @@ STABILIZER = 1e-6
 """A small number that zennit adds to denominators, with their sign, against division by zero."""
 
 _MANY_INPUTS = 64
-"""Inputs an output from which `AlphaBeta` may compute by differences: neither sign's share is then small enough to be
-lost.
+"""Fewest inputs per output with which `AlphaBeta` may compute by differences of sums.
+
+With fewer, the contributions of one sign may be so small a part of the sums that rounding loses them.
 """
 
 

@@ -1,8 +1,8 @@
-"""Are the samples fresh: do they serve no other role, and which certificates were made on them before.
+"""Keeps a record of which certificates were made on which samples, and checks that samples serve no other role.
 
-The record of used splits is kept in the cache folder. Every certificate holds by itself; several made on the same
-samples share the chance of error. So each is counted, and whoever uses samples again is told (`certify.spent`), also
-where they are a part of other data now.
+The record is in the cache folder. Every certificate holds by itself, but several that were made on the same samples
+share the chance of error. So each is counted, and a user who certifies on samples again is told what that means
+(`certify.spent`), also if the samples are now a part of other data.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ class Request:
     data: Annotated[
         str,
         typer.Option(
-            help="Labelled data, as for `run --data`; nearly all of them count where no run has seen any.  "
+            help="Labelled data, as for `run --data`: of data that a run has used, the samples that it reserved for "
+            "certificates; of new data, nearly all.  "
             "[default: the run folder's]"
         ),
     ] = ""
@@ -67,7 +68,10 @@ class Request:
     ] = None
     group: Annotated[
         str,
-        typer.Option(help="A text column of the table of samples or losses; the risk must hold for each of its words."),
+        typer.Option(
+            help="A text column of the table of samples or losses; the bound on the risk must hold for each of its "
+            "values."
+        ),
     ] = ""
     anytime: Annotated[
         bool,
@@ -152,7 +156,7 @@ def certify(request: Request) -> None:
     check_folder(request.place)
     if request.answers is not None:
         request.refuse((*_MODELS, *_GOAL, "losses", "anytime", "group", "resume"), "--answers")
-        _show(_go_on(request, request.answers), request)
+        _show(_certify_labels(request, request.answers), request)
     elif request.losses is not None:
         request.refuse(_MODELS, "--losses")
         _show(_certify_losses(request, request.losses), request, request.out)
@@ -171,7 +175,7 @@ _GOAL = ("max_drop", "confidence", "risk")
 """Options that say which guarantee to certify."""
 
 
-def _go_on(request: Request, answers: Path) -> CertificateRecord:
+def _certify_labels(request: Request, answers: Path) -> CertificateRecord:
     """The certificate from the labels in the file `answers`."""
     from pxcompress.run_folder.labelling import certify_answers
 
@@ -209,7 +213,7 @@ def _ask_for_labels(request: Request) -> None:
     files = request.files or []
     questions = request_labels(files, request.unlabelled, guarantee, request.place, procedure, note)
     if not questions.to_label:
-        _show(_go_on(request, request.place / QUESTIONS), request)
+        _show(_certify_labels(request, request.place / QUESTIONS), request)
     elif request.as_json:
         print(json.dumps(dataclasses.asdict(questions), indent=1))
     else:

@@ -61,7 +61,7 @@ def takes_recipe(*, without: tuple[str, ...] = (), **preset: Any) -> Callable[[C
     """A decorator that turns the command's first parameter, a recipe, into one option for each field of a recipe.
 
     Fields named in `without` ("bench" and "guarantee" stand for all of theirs) have no option, but may have a
-    value in `preset`. With --config a file holds the recipe, and what is said beside it counts more.
+    value in `preset`. With --config a file has the recipe, and options on the command line replace its values.
     """
 
     def decorate(command: Command) -> Command:
@@ -135,14 +135,16 @@ def recipe_of(options: Mapping[str, Any], config: Path | None) -> Recipe:
             content["budget"] = _drop_options(content["budget"], part)
     if content["guarantee"] and "max_drop" not in content["guarantee"]:
         raise InputError(f"--{next(iter(content['guarantee']))} has no effect without --max-drop; add it")
-    content = {key: value for key, value in content.items() if key not in _list_void_fields(content, options)} | options
+    content = {
+        key: value for key, value in content.items() if key not in _list_replaced_fields(content, options)
+    } | options
     if "model" not in content:
         raise InputError("no model is given; say --model NAME, or --config FILE with one")
     source = "the recipe" if config is None else f"config {str(config)!r}"
     return Recipe.from_dict({key: value for key, value in content.items() if value is not None}, source)
 
 
-def _list_void_fields(content: Mapping[str, Any], options: Mapping[str, Any]) -> set[str]:
+def _list_replaced_fields(content: Mapping[str, Any], options: Mapping[str, Any]) -> set[str]:
     """Fields of a file's `content` that `options` on the command line replace: other goals, and what depended on
     them.
     """
@@ -211,7 +213,7 @@ def _parse_factor(text: str) -> float:
 
 
 def read_input_size(text: str) -> int | tuple[int, int]:
-    """Parse an input size: "224" is 224, "384x640" is (384, 640)."""
+    """Parse an input size: "224" is 224, "384x640" is (384, 640). Raises `InputError` for other text."""
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.strip().isdigit() for side in sides):
         raise InputError(f"input-size is {text!r}; expected a side in pixels, such as 224, or HEIGHTxWIDTH")

@@ -18,7 +18,7 @@ Stacks = dict[str | int | None, Array]
 """Arrays (n, ...) of all samples, by the input's name or position; None is the key of a single unnamed input."""
 
 
-def lay_to_ports(spec: str, stacks: Mapping[str | int | None, Array], ports: Ports) -> Stacks:
+def arrange_for_ports(spec: str, stacks: Mapping[str | int | None, Array], ports: Ports) -> Stacks:
     """The arrays by the ONNX file's input names, in its order, as the module in PyTorch takes them.
 
     The only input is named None where it is floats or the bytes of images, which modules take as floats. Images may lie

@@ -63,7 +63,7 @@ def open_table(spec: str) -> UserData:
         layout = "numbers"
         classes, values = _read_numbers(table, (_path_column(table),))
         targets = Values(values)
-    train, held_out = _halves(table, Samples.of(images, labels, Files(root, images), targets))
+    train, held_out = _separate_splits(table, Samples.of(images, labels, Files(root, images), targets))
     notes = tuple(_note_whole_numbers(table, classes)) if layout == "numbers" else ()
     return UserData(classes, train, held_out, notes, layout=layout, outputs=len(classes))
 
@@ -96,7 +96,10 @@ def read_words(spec: str, column: str) -> dict[str, str]:
 
 
 def open_listed(spec: str) -> Samples:
-    """The images that the table `spec` lists; other columns are ignored, and all labels are -1: unknown."""
+    """The images that the table `spec` lists; other columns are ignored, and all labels are -1: unknown.
+
+    Raises `DataError`.
+    """
     table, root = _read_table(spec), Path(spec).expanduser().parent
     if _text_columns(table):
         raise DataError(
@@ -129,7 +132,7 @@ def _open_texts(table: _Table, columns: tuple[str, ...]) -> UserData:
         classes, values = _read_numbers(table, columns)
         targets = Values(values)
     samples = Samples.of(_row_ids(table), labels, texts, targets)
-    train, held_out = _halves(table, samples)
+    train, held_out = _separate_splits(table, samples)
     return UserData(classes, train, held_out, layout=layout, outputs=len(classes) or None)
 
 
@@ -280,7 +283,7 @@ def _number(table: _Table, number: int, column: str) -> float:
     return result
 
 
-def _halves(table: _Table, samples: Samples) -> tuple[Samples, Samples | None]:
+def _separate_splits(table: _Table, samples: Samples) -> tuple[Samples, Samples | None]:
     """Training and held-out samples by the column `split`; without it, all samples and None."""
     if _SPLIT not in table.names:
         return samples, None

@@ -29,7 +29,10 @@ Place = tuple[Tensor | slice, ...]
 """An index into a tensor."""
 
 ROUNDING = 0.05
-"""Largest difference that may be rounding, in models that amplify it; above it the removal is wrong."""
+"""Differences above this, as a share of the outputs' scale, are no rounding errors: the removal is wrong.
+
+Those between `REMOVAL_TOLERANCE` and this are computed again in float64, since some models amplify rounding errors.
+"""
 
 
 def prune(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Pruned:
@@ -52,7 +55,7 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Pruned:
             is_alone = name not in readers and is_depthwise(model.get_submodule(name))
             _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist(), with_own_outputs=is_alone)
         else:
-            _select_(slim, name, dim, torch.cat(parts))
+            _remove_entries_(slim, name, dim, torch.cat(parts))
     for group in groups:
         if group.kind == "direction" and plan.removed.get(group.name):
             set_stream_(slim, group, len(plan.kept(group)) + 1)
@@ -148,7 +151,7 @@ def _remove_(module: Any, axis: Axis, rows: list[int], *, with_own_outputs: bool
         module.in_channels = module.groups = module.out_channels // multiplier
 
 
-def _select_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
+def _remove_entries_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
     """Remove `rows` of a parameter or buffer outside of layers, or of a list of split sizes, in place."""
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)

@@ -96,7 +96,10 @@ def fetch_model(name: str, source: TimmSource, kwargs: Mapping[str, Any]) -> nn.
 
 
 def build_sized(source: TimmSource, classes: int | None, input_size: Side) -> tuple[nn.Module, dict[str, Any]]:
-    """A model with random weights, and the arguments that build it again without the folder's configuration."""
+    """A model with random weights for images of `input_size`, if its architecture depends on that.
+
+    Also returns the arguments with which `timm.create_model` builds the same architecture without `source.config`.
+    """
     config = source.config or {}
     model_kwargs: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     size: Any = list(input_size) if isinstance(input_size, ImageSize) else input_size

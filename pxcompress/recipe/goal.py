@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pxcompress.types import Budget
 
 DEFAULT_BUDGET = "macs"
-MEASURED = 0
+MEASURED_STEP = 0
 """Value of `round_to` for the step of widths that measures best on this machine."""
 
 
@@ -73,14 +73,18 @@ class Goal:
     normalise: str = option(
         "auto",
         "How scores of groups of units are scaled to be compared: auto (as suits the budget), "
-        f"{one_of(NORMALISATIONS)}.",
+        f"{one_of(NORMALISATIONS)}; `pxcompress methods` explains them.",
     )
     round_to: int | None = option(
         None,
         "Make layer widths multiples of this number. 1: any width; 0: the multiple that measures fastest; "
         f"{one_of(CONVERSIONS)}: what suits that runtime.  [default: 8; 0 with --budget latency]",
     )
-    min_keep: float = option(0.1, "Smallest share of its units that every group keeps, 0 to 1.")
+    min_keep: float = option(
+        0.1,
+        "Smallest share of its units that every group keeps, 0 to 1. Units are channels, neurons or heads; a group has "
+        "those of all layers that must lose the same ones.",
+    )
     floors: Sequence[str] = option(
         (), "As --min-keep, for single groups: GLOB=SHARE with commas, such as 'layer4*=0.5'."
     )

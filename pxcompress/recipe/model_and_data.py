@@ -35,7 +35,7 @@ class ModelAndData:
     data: str = option(
         "digits",
         "Your data: a folder of images, a .csv or .jsonl table, a .txt of texts, .npz or .npy arrays, a timm dataset "
-        "spec, or package.module:factory, a function that returns them; or for a try an embedded set: "
+        "spec, or package.module:factory, a function that returns them; or, to try things out, an embedded data set: "
         f"{one_of(names_in('pxcompress.demo'))}.",
     )
     classes: Sequence[str] = option(

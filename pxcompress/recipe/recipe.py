@@ -69,8 +69,8 @@ class Recipe(Pruning, ModelAndData):
     _: KW_ONLY
     against: Sequence[str] = option(
         (),
-        "Measure this model too (repeat the option), with int8 and smaller images: a timm name, MODEL=CHECKPOINT or an "
-        "ONNX file; the report says which to ship.",
+        "Compare with this model too (repeat the option): a timm name, MODEL=CHECKPOINT or an ONNX file; also with "
+        "int8 and with smaller images. The report says which to ship.",
     )
     guarantee: Guarantee | None = None
 

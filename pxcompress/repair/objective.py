@@ -28,7 +28,10 @@ class Objective:
         self._labels = labels
 
     def loss(self, outputs: Outputs, target: Outputs, labels: Tensor) -> Tensor:
-        """The loss to minimise, a mean over samples. `target` are the dense model's outputs."""
+        """The loss to minimise, a mean over samples. `target` are the dense model's outputs.
+
+        Raises `DataError` for labels that are no class.
+        """
         if isinstance(self.dense, Adapter):
             return _distances(self.dense, outputs, target).mean().float()
         logits = outputs[LOGITS]

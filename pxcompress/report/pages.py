@@ -43,14 +43,14 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class Stacked:
+class TwoLineCell:
     """A table cell with a text and a smaller text below it."""
 
     text: str
     under: str
 
 
-Cell = str | Bars | Strip | Stacked
+Cell = str | Bars | Strip | TwoLineCell
 """The kinds of cells in a page's tables."""
 
 Row = tuple[Cell, ...]

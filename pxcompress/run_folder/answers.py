@@ -19,8 +19,8 @@ NO_ANSWER_RIGHT = "-"
 
 @dataclass(frozen=True)
 class Question:
-    """One image to label: its path below the folder, the dense model's answer, and different answers of other
-    models.
+    """One image to label: its path below the folder, the class that the dense model predicts, and those that other
+    models predict instead; the user fills in `label`.
     """
 
     image: str
@@ -30,7 +30,10 @@ class Question:
 
     @classmethod
     def of(cls, image: str, answers: Sequence[str]) -> Question:
-        """Make a question from the `answers` of all models, the dense one's first."""
+        """A question about `image`, from the predicted classes (`answers`) of all models, the dense one's first.
+
+        `pruned` lists the classes that differ from the dense model's, once each, with " | " between them.
+        """
         others = dict.fromkeys(answer for answer in answers[1:] if answer != answers[0])
         return cls(image, answers[0], " | ".join(others))
 

@@ -18,7 +18,7 @@ from pxcompress.certify.record import CertificateRecord, Origin
 from pxcompress.certify.used import hash_of
 from pxcompress.checks import read_text, split_csv
 from pxcompress.errors import InputError, unknown
-from pxcompress.run_folder.ledger import Procedure, Samples, certify_turn, count_use, find_turn
+from pxcompress.run_folder.ledger import Procedure, Samples, certify_by_plan, count_use, plan_anytime
 
 
 def certify_losses(
@@ -48,14 +48,14 @@ def _judge(path: Path, limit: RiskLimit, procedure: Procedure) -> tuple[Certific
     masks = {name: groups == name for name in np.unique(groups).tolist()} if procedure.group else {}
     rows = path_losses(limit.risk, table)
     candidates = [Candidate(name, -place, rows[place]) for place, name in enumerate(names)]
-    turn = find_turn(samples, limit, procedure)
+    anytime_plan = plan_anytime(samples, limit, procedure)
     budget: Budget | None = None
     seen: tuple[str, ...] = ()
-    if turn is None:
+    if anytime_plan is None:
         check_groups(limit, masks, len(table))
         certificate = certify(candidates, limit, masks)
     else:
-        certificate, budget, seen = certify_turn(candidates, limit, samples, masks, turn)
+        certificate, budget, seen = certify_by_plan(candidates, limit, samples, masks, anytime_plan)
     part, hashes = Part("classes" if masks else "all"), {"split": split}
     record = CertificateRecord.of(certificate, part, reserved=len(table), hashes=hashes, unit="", data=source)
     origin = Origin(earlier=procedure.earlier)
