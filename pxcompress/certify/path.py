@@ -255,7 +255,7 @@ class Certificate:
 
     @property
     def chosen_name(self) -> str | None:
-        """Name of the chosen candidate."""
+        """Name of the chosen candidate; None if none is chosen."""
         return None if self.chosen is None else self.rows[self.chosen].name
 
     def at(self, delta: float) -> Certificate:

@@ -33,7 +33,7 @@ def prepare(text: str, tokenizer: tokenizers.Tokenizer, metadata: dict[str, str]
 
 
 def show(values: np.ndarray, metadata: dict[str, str]) -> str:
-    """The text to print for the first output of one text, depending on the model's task."""
+    """The text to print for the first output of one text, depending on the model's task; "" if it is saved instead."""
     task, classes = metadata["task"].partition(":")[0], json.loads(metadata["classes"])
     if task == "classification":
         shares = values if metadata.get("output") == "probabilities" else np.exp(values - values.max())

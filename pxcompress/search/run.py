@@ -118,7 +118,10 @@ def _check(recipe: Recipe, out: Path) -> None:
 
 
 def _make_result(study: Study, space: Space, bench: Workbench, samples: int) -> SearchResult:
-    """The results of all trials of `study`, and the interval of the gain over the default."""
+    """The results of all trials of `study`, with a note if the gain over the default is within the noise.
+
+    Raises `InputError` if no trial was measured to the end.
+    """
     trials = study.get_trials(deepcopy=False)
     choices = []
     for trial in trials:
