@@ -147,7 +147,7 @@ def _make_result(study: Study, space: Space, bench: Workbench, samples: int) -> 
 
 
 def _make_page(result: SearchResult, study: Study, recipe: Recipe) -> str:
-    """The search as one self-contained HTML page with Optuna's plots: history, and importances if trials differ."""
+    """The search as one self-contained HTML page with Optuna's plots: history, and importances if 8 values differ."""
     from matplotlib import pyplot
 
     plots = optuna.visualization.matplotlib
