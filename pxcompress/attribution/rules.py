@@ -187,10 +187,7 @@ class AlphaBeta(Rule):
     def _share_by_absolute_values(
         self, layer: Layer, a: Tensor, z: Tensor, relevance: Tensor, shape: torch.Size
     ) -> Tensor:
-        """The multiplier by absolute values: with T = |W
-
-        a| + |b|, positive contributions are (T + z) / 2, negative (z - T) / 2.
-        """
+        """The multiplier by absolute values: with T = |W||a| + |b|, contributions are (T + z) / 2 and (z - T) / 2."""
         weight = layer.weight.abs()
         total = layer.forward(a.abs(), weight, None if layer.bias is None else layer.bias.abs())
         positive_share = self.alpha * relevance / _halve_(total + z, total)

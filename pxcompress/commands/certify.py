@@ -183,7 +183,7 @@ def _certify_losses(request: Request, table: Path) -> CertificateRecord:
 
 
 def _certify_models(request: Request) -> CertificateRecord:
-    """Certify models on labelled data."""
+    """Certify models on labelled data. Raises `InputError`."""
     from pxcompress.run_folder.model_files import certify_files
 
     procedure = request.procedure()

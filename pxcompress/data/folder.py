@@ -240,7 +240,7 @@ class _Scan:
 
 
 def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:
-    """Visible entries of `folder`, sorted, with real files and folders before links."""
+    """Visible entries of `folder`, sorted, with real files and folders before links. Raises `DataError`."""
     try:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]

@@ -219,7 +219,7 @@ def _class_column(table: _Table) -> str | None:
 
 
 def _read_labels(table: _Table) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    """All label names, sorted, and which of them each image has, (n, k) of 0 and 1."""
+    """All label names, sorted, and which of them each image has, (n, k) of 0 and 1. Raises `DataError`."""
     labels_by_row = [_split_labels(table, number) for number in range(len(table.rows))]
     classes = tuple(sorted({label for labels in labels_by_row for label in labels}))
     if not classes:

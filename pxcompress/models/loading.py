@@ -242,7 +242,7 @@ def _load_built(request: _Request) -> LoadedModel:
 
 
 def _load_hugging_face(request: _Request) -> LoadedModel:
-    """Load a model from Hugging Face, with a result like that of `_load_built`."""
+    """Load a model from Hugging Face, with a result like that of `_load_built`. Raises `ModelError`."""
     if request.checkpoint is not None:
         raise ModelError(f"checkpoint {str(request.checkpoint)!r} is given, but {request.name!r} holds its own weights")
     opened = load_hugging_face(request.name, request.classes, pretrained=request.pretrained)

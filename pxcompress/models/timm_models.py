@@ -60,7 +60,7 @@ def timm_source(name: str) -> TimmSource:
 
 
 def _config_source(name: str, kind: str, place: str) -> TimmSource:
-    """The source from the config.json of a folder or hub repository."""
+    """The source from the config.json of a folder or hub repository. Raises `ModelError`."""
     local = kind == "local-dir"
     folder = Path(place).expanduser()
     try:
