@@ -119,7 +119,7 @@ def _read_unlabelled(scan: _Scan, splits: Sequence[Path]) -> UserData:
 def open_folder_images(spec: str) -> Samples:
     """Every image at or below the folder `spec`, by path; ids are relative paths. All labels are -1: unknown.
 
-    Raises `DataError` where there are none.
+    Raises `DataError` where there are none, and if `spec` is no folder.
     """
     root = Path(spec).expanduser()
     if not root.is_dir():

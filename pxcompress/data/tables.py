@@ -68,7 +68,7 @@ def open_table(spec: str) -> UserData:
 
 
 def _read_table(spec: str) -> _Table:
-    """Read the rows of a CSV or JSONL file. Raises `DataError` where there are none."""
+    """Read the rows of a CSV or JSONL file. Raises `DataError` for a file without rows or of another kind."""
     path = Path(spec).expanduser()
     try:
         rows = (_read_csv if path.suffix.lower() == ".csv" else _read_jsonl)(spec, path)

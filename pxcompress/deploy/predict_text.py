@@ -48,7 +48,7 @@ def show(values: np.ndarray, metadata: dict[str, str]) -> str:
 
 
 def read(options: argparse.Namespace) -> list[str]:
-    """The texts on the command line and in files. Raises `SystemExit` if there are none, or an empty one."""
+    """The texts on the command line and in files. Raises `SystemExit` if one is empty or unreadable, or without any."""
     texts = list(options.texts)
     for path in options.file:
         try:

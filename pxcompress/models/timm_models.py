@@ -42,7 +42,7 @@ class TimmSource:
 
 
 def timm_source(name: str) -> TimmSource:
-    """Look up `name` in timm. Raises `ModelError` for an unknown name."""
+    """Look up `name` in timm. Raises `ModelError` for an unknown name or unknown weights."""
     kind, colon, rest = name.partition(":")
     if colon and kind in ("local-dir", "hf-hub", "hf_hub") and rest:
         return _config_source(name, kind, rest)

@@ -68,7 +68,7 @@ def read_boxes(outputs: Mapping[str, Tensor], name: str = AUTO) -> Candidates:
 
 
 def layout_of(outputs: Mapping[str, Tensor], name: str = AUTO) -> BoxLayout:
-    """The layout `name`, or for "auto" the first that matches. Raises `InputError` if none does."""
+    """The layout `name`, or for "auto" the first that matches. Raises `InputError` if none does, or there is none."""
     if name != AUTO and name not in LAYOUTS:
         raise unknown("box layout", name, [AUTO, *LAYOUTS])
     candidates = LAYOUTS.values() if name == AUTO else [LAYOUTS[name]]
