@@ -8,8 +8,8 @@ MACs: top-1 91.7 % without, 91.2 to 91.6 % with them), nor did a moving average 
 running statistics: the slim model is trained as it will be run.
 
 The learning rate rises within a few steps and falls along a cosine. Where the error on held-out samples is clearly
-above that of the start right after the rise the rate is too high, as it is for compact pretrained networks: training
-begins again with a third of it.
+above that of the start right after the rise, or no lower than it half-way, the rate is too high, as it is for
+compact pretrained networks and for text encoders: training begins again with a third of it.
 """
 
 from __future__ import annotations
@@ -176,11 +176,12 @@ class FineTune(Repair):
 class _Progress:
     """The state of a training in numbers: its step, the least error so far, and the attempt with its first step.
 
-    Every attempt has a lower learning rate than the one before.
+    Every attempt has a lower learning rate than the one before; `error_before` is the least error before it.
     """
 
     attempt: int
     attempt_begin: int
+    error_before: float = math.inf
     step: int = 0
     error: float = math.inf
 
@@ -205,7 +206,7 @@ class _Training:
         self._resume(path)
         options, progress = self._options, self._progress
         if judge and not progress.step:
-            self._check(judge)
+            progress.error_before = self._check(judge)
         batches = feed.iterate_from(progress.step * options.accumulate)
         every, saved_at = -(-options.steps // CHECKS), time.monotonic()
         while progress.step < options.steps:
@@ -213,8 +214,7 @@ class _Training:
             after_trial = progress.step - progress.attempt_begin == min(TRIAL, every)
             if judge and (after_trial or progress.step % every == 0 or progress.step == options.steps):
                 error = self._check(judge)
-                limit = (WORSE_AFTER_TRIAL if after_trial else WORSE_LATER) * progress.error
-                if error > limit and progress.step < options.steps and not options.labels:
+                if progress.step < options.steps and not options.labels and self._rate_too_high(error, after_trial):
                     self._begin_attempt()
             if from_first(time.monotonic() - saved_at >= SAVE_SECONDS):
                 self._save(path)
@@ -224,9 +224,18 @@ class _Training:
         with suppress(OSError):  # there is none after a short training, or on a disk that cannot be written
             path.unlink()
 
+    def _rate_too_high(self, error: float, after_trial: bool) -> bool:
+        """Whether the error on held-out samples is far above the least one, or half of the attempt gained nothing."""
+        options, progress = self._options, self._progress
+        if error > (WORSE_AFTER_TRIAL if after_trial else WORSE_LATER) * progress.error:
+            return True
+        half = (options.steps - progress.attempt_begin) / 2
+        return progress.error >= progress.error_before and progress.step - progress.attempt_begin >= half
+
     def _begin_attempt(self) -> None:
         """Start again from the best weights at a lower learning rate, for the remaining steps."""
         progress = self._progress
+        progress.error_before = progress.error
         self._put(self._best)
         self._optimizer = adamw(self._model, self._options.learning_rate, weight_decay=0.0)
         progress.attempt += 1
