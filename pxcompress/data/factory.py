@@ -63,7 +63,7 @@ def _name_splits(spec: str, data: object) -> Mapping[str, Iterable[object]]:
 
 
 def _items(spec: str, split: str, data: Any) -> list[Item]:
-    """The samples (inputs and targets) of one split."""
+    """The samples (inputs and targets) of one split. Raises `DataError`."""
     items: list[Item] = []
     try:
         for item in _each(data):
