@@ -92,9 +92,9 @@ def sweep(
             unreachable,
             place,
         )
-        (folder / RECIPE).write_text(recipe.to_json())
-        (folder / "sweep.json").write_text(to_json(result))
-        (folder / "sweep.csv").write_text(to_csv(result))
+        (folder / RECIPE).write_text(recipe.to_json(), encoding="utf-8")
+        (folder / "sweep.json").write_text(to_json(result), encoding="utf-8")
+        (folder / "sweep.csv").write_text(to_csv(result), encoding="utf-8")
         draw(result, folder / "sweep.svg")
     return result
 

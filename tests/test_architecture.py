@@ -236,6 +236,15 @@ def _participles(tree: ast.AST) -> set[str]:
     return names & PARTICIPLES
 
 
+def test_text_files_name_their_encoding() -> None:
+    """The default is that of the machine: on some, class names would be written that nobody else can read."""
+    for path in ROOT.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                is_text = call.func.attr in ("read_text", "write_text")
+                assert not is_text or "encoding" in {each.arg for each in call.keywords}, f"{path}:{call.lineno}"
+
+
 def test_names_say_what_they_hold() -> None:
     assert not {path: names for path in (*FILES, *TESTS) if (names := _participles(ast.parse(path.read_text())))}
 

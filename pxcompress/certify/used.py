@@ -91,7 +91,7 @@ def add_use(data: str, split: str, samples: Iterable[str], use: Use) -> int:
     others = tuple(each for each in record.get(key, Split()).uses if each.certificate != use.certificate)
     record[key] = Split(tuple(samples), (*others, use))
     with whole_file(path) as beside:
-        beside.write_text(json.dumps({name: asdict(each) for name, each in record.items()}))
+        beside.write_text(json.dumps({name: asdict(each) for name, each in record.items()}), encoding="utf-8")
     seen = set(record[key].list_seen(use))
     elsewhere = [(part, each) for name, part in record.items() if name != key for each in part.uses]
     return sum(each.overlaps(use) for each in others) + sum(
@@ -121,7 +121,7 @@ def _read(path: Path) -> dict[str, Split]:
     if not path.exists():
         return {}
     try:
-        return {name: _split(content) for name, content in json.loads(path.read_text()).items()}
+        return {name: _split(content) for name, content in json.loads(path.read_text(encoding="utf-8")).items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(
             f"the record of used splits {str(path)!r} is damaged ({error}); remove it, and take every split as used"

@@ -37,7 +37,7 @@ def bench(
     ] = "",
     threads: Threads = 0,
     input_size: Annotated[
-        int | None, typer.Option(help="Side of the square input, pixels, where the file leaves it open.")
+        int | None, typer.Option(help="Side of the square input, pixels, where the file leaves it open.", min=1)
     ] = None,
     shapes: Annotated[
         str, typer.Option(help="Sizes of one sample of inputs that the file leaves open: ids:128,image:3x224x224.")

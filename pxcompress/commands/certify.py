@@ -16,6 +16,7 @@ from pxcompress.commands.options import AsJson, Confidence, Coverage, Part, Quie
 from pxcompress.commands.terminal import notes
 from pxcompress.errors import InputError, ResultError
 from pxcompress.recipe import Guarantee
+from pxcompress.recipe.model_and_data import MOST_SEED
 
 if TYPE_CHECKING:
     from pxcompress.certify.record import CertificateRecord
@@ -88,7 +89,12 @@ class Request:
     part: Part = None
     coverage: Coverage = None
     seed: Annotated[
-        int, typer.Option(help="The --seed that `run` had: it decides which samples are kept for certificates.")
+        int,
+        typer.Option(
+            help="The --seed that `run` had: it decides which samples are kept for certificates.",
+            min=0,
+            max=MOST_SEED,
+        ),
     ] = 0
     provider: Annotated[
         str,
@@ -143,6 +149,9 @@ def certify(request: Request) -> None:
     Without labels, it takes two steps: `--unlabelled DIR` writes the images to label to --out (to_label.html for a
     browser, to_label.csv for a spreadsheet), and `--answers FILE` certifies with the labels that you filled in.
     """
+    from pxcompress.run_folder.place import check_folder
+
+    check_folder(request.place)
     if request.answers is not None:
         request.refuse((*_MODELS, *_GOAL, "losses", "anytime", "group", "resume"), "--answers")
         _show(_certify_labels(request, request.answers), request)
@@ -226,11 +235,10 @@ def _to_do(request: LabelRequest, folder: Path) -> str:
 def _show(record: CertificateRecord, request: Request, out: Path | None = None) -> None:
     """Print a certificate, and write it to `out` if given. Raises `ResultError` where it certifies no smaller model."""
     from pxcompress.report.table import format_certificate
-    from pxcompress.run_folder.certificate import FILE
+    from pxcompress.run_folder.certificate import FILE, write_record
 
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / FILE).write_text(json.dumps(dataclasses.asdict(record), indent=1))
+        write_record(record, out)
     print(json.dumps(dataclasses.asdict(record), indent=1) if request.as_json else format_certificate(record))
     if request.answers is None:
         written = f"written to {out / FILE}; check it with pxcompress verify {out}" if out else NOT_WRITTEN

@@ -40,9 +40,12 @@ def explain(
     from pxcompress.explain.compare import explain as explained
     from pxcompress.explain.folder import write
     from pxcompress.report.explanation import format_explanation, format_explanation_json
+    from pxcompress.run_folder.place import check_folder
 
     if image and samples is not None:
         raise InputError(f"--samples {samples} has no effect beside --image; leave one out")
+    if out is not None:
+        check_folder(out)
     request = ExplanationRequest(method, composite, share, SAMPLES if samples is None else samples)
     explanation = explained(folder, image or None, data, request, notes(quiet))
     page = write(explanation, folder, out)

@@ -140,7 +140,8 @@ def recipe_of(options: Mapping[str, Any], config: Path | None) -> Recipe:
     } | options
     if "model" not in content:
         raise InputError("no model is given; say --model NAME, or --config FILE with one")
-    return Recipe.from_dict({key: value for key, value in content.items() if value is not None})
+    source = "the recipe" if config is None else f"config {str(config)!r}"
+    return Recipe.from_dict({key: value for key, value in content.items() if value is not None}, source)
 
 
 def _list_replaced_fields(content: Mapping[str, Any], options: Mapping[str, Any]) -> set[str]:
@@ -194,7 +195,7 @@ def _make_keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter
 def _split_names(text: str) -> tuple[str, ...]:
     """Names from `text`: separated by commas, or one on each line of the file with this name. Raises `InputError`."""
     try:
-        parts = Path(text).read_text().splitlines() if os.path.isfile(text) else text.split(",")
+        parts = Path(text).read_text(encoding="utf-8-sig").splitlines() if os.path.isfile(text) else text.split(",")
     except UnicodeDecodeError as error:
         raise InputError(f"{text!r} is not a text file; expected one with a name per line") from error
     names = tuple(name for part in parts if (name := part.strip()))
@@ -254,7 +255,7 @@ def _read_scorer(text: str) -> str:
     if not text.startswith("@"):
         return text
     try:
-        return str(json.loads(Path(text[1:]).read_text())["scorer"])
+        return str(json.loads(Path(text[1:]).read_text(encoding="utf-8-sig"))["scorer"])
     except OSError as error:
         raise InputError(f"--score {text!r} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:

@@ -100,7 +100,9 @@ class OperatorTimes:
         device = describe_device(conditions.provider, conditions.threads)
         name = "".join(letter if letter.isalnum() else "-" for letter in device)
         self._path = cache_dir() / "latency" / f"{name}.json"
-        self._times: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._times: dict[str, float] = (
+            json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
+        )
 
     def milliseconds(self, operator: Operator) -> float:
         """Milliseconds that `operator` adds to the call of a whole model: its time alone less `_measure_overhead`."""
@@ -135,7 +137,7 @@ class OperatorTimes:
         """Write the measured times to the cache folder."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(self._path) as path:
-            path.write_text(json.dumps(self._times))
+            path.write_text(json.dumps(self._times), encoding="utf-8")
 
 
 @dataclass(frozen=True, eq=False)

@@ -231,12 +231,22 @@ class _Scan:
             self.repeated += 1
             return
         entered.add((device, inode))
+        _check_name(folder)
         for entry in _entries(folder):
             path = folder / entry.name
             if os.path.isdir(entry):
                 yield from self.walk(path, entered)
             elif entry.name.lower().endswith(IMG_EXTENSIONS):
+                _check_name(path)
                 yield (_resolve_link(path) if entry.is_symlink() else (device, entry.inode())), path
+
+
+def _check_name(path: Path) -> None:
+    """Raise `DataError` for a name that is no text, which no report could show."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the name of {str(path)!r} is not in UTF-8; rename it") from error
 
 
 def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:

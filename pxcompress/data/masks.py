@@ -35,7 +35,7 @@ def class_names(spec: str, root: Path, masks: Sequence[Path]) -> tuple[str, ...]
     """
     class_file = root / "classes.txt"
     if class_file.exists():
-        names = tuple(line.strip() for line in class_file.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(line.strip() for line in class_file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     else:
         with ThreadPoolExecutor() as threads:
             largest = max(threads.map(lambda path: _largest(path, path.relative_to(root).as_posix()), masks))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pxcompress.checks import split_csv
 from pxcompress.data.folder import HELD_OUT_FOLDERS, TRAIN_FOLDERS, Files
 from pxcompress.data.samples import Layout, Samples, UserData
 from pxcompress.data.targets import Targets, Values
@@ -136,19 +137,17 @@ def _open_texts(table: _Table, columns: tuple[str, ...]) -> UserData:
 
 
 def _read_csv(spec: str, path: Path) -> list[Row]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        header = [name.strip() for name in next(reader, [])]
-        if len(set(header)) < len(header):
-            raise DataError(f"data {spec!r} has two columns of one name: {', '.join(header)}; rename one")
-        rows: list[Row] = []
-        for cells in filter(None, reader):
-            if len(cells) != len(header):
-                raise DataError(
-                    f"data {spec!r}, row {len(rows) + 1}: {len(cells)} columns; expected {len(header)}: "
-                    f"{', '.join(header)}"
-                )
-            rows.append(dict(zip(header, (cell.strip() for cell in cells), strict=True)))
+    lines = split_csv(path.read_text(encoding="utf-8-sig"))
+    header = [name.strip() for name in next(lines, [])]
+    if len(set(header)) < len(header):
+        raise DataError(f"data {spec!r} has two columns of one name: {', '.join(header)}; rename one")
+    rows: list[Row] = []
+    for cells in filter(None, lines):
+        if len(cells) != len(header):
+            raise DataError(
+                f"data {spec!r}, row {len(rows) + 1}: {len(cells)} columns; expected {len(header)}: {', '.join(header)}"
+            )
+        rows.append(dict(zip(header, (cell.strip() for cell in cells), strict=True)))
     return rows
 
 

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError, short
+from pxcompress.errors import ModelError, describe, short
 
 SAVE_HINT = "save a state_dict or safetensors"
 
@@ -122,7 +122,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         _refuse(path, error)
     # Bytes that are no checkpoint make the readers fail in any way: KeyError, EOFError, RuntimeError, UnicodeError, ...
     except Exception as error:
-        raise ModelError(f"{str(path)!r} is not a checkpoint: {short(repr(error))}; {SAVE_HINT}") from error
+        raise ModelError(
+            f"{str(path)!r} is not a checkpoint, or not a whole one ({describe(error)}); copy it again, or {SAVE_HINT}"
+        ) from error
     sets = dict(_sets(content, ()))
     if not sets:
         keys = [str(key) for key in content if key] if isinstance(content, Mapping) else [type(content).__name__]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from pxcompress.errors import ModelError, describe
+from pxcompress.errors import ModelError, describe, find_similar
 from pxcompress.models.detectors import BACKGROUND, raw_detector
 
 OPTIONS = ("num_classes", "img_size")
@@ -34,7 +33,7 @@ def find_object(name: str, purpose: str) -> Any:
         raise ModelError(f"{purpose} {name!r}: importing {module_name!r} failed: {describe(error)}") from error
     for part in path.split("."):
         if not hasattr(target, part):
-            close_names = difflib.get_close_matches(part, dir(target), n=3)
+            close_names = find_similar(part, dir(target))
             hint = f"did you mean {' or '.join(close_names)}?" if close_names else "expected an object of this name"
             raise ModelError(f"{purpose} {name!r}: {module_name!r} has no {path!r}; {hint}")
         target = getattr(target, part)

@@ -295,7 +295,7 @@ def _read_pooling(place: str) -> _Pooling:
 def _read_json(path: Path) -> Any:
     """The content of a JSON file; None if there is no such file. Raises `ModelError`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else None
     except ValueError as error:
         raise ModelError(f"{str(path)!r} is no JSON ({short(error)}); mend it, or fetch the folder again") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from timm.models import get_arch_pretrained_cfgs
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import nn
 
-from pxcompress.errors import ModelError, short
+from pxcompress.errors import ModelError, find_similar, short
 from pxcompress.models.checkpoint import SAVE_HINT
 from pxcompress.types import ImageSize
 
@@ -50,7 +49,7 @@ def timm_source(name: str) -> TimmSource:
         raise ModelError(f"model {name!r} is none of: {FORMS}")
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        close_names = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        close_names = find_similar(architecture, timm.list_models())
         hint = f"did you mean {' or '.join(close_names)}?" if close_names else f"expected {FORMS}"
         raise ModelError(f"unknown model {name!r}; {hint}")
     weight_names = get_arch_pretrained_cfgs(architecture)

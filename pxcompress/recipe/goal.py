@@ -34,7 +34,7 @@ class _Way:
 
 
 GOALS = {
-    "ratio": _Way("", 0, "a share of the cost to remove, between 0 and 1", below=1),
+    "ratio": _Way("", 0, "a share of the cost to remove, between 0 and 1, such as 0.5 for half", below=1),
     "speedup": _Way("latency", 1, "a factor above 1, such as 2x", "x"),
     "latency_ms": _Way("latency", 0, "milliseconds above 0", "ms"),
     "max_bytes": _Way("bytes", 0, "a size above 0, such as 20MB", "B"),

@@ -6,10 +6,11 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
+from itertools import zip_longest
 from pathlib import Path
 
 from pxcompress.certify.few_labels import NEITHER
-from pxcompress.checks import read_text
+from pxcompress.checks import read_text, split_csv
 from pxcompress.errors import InputError, short, unknown
 
 NO_ANSWER_RIGHT = "-"
@@ -88,7 +89,7 @@ def _rows(path: Path) -> list[Mapping[str, str]]:
     """The lines of the table, also as spreadsheets save it: with a byte-order mark, and semicolons between columns."""
     text = read_text(path, "give the filled to_label.csv, as UTF-8")
     header = text.partition("\n")[0]
-    table = csv.DictReader(io.StringIO(text), delimiter=";" if ";" in header and "," not in header else ",")
-    if tuple(table.fieldnames or ()) != HEADER:
+    lines = split_csv(text)
+    if tuple(next(lines, ())) != HEADER:
         raise InputError(f"{str(path)!r} begins with {short(header)!r}; expected the columns {','.join(HEADER)}")
-    return [{name: row.get(name) or "" for name in HEADER} for row in table]
+    return [dict(zip_longest(HEADER, cells[: len(HEADER)], fillvalue="")) for cells in lines if cells]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pxcompress.cache import cache_dir
+from pxcompress.cache import cache_dir, whole_file
 from pxcompress.certify.bounded import path_losses
 from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.parts import Part, check_groups
@@ -201,10 +201,16 @@ def find_smallest_certified(
     hashes = hash_files(folder, samples)
     record = make_record(certificate, part, samples, hashes, slim.pruned.plan.unit)
     record = count_use(record, samples.as_samples(hashes))
-    (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
+    write_record(record, folder)
     if record.spent:
         clock.say(record.spent)
     return slim, replace(files, certificate=record)
+
+
+def write_record(record: CertificateRecord, folder: Path) -> None:
+    """Write a certificate into `folder`, which is made if it is missing, whole or not at all."""
+    with whole_file(folder / FILE) as beside:
+        beside.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
 
 
 def judge_files(

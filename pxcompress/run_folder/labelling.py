@@ -19,6 +19,7 @@ from typing import Literal
 
 from PIL import Image
 
+from pxcompress.cache import whole_file
 from pxcompress.certify.anytime import Budget, certify_anytime
 from pxcompress.certify.few_labels import (
     MISSING,
@@ -41,9 +42,10 @@ from pxcompress.report.labelling_page import LabelCase, to_labelling_page
 from pxcompress.report.pages import Picture
 from pxcompress.run_folder import ledger
 from pxcompress.run_folder.answers import questions_csv, read_answers
-from pxcompress.run_folder.certificate import FILE, check_descending
+from pxcompress.run_folder.certificate import check_descending, write_record
 from pxcompress.run_folder.ledger import Procedure
 from pxcompress.run_folder.names import DENSE, RECIPE, SLIM
+from pxcompress.run_folder.place import whole_folder
 from pxcompress.run_folder.saved import read_run
 from pxcompress.run_folder.unlabelled import BY_ANSWER, ModelAnswers, observe, with_questions
 
@@ -137,10 +139,10 @@ def request_labels(
 
 
 def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Make `folder` and write text files into it, by name."""
-    folder.mkdir(parents=True)
-    for name, text in texts.items():
-        (folder / name).write_text(text)
+    """Make `folder` with text files, by name, whole or not at all."""
+    with whole_folder(folder, force=False) as building:
+        for name, text in texts.items():
+            (building / name).write_text(text, encoding="utf-8")
 
 
 def _group_of_guarantee(guarantee: Guarantee | RiskLimit) -> str:
@@ -166,9 +168,12 @@ def certify_answers(answers: Path, folder: Path, note: Note = silent) -> Certifi
         raise InputError(f"{problems[0]}; ask for labels anew, with another --out")
     record = _certificate(folder, request, observed, answers)
     # More answers to the same request are no new use: limit and path were chosen before the first of them.
-    record = ledger.count_use(record, observed.as_samples(request.unlabelled), (folder / REQUEST).read_text())
-    (folder / ANSWERS).write_bytes(answers.read_bytes())
-    (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
+    record = ledger.count_use(
+        record, observed.as_samples(request.unlabelled), (folder / REQUEST).read_text(encoding="utf-8")
+    )
+    with whole_file(folder / ANSWERS) as beside:
+        beside.write_bytes(answers.read_bytes())
+    write_record(record, folder)
     return record
 
 

@@ -65,7 +65,8 @@ def _tokenizer(inputs: Sequence[Input], longest: int, folder: Path) -> Tokenizer
 
 def read_run(folder: Path, data: str = "") -> Recipe:
     """The recipe of a run folder, with `data` replaced if given. Raises `InputError` for other folders."""
-    recipe = Recipe.from_json(read_text(folder / RECIPE, "give a run folder"))
+    path = folder / RECIPE
+    recipe = Recipe.from_json(read_text(path, "give a run folder"), repr(str(path)))
     return recipe.but(data=data) if data else recipe
 
 
@@ -106,7 +107,7 @@ def load_pruned(folder: Path, model: nn.Module | None = None) -> Pruned:
         with safe_open(folder / WEIGHTS, "pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        plan = (folder / PLAN).read_text()
+        plan = (folder / PLAN).read_text(encoding="utf-8")
     except (OSError, SafetensorError, UnicodeDecodeError) as error:
         raise InputError(f"{str(folder)!r} is not a run folder ({error}); expected {PLAN} and {WEIGHTS}") from error
     try:

@@ -27,7 +27,7 @@ def write_served(folder: Path, splits: Splits) -> None:
     hashes.pop("certify", None)
     if hashes:
         served = sorted(set().union(*hashes.values()))
-        (folder / SERVED).write_text("".join(f"{each}\n" for each in served))
+        (folder / SERVED).write_text("".join(f"{each}\n" for each in served), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def read_served(files: Sequence[Path], note: Note) -> ServedSamples:
     complete = True
     for folder in dict.fromkeys(file.parent for file in files):
         try:
-            served.update((folder / SERVED).read_text().split())
+            served.update((folder / SERVED).read_text(encoding="utf-8").split())
         except FileNotFoundError:
             complete = False
             note(f"no {SERVED} in {str(folder)!r}: samples that chose its models can be told only by how data are cut")

@@ -47,7 +47,7 @@ def _name(folder: Path, file: Path) -> str:
 def _write(folder: Path, digests: dict[str, str]) -> None:
     lines = [f"{digests[name]}  {name}\n" for name in sorted(digests) if name != SUMS]
     with whole_file(folder / SUMS) as beside:
-        beside.write_text("".join(lines))
+        beside.write_text("".join(lines), encoding="utf-8")
 
 
 def _read(folder: Path) -> dict[str, str]:

@@ -101,8 +101,8 @@ def write_beside_onnx(
     Raises `ParityError`.
     """
     dense, small = artifacts
-    (folder / RECIPE).write_text(recipe.to_json())
-    (folder / PLAN).write_text(_plan(slim))
+    (folder / RECIPE).write_text(recipe.to_json(), encoding="utf-8")
+    (folder / PLAN).write_text(_plan(slim), encoding="utf-8")
     scores = {name: values.float().contiguous() for name, values in slim.scores.items()}
     (folder / "scores.safetensors").write_bytes(save(scores))
     write_served(folder, workload.splits)

@@ -96,7 +96,7 @@ def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> SearchRes
     out.mkdir(parents=True, exist_ok=True)
     for name, text in {COMPOSITE: composite, RESULT: json.dumps(asdict(result), indent=1), PAGE: page}.items():
         with whole_file(out / name) as beside:
-            beside.write_text(text)
+            beside.write_text(text, encoding="utf-8")
     return result
 
 

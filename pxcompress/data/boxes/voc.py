@@ -38,7 +38,7 @@ def _list_names(root: Path, names: tuple[str, ...]) -> list[str]:
     for name in names:
         path = root / "ImageSets" / "Main" / f"{name}.txt"
         if path.is_file():
-            return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            return [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     return []
 
 

@@ -34,7 +34,7 @@ def open_yolo(spec: str, path: Path) -> UserData | None:
 
 def _read(spec: str, path: Path) -> AnnotationFile:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise DataError(
             f"data {spec!r}: {path.name} cannot be read ({short(error)}); expected names:, train: and val:"
@@ -72,7 +72,7 @@ def _images(index: AnnotationFile, root: Path, split: str) -> list[Path]:
         if place is None:
             raise index.error(f"says {split}: {text}, which is not below '{root}'; expected a folder of images")
         if place.suffix == ".txt":
-            lines = place.read_text(encoding="utf-8").split("\n")
+            lines = place.read_text(encoding="utf-8-sig").split("\n")
             paths += [place.parent / line.strip() for line in lines if line.strip()]
         else:
             paths += [path for path in sorted(place.rglob("*")) if _is_image(path)]
@@ -95,7 +95,7 @@ def _annotate(spec: str, image: Path, classes: int) -> AnnotatedImage:
         parts[place] = "labels"
     path = Path(*parts).with_suffix(".txt")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
     except (OSError, UnicodeError) as error:
         raise DataError(f"data {spec!r}: {path.name} cannot be read ({short(error)}); expected {_COLUMNS}") from error
     rows = [_row(spec, path, number, line, classes) for number, line in enumerate(lines, 1) if line.strip()]
