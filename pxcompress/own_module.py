@@ -131,7 +131,7 @@ class ModuleResult(PruneResult):
                 return prove(place, workload, slim, files, run)
 
     def _adapt_both(self, test: Iterable[Any] | None) -> tuple[AdaptedModule, AdaptedModule]:
-        """The dense and the slim module as all stages take them; whole numbers have the range of all batches."""
+        """The dense and the slim module as all stages take them, whole-number inputs with the range of all batches."""
         batches = [each for each in (self.batches, self.options.held_out, test) if each is not None]
         dense, slim = (
             adapt_module(each, self.example, AllBatches(batches), self.options.start)

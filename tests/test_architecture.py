@@ -289,6 +289,19 @@ def _stale_names(tree: ast.AST, elsewhere: set[str]) -> set[str]:
     return words - own - elsewhere
 
 
+def _broken_summaries(tree: ast.Module) -> list[str]:
+    """First paragraphs of docstrings that end in the middle of a sentence, as after a cut at the wrong place."""
+    documented = (each for each in ast.walk(tree) if isinstance(each, (ast.Module, ast.ClassDef, ast.FunctionDef)))
+    summaries = ((ast.get_docstring(each) or ".").split("\n\n")[0] for each in documented)
+    return [summary for summary in summaries if not re.search(r"[.:?!\])]$", summary)]
+
+
+def test_summaries_are_whole_sentences() -> None:
+    broken = {str(path): _broken_summaries(ast.parse(path.read_text())) for path in FILES}
+    assert not {path: summaries for path, summaries in broken.items() if summaries}
+    assert _broken_summaries(ast.parse('"""T = |W\n\n| + b."""')) == ["T = |W"]
+
+
 def test_docstrings_name_what_there_is() -> None:
     """A parameter that was renamed must not live on in the sentence about it."""
     trees = {path: ast.parse(path.read_text()) for path in FILES}

@@ -165,7 +165,7 @@ def _additive_mask(
 ) -> Tensor | None:
     """Attention mask and padding mask as one tensor to add to scores, broadcastable to `shape`.
 
-    True in them means "ignore".
+    True in them means "ignore". None if there is no mask.
     """
     batch, heads, _, source = shape
     attention, padding = parameters["attn_mask"], parameters["key_padding_mask"]

@@ -237,7 +237,7 @@ class _Rules(TorchFunctionMode):
             return self.run(partial(twin, source), source, all_outputs=True)
 
     def _bind_rules(self, twin: nn.Module) -> tuple[RuledLayer, ...]:
-        """Give every layer that ran its rule by depth, and list them."""
+        """Give every layer that ran its rule by depth, and list them. Raises `ModelError`."""
         assert self._composite is not None
         if not self._kinds:
             raise ModelError(

@@ -52,7 +52,7 @@ class Budget:
 
     @property
     def words(self) -> str:
-        """A sentence on what the test used of the samples and of the error budget, and what remains."""
+        """Words on what the test used of samples and error budget, and what remains unless it continued another."""
         if self.resumed:
             return (
                 f"samples {self.begins + 1} to {self.ends} of {self.samples} were looked at, going on from an earlier "

@@ -140,7 +140,7 @@ def by_class(labels: ArrayLike, names: Sequence[str]) -> dict[str, Array]:
 
 
 def _classes(outputs: ArrayLike, model_name: str) -> Array:
-    """Predicted classes (n,) of logits (n, classes); classes stay as they are."""
+    """Predicted classes (n,) of logits (n, classes); classes stay as they are. Raises `InputError`."""
     values = np.asarray(outputs)
     if values.ndim == 2 and np.isfinite(values).all():
         return values.argmax(axis=1)
@@ -255,7 +255,7 @@ class Certificate:
 
     @property
     def chosen_name(self) -> str | None:
-        """Name of the chosen candidate."""
+        """Name of the chosen candidate; None if none is chosen."""
         return None if self.chosen is None else self.rows[self.chosen].name
 
     def at(self, delta: float) -> Certificate:

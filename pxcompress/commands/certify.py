@@ -104,9 +104,7 @@ class Request:
     as_json: AsJson = False
 
     def refuse(self, names: Sequence[str], beside: str) -> None:
-        """Raise `InputError` if one of the options `names` is given together with the option `beside`, which decides
-        the same.
-        """
+        """Raise `InputError` if one of the options `names` is given, since `beside` is given and decides the same."""
         if extra := [name for name in names if getattr(self, name)]:
             flag = "a model" if extra[0] == "files" else f"--{extra[0].replace('_', '-')}"
             raise InputError(f"{flag} is given with {beside}, which says what is tested; leave it out")
@@ -192,7 +190,7 @@ def _certify_losses(request: Request, table: Path) -> CertificateRecord:
 
 
 def _certify_models(request: Request) -> CertificateRecord:
-    """Certify models on labelled data."""
+    """Certify models on labelled data. Raises `InputError`."""
     from pxcompress.run_folder.model_files import certify_files
 
     procedure = request.procedure()

@@ -193,7 +193,7 @@ def _make_keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter
 
 
 def _split_names(text: str) -> tuple[str, ...]:
-    """Names from `text`: separated by commas, or one on each line of the file with this name."""
+    """Names from `text`: separated by commas, or one on each line of the file with this name. Raises `InputError`."""
     try:
         parts = Path(text).read_text(encoding="utf-8-sig").splitlines() if os.path.isfile(text) else text.split(",")
     except UnicodeDecodeError as error:
@@ -205,7 +205,7 @@ def _split_names(text: str) -> tuple[str, ...]:
 
 
 def _parse_factor(text: str) -> float:
-    """Parse a factor: "2x" or "2" is 2.0."""
+    """Parse a factor: "2x" or "2" is 2.0. Raises `InputError`."""
     try:
         return float(text.removesuffix("x"))
     except ValueError:
@@ -222,7 +222,7 @@ def read_input_size(text: str) -> int | tuple[int, int]:
 
 
 def _parse_bytes(text: str) -> int:
-    """Parse a size in bytes: "20MB" or "20000000" is 20000000."""
+    """Parse a size in bytes: "20MB" or "20000000" is 20000000. Raises `InputError`."""
     parts = re.fullmatch(r"([0-9.]+) *([a-zA-Z]*)", text.strip())
     try:
         return round(float(parts[1]) * SIZES[parts[2].upper()])  # type: ignore[index]
@@ -231,7 +231,7 @@ def _parse_bytes(text: str) -> int:
 
 
 def _parse_step(text: str) -> int:
-    """Parse a step of widths: "8" is 8; the name of an ecosystem gives the step that suits it."""
+    """Parse a step of widths: "8" is 8; the name of an ecosystem gives the step that suits it. Raises `InputError`."""
     from pxcompress.deploy.converters import CONVERTERS
 
     if text in CONVERTERS:
@@ -244,7 +244,7 @@ def _parse_step(text: str) -> int:
 
 
 def _parse_repairs(texts: list[str]) -> tuple[str, ...]:
-    """The repairs in order; "none" alone means no repair."""
+    """The repairs in order; "none" alone means no repair. Raises `InputError`."""
     if "none" in texts and len(texts) > 1:
         raise InputError("--repair none is given with other repairs; leave it out, or them")
     return () if texts == ["none"] else tuple(texts)

@@ -77,7 +77,7 @@ def _read_all(files: list[Path], ports: Ports | None) -> Iterator[Item]:
 
 
 def _read_file(path: Path, ports: Ports | None) -> Iterator[Item]:
-    """The samples of one file, one after the other."""
+    """The samples of one file, one after the other. Raises `DataError`."""
     arrays = _read_arrays(path)
     inputs: dict[str | int, Array] = {
         name: array for name, array in arrays.items() if name not in TARGETS or _is_port(name, ports)

@@ -64,7 +64,7 @@ def _name_splits(spec: str, data: object) -> Mapping[str, Iterable[object]]:
 
 
 def _items(spec: str, split: str, data: Any) -> list[Item]:
-    """The samples (inputs and targets) of one split."""
+    """The samples (inputs and targets) of one split. Raises `DataError`."""
     items: list[Item] = []
     try:
         with own_code():

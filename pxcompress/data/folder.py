@@ -119,7 +119,7 @@ def _read_unlabelled(scan: _Scan, splits: Sequence[Path]) -> UserData:
 def open_folder_images(spec: str) -> Samples:
     """Every image at or below the folder `spec`, by path; ids are relative paths. All labels are -1: unknown.
 
-    Raises `DataError` where there are none.
+    Raises `DataError` where there are none, and if `spec` is no folder.
     """
     root = Path(spec).expanduser()
     if not root.is_dir():
@@ -250,7 +250,7 @@ def _check_name(path: Path) -> None:
 
 
 def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:
-    """Visible entries of `folder`, sorted, with real files and folders before links."""
+    """Visible entries of `folder`, sorted, with real files and folders before links. Raises `DataError`."""
     try:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]

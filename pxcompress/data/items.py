@@ -129,7 +129,7 @@ def _stack(spec: str, kind: str, arrays: Sequence[Array]) -> Array:
 def _read_targets(
     spec: str, items: Sequence[Item], inputs: Array
 ) -> tuple[Layout, tuple[str, ...], NDArray[np.int64], Targets | None]:
-    """The layout, the class names, the labels (n,), and targets that are no labels, if any."""
+    """The layout, the class names, the labels (n,), and targets that are no labels, if any. Raises `DataError`."""
     zeros = np.zeros(len(items), dtype=np.int64)
     known_targets = [item.target for item in items if item.target is not None]
     if not known_targets:
@@ -169,7 +169,7 @@ def _image_sides(value: Value) -> tuple[int, int] | None:
 
 
 def _number_classes(spec: str, values: Array) -> tuple[str, ...]:
-    """Class names "0", "1", ... up to the largest class in `values`."""
+    """Class names "0", "1", ... up to the largest class in `values`. Raises `DataError`."""
     if values.min(initial=0) < 0:
         raise DataError(f"data {spec!r}: a target is class {values.min()}; expected classes from 0 on")
     return tuple(str(number) for number in range(int(values.max(initial=0)) + 1))

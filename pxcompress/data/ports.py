@@ -30,7 +30,7 @@ def arrange_for_ports(spec: str, stacks: Mapping[str | int | None, Array], ports
 
 
 def _by_port(spec: str, stacks: Mapping[str | int | None, Array], ports: Ports) -> dict[str | int, Array]:
-    """Arrays by input name; those that are given by position take the names in the file's order."""
+    """Arrays by input name; those that are given by position take the names in the file's order. Raises `DataError`."""
     names = [port.name for port in ports.inputs]
     listed = ", ".join(map(str, names))
     if not all(isinstance(key, str) for key in stacks):
@@ -50,7 +50,7 @@ def _by_port(spec: str, stacks: Mapping[str | int | None, Array], ports: Ports) 
 
 
 def _as_module_takes(spec: str, port: Input, array: Array, ports: Ports) -> Array:
-    """All samples of one input, (n, ...), in the type and axis order that the module takes."""
+    """All samples of one input, (n, ...), in the type and axis order that the module takes. Raises `DataError`."""
     floats = takes_floats(port)
     if array.dtype.kind == "f" and not floats:
         raise DataError(

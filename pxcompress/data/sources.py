@@ -214,7 +214,7 @@ def _renumber(samples: Samples, number: Integers) -> Samples:
 
 
 def _parse_options(spec: str, text: str) -> dict[str, str]:
-    """ "a=1,b=2" as a mapping."""
+    """ "a=1,b=2" as a mapping. Raises `DataError`."""
     options: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         key, sign, value = part.partition("=")

@@ -69,7 +69,7 @@ def open_table(spec: str) -> UserData:
 
 
 def _read_table(spec: str) -> _Table:
-    """Read the rows of a CSV or JSONL file. Raises `DataError` where there are none."""
+    """Read the rows of a CSV or JSONL file. Raises `DataError` for a file without rows or of another kind."""
     path = Path(spec).expanduser()
     try:
         rows = (_read_csv if path.suffix.lower() == ".csv" else _read_jsonl)(spec, path)
@@ -218,7 +218,7 @@ def _class_column(table: _Table) -> str | None:
 
 
 def _read_labels(table: _Table) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    """All label names, sorted, and which of them each image has, (n, k) of 0 and 1."""
+    """All label names, sorted, and which of them each image has, (n, k) of 0 and 1. Raises `DataError`."""
     labels_by_row = [_split_labels(table, number) for number in range(len(table.rows))]
     classes = tuple(sorted({label for labels in labels_by_row for label in labels}))
     if not classes:

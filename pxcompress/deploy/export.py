@@ -285,7 +285,7 @@ def _open_lengths(model: nn.Module) -> Iterator[None]:
 
 
 def _export(exported: ExportableModule, names: Sequence[str], axes: OpenAxes) -> Any:
-    """The exporter's program (its `.model` is an `onnx_ir.Model`)."""
+    """The exporter's program (its `.model` is an `onnx_ir.Model`). Raises `ModelError`."""
     try:
         with capture_output(), _flat_attention(), _open_lengths(exported.model):
             return torch.onnx.export(

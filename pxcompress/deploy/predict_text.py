@@ -33,7 +33,7 @@ def prepare(text: str, tokenizer: tokenizers.Tokenizer, metadata: dict[str, str]
 
 
 def show(values: np.ndarray, metadata: dict[str, str]) -> str:
-    """The text to print for the first output of one text, depending on the model's task."""
+    """The text to print for the first output of one text, depending on the model's task; "" if it is saved instead."""
     task, classes = metadata["task"].partition(":")[0], json.loads(metadata["classes"])
     if task == "classification":
         shares = values if metadata.get("output") == "probabilities" else np.exp(values - values.max())
@@ -48,7 +48,7 @@ def show(values: np.ndarray, metadata: dict[str, str]) -> str:
 
 
 def read(options: argparse.Namespace) -> list[str]:
-    """The texts on the command line and in files. Raises `SystemExit` if there are none, or an empty one."""
+    """The texts on the command line and in files. Raises `SystemExit` if one is empty or unreadable, or without any."""
     texts = list(options.texts)
     for path in options.file:
         try:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from pxcompress.graph.dependencies import CONVOLUTIONS, is_depthwise
 from pxcompress.graph.heads import set_heads_, set_stream_
-from pxcompress.graph.rotation import find_written
+from pxcompress.graph.rotation import find_writing_weights
 from pxcompress.layout.rows import complement
 from pxcompress.models.adapter import all_outputs
 from pxcompress.models.outputs import difference
@@ -174,7 +174,7 @@ def _find_masked_weights(model: nn.Module, groups: Sequence[Group], plan: Plan) 
         if not removed:
             continue
         if group.kind == "direction":
-            for tensor, dim in find_written(model, group):
+            for tensor, dim in find_writing_weights(model, group):
                 yield tensor, (*[slice(None)] * dim, torch.tensor(removed, device=tensor.device))
         else:
             for member in group.consumers:
@@ -193,7 +193,10 @@ def _zeroed(weights: Tensor, place: Place) -> Iterator[None]:
 
 
 def _find_columns(module: nn.Module, rows: Tensor) -> tuple[Tensor, Place]:
-    """A layer's weight, and the index in it for input channels `rows`."""
+    """A view of a layer's weight, with an axis of convolution groups in front if there are several, and an index.
+
+    The index selects the entries for the input channels `rows`.
+    """
     weight: Tensor = module.weight.detach()  # type: ignore[operator]
     groups = getattr(module, "groups", 1)
     rows = rows.to(weight.device)

@@ -66,7 +66,7 @@ def rewrite_stream_(model: nn.Module, stream: Stream) -> None:
     basis = _make_reflection(stream.width)
     group = make_direction_group(stream.writers[0], stream)
     _multiply_weights_(model, group, basis.T, basis)
-    for tensor, dim in find_written(model, group):
+    for tensor, dim in find_writing_weights(model, group):
         tensor.narrow(dim, stream.width - 1, 1).zero_()
 
 
@@ -117,7 +117,7 @@ def _multiply_weights_(model: nn.Module, group: Group, writes: Tensor, reads: Te
     """Multiply weights that write a stream by `writes` from the left, and weights that read it by `reads` from the
     right.
     """
-    for tensor, dim in find_written(model, group):
+    for tensor, dim in find_writing_weights(model, group):
         turned = torch.tensordot(tensor.double(), writes.to(tensor.device), ([dim], [1]))
         tensor.copy_(turned.movedim(-1, dim))
     for member in group.consumers:
@@ -125,7 +125,7 @@ def _multiply_weights_(model: nn.Module, group: Group, writes: Tensor, reads: Te
         weight.copy_(weight.double() @ reads.to(weight.device))
 
 
-def find_written(model: nn.Module, group: Group) -> Iterator[tuple[Tensor, int]]:
+def find_writing_weights(model: nn.Module, group: Group) -> Iterator[tuple[Tensor, int]]:
     """Weights, biases and tables that write a stream, each with the dimension of the stream's coordinates."""
     for member in group.members:
         if member.axis == "in":

@@ -211,7 +211,7 @@ def _read_config(name: str, place: str) -> Any:
 
 
 def _class_name(name: str, config: Any) -> str:
-    """Name of the transformers class to use: the one with the head, else the encoder alone."""
+    """Name of the transformers class to use: the one with the head, else the encoder alone. Raises `ModelError`."""
     transformers = _library()
     declared = next(iter(config.architectures or ()), "")
     if config.model_type in _VISION_TOWERS:
@@ -293,7 +293,7 @@ def _read_pooling(place: str) -> _Pooling:
 
 
 def _read_json(path: Path) -> Any:
-    """The content of a JSON file; None if there is no such file."""
+    """The content of a JSON file; None if there is no such file. Raises `ModelError`."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else None
     except ValueError as error:

@@ -50,8 +50,8 @@ class Architecture:
     """Everything needed to build the dense module again without its weights: JSON, no pickle.
 
     `name` is a timm name, "package.module:factory", "hf:FOLDER" or an ONNX file; `kwargs` are what the builder is
-    given: of a model of Hugging Face's its whole configuration, so that the folder need not be there. Of a module that
-    was given `in_python` it is the class, which nothing here can build.
+    given: of a model of Hugging Face's its whole configuration, so that the folder need not be there. For a module that
+    the user passed `in_python`, `name` is its class, and `build` is impossible.
     """
 
     name: str
@@ -242,7 +242,7 @@ def _load_built(request: _Request) -> LoadedModel:
 
 
 def _load_hugging_face(request: _Request) -> LoadedModel:
-    """Load a model from Hugging Face, with a result like that of `_load_built`."""
+    """Load a model from Hugging Face, with a result like that of `_load_built`. Raises `ModelError`."""
     if request.checkpoint is not None:
         raise ModelError(f"checkpoint {str(request.checkpoint)!r} is given, but {request.name!r} holds its own weights")
     opened = load_hugging_face(request.name, request.classes, pretrained=request.pretrained)

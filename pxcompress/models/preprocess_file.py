@@ -66,7 +66,7 @@ def _theirs(record: Mapping[str, Any], channels: int) -> dict[str, Any]:
 
 
 def _values(mean: Any, std: Any, channels: int) -> dict[str, Any]:
-    """Mean and standard deviation as one number for each channel."""
+    """Mean and standard deviation as one number for each channel. Raises `ValueError`."""
     made = {"mean": [float(each) for each in mean], "std": [float(each) for each in std]}
     for key, numbers in made.items():
         if len(numbers) not in (1, channels) or (key == "std" and min(numbers) <= 0):

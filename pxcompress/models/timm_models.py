@@ -41,7 +41,7 @@ class TimmSource:
 
 
 def timm_source(name: str) -> TimmSource:
-    """Look up `name` in timm. Raises `ModelError` for an unknown name."""
+    """Look up `name` in timm. Raises `ModelError` for an unknown name or unknown weights."""
     kind, colon, rest = name.partition(":")
     if colon and kind in ("local-dir", "hf-hub", "hf_hub") and rest:
         return _config_source(name, kind, rest)
@@ -59,7 +59,7 @@ def timm_source(name: str) -> TimmSource:
 
 
 def _config_source(name: str, kind: str, place: str) -> TimmSource:
-    """The source from the config.json of a folder or hub repository."""
+    """The source from the config.json of a folder or hub repository. Raises `ModelError`."""
     local = kind == "local-dir"
     folder = Path(place).expanduser()
     try:

@@ -84,7 +84,7 @@ class Walk:
         return None
 
     def to_product(self, name: str | None) -> Path | None:
-        """The path back from attention scores to the matrix product that made them, across scales, masks and biases."""
+        """The path back from attention scores, across scales, masks and biases, to their matrix product, or None."""
         step = self.maker.get(name or "")
         if step is None or step.operator == "MatMul":
             return None if step is None else Path(step, [])

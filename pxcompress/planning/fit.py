@@ -62,7 +62,10 @@ def fit_to_file(
 
 
 def choose_attempt(attempts: Sequence[Attempt], tolerance: float) -> int | None:
-    """Index of the costliest attempt that fits; cost up to `tolerance` (a share) above the limit counts as fitting."""
+    """Index of the costliest attempt that fits; cost up to `tolerance` (a share) above the limit counts.
+
+    None if no attempt fits.
+    """
     fitting_places = [place for place, each in enumerate(attempts) if each.measured <= each.allowed * (1 + tolerance)]
     return max(fitting_places, key=lambda place: attempts[place].measured / attempts[place].allowed, default=None)
 

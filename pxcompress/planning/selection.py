@@ -42,7 +42,7 @@ class Selection:
     def of(self, structure: Structure, model: nn.Module) -> Structure:
         """`structure` with unselected groups moved to those that stay.
 
-        Raises `InputError` for a glob that matches no group.
+        Raises `InputError` for a glob that matches no group, and if no group is left.
         """
         names = [group.name for group in structure.groups]
         for option, globs in (("only", self.only), ("keep", self.keep), ("floors", tuple(self.least))):

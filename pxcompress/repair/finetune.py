@@ -7,9 +7,9 @@ divergence. Errors at the outputs of blocks or layers added to it gained nothing
 MACs: top-1 91.7 % without, 91.2 to 91.6 % with them), nor did a moving average of the weights. Normalisation uses its
 running statistics: the slim model is trained as it will be run.
 
-The learning rate rises within a few steps and falls along a cosine. Where the error on held-out samples is clearly
-above that of the start right after the rise, or no lower than it half-way, the rate is too high, as it is for
-compact pretrained networks and for text encoders: training begins again with a third of it.
+The learning rate rises within a few steps and falls along a cosine. It is too high, as for compact pretrained networks
+and for text encoders, where the error on held-out samples is clearly above that of the start right after the rise, or
+no lower than it after a third of the steps: training begins again with a third of the rate.
 """
 
 from __future__ import annotations
@@ -225,12 +225,12 @@ class _Training:
             path.unlink()
 
     def _rate_too_high(self, error: float, after_trial: bool) -> bool:
-        """Whether the error on held-out samples is far above the least one, or half of the attempt gained nothing."""
+        """Whether the held-out error is far above the least one, or a third of the attempt has not lowered it."""
         options, progress = self._options, self._progress
         if error > (WORSE_AFTER_TRIAL if after_trial else WORSE_LATER) * progress.error:
             return True
-        half = (options.steps - progress.attempt_begin) / 2
-        return progress.error >= progress.error_before and progress.step - progress.attempt_begin >= half
+        third = (options.steps - progress.attempt_begin) / 3
+        return progress.error >= progress.error_before and progress.step - progress.attempt_begin >= third
 
     def _begin_attempt(self) -> None:
         """Start again from the best weights at a lower learning rate, for the remaining steps."""

@@ -63,7 +63,7 @@ class Row:
 
     @property
     def faster(self) -> str:
-        """The speed-up as text: "2.00x", with "slower" or "not shown" where the interval says so."""
+        """The speed-up as text: "2.00x", ", slower" or ", not shown" behind it by its interval; "reference" without."""
         if self.speedup is None:
             return "reference"
         words = "" if self.speedup.low > 1 else ", slower" if self.speedup.high < 1 else ", not shown"

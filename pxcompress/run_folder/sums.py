@@ -21,7 +21,7 @@ def write_sums(folder: Path) -> None:
 def update_sums(folder: Path, files: Iterable[Path]) -> None:
     """Update SHA256SUMS for files that a later command wrote; does nothing if the folder has no SHA256SUMS.
 
-    Other files keep their recorded digests, so that changes to them still show.
+    Other files keep their recorded digests, so that changes to them still show; files that are missing are left out.
     """
     if not (folder / SUMS).is_file():
         return
