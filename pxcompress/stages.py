@@ -157,7 +157,7 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     scored = _choose_scored(candidates, run)
     if short := run.short_of_samples:
         name, (features, samples) = max(short.items(), key=lambda item: item[1][0])
-        remainder = f", and {len(short) - 1} others read more than there are samples" if len(short) > 1 else ""
+        remainder = f" (of {len(short)} such layers the widest)" if len(short) > 1 else ""
         clock.add_note(
             f"few samples: {name} reads {features} features of {samples} samples{remainder}; what feeds it stays wider "
             "than more samples would show to be needed"
