@@ -80,8 +80,9 @@ def _possible_layouts(split: Path) -> list[Layout]:
         return ["masks", "unlabelled"]
     if not folders and any(entry.name.lower().endswith(IMG_EXTENSIONS) for entry in entries):
         return ["unlabelled"]
-    are_numbers = bool(folders) and all(map(_NUMBER.fullmatch, folders))
-    return ["classes", *(["numbers"] if are_numbers else []), "unlabelled"]
+    if folders and all(map(_NUMBER.fullmatch, folders)):
+        return ["classes", "numbers", "unlabelled"]
+    return ["classes", "unlabelled"]
 
 
 def _read_classes(scan: _Scan, splits: Sequence[Path]) -> UserData:

@@ -51,13 +51,12 @@ def open_table(spec: str, layouts: Sequence[Layout] = ()) -> UserData:
     Columns that could be targets of several kinds are read as one of `layouts`, if that is possible.
     """
     table, root = _read_table(spec), Path(spec).expanduser().parent
-    columns = _text_columns(table)
     read: Callable[[int], Image.Image]
-    if columns:
-        ids, read = _row_ids(table), read_texts(table.spec, table.rows, columns)
+    if columns := _text_columns(table):
+        ids, read = tuple(_row_ids(table)), read_texts(table.spec, table.rows, columns)
     else:
         columns, ids = (_path_column(table),), _image_paths(table, root)
-        read = Files(root, tuple(ids))
+        read = Files(root, ids)
     layout, classes, labels, values = _read_targets(table, columns, layouts)
     targets = None if values is None else Values(values)
     train, held_out = _separate_splits(table, Samples.of(ids, labels, read, targets))

@@ -333,7 +333,9 @@ def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> R
     task = build_task(metadata.get("task", "classification"))
     ports = read_ports(str(files[0]), metadata.get(LAYOUT, AUTO)) if is_onnx(metadata.get("model", "")) else None
     source = open_source(data, task, skip_corrupt=draw.skip_corrupt, seed=seed, ports=ports)
-    if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out
+    if (
+        source.layout == "classes" and classes and set(classes) <= set(source.classes)
+    ):  # all of them, or the task that `run --classes` cut out
         source = restrict_classes(source, classes, seed)
     is_one_number = source.layout == "numbers" and len(source.classes) == len(classes) == 1
     if classes and source.classes != classes and not is_one_number:
