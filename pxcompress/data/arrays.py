@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pxcompress.data.folder import HELD_OUT_FOLDERS, TRAIN_FOLDERS
 from pxcompress.data.items import Item, Value, collect_items
 from pxcompress.data.samples import Layout, UserData
-from pxcompress.errors import DataError, short
+from pxcompress.errors import DataError, short, suggest_path
 from pxcompress.models.onnx_file import Ports
 
 SUFFIXES = (".npz", ".npy")
@@ -49,7 +49,7 @@ def open_arrays(spec: str, ports: Ports | None = None, layouts: Sequence[Layout]
     """
     path = Path(spec).expanduser()
     if not path.exists():
-        raise DataError(f"data file {spec!r} does not exist; check the path")
+        raise DataError(f"data file {spec!r} does not exist{suggest_path(path) or '; check the path'}")
     splits = _find_splits(path) if path.is_dir() else {"all": [path]}
     items = {split: [item for file in files for item in _read_file(file, ports)] for split, files in splits.items()}
     return collect_items(spec, items, ports, layouts)
