@@ -34,7 +34,7 @@ from pxcompress.demo.spiral import spiral_arrays
 from pxcompress.errors import BudgetError
 from pxcompress.repair import REPAIRS
 from pxcompress.run import Run
-from pxcompress.stages import cut, cut_further, plan_at, score
+from pxcompress.stages import cut, cut_further, plan_at, prepare, score
 from pxcompress.state import seeded
 from pxcompress.types import Preprocessing, PruneResult, ScoredModel, Splits
 
@@ -121,7 +121,8 @@ def path(model: nn.Module, splits: Splits, cell: Mapping[str, Any]) -> dict[str,
     row |= {str(level): _size(model, dense) for level in LEVELS if dense >= level}
     with seeded(cell["seed"]):
         run = Run(recipe, splits.parts).without_progress()
-        scored = score(model, splits.example, run)
+        prepared, run = prepare(model, splits.example, run)
+        scored = score(prepared, run)
         lost = 0
         for slim in steps(scored, run):
             reached = accuracy(slim.pruned.model, points, labels)

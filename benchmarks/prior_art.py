@@ -49,7 +49,7 @@ from pxcompress.layout.rows import unit_weights
 from pxcompress.repair import REPAIRS
 from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
-from pxcompress.stages import plan_and_cut, plan_at, score
+from pxcompress.stages import plan_and_cut, plan_at, prepare, score
 from pxcompress.state import seeded
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batches, Group, Plan
@@ -151,7 +151,8 @@ def our_rows(bench: Bench, size: float, batches: Mapping[str, Batches]) -> Itera
     recipe = bench.recipe.but(ratio=1 - size, normalise="knapsack")
     run = Run(recipe, batches, task=Classification()).without_progress()
     with seeded(SEED):
-        scored = score(bench.scored.model, bench.scored.example, run)
+        prepared, run = prepare(bench.scored.model, bench.scored.example, run)
+        scored = score(prepared, run)
     for method, repair in OURS.items():
         with seeded(SEED):
             slim = plan_and_cut(scored, replace(run, recipe=recipe.but(repair=repair)))

@@ -24,11 +24,13 @@ from pxcompress.graph import mask_units
 from pxcompress.models.task import slice_classes
 from pxcompress.planning.order import find_lowest
 from pxcompress.recipe import Recipe
+from pxcompress.run import Run
 from pxcompress.search import SearchPlan
 from pxcompress.search.objectives import PXP_RATES, Workbench, masked_area, prune_at, shipped_quality
 from pxcompress.search.run import make_search_space
 from pxcompress.search.space import Space
 from pxcompress.search.study import load_optuna, open_study, work
+from pxcompress.stages import prepare
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import Splits
 from pxcompress.workload import Workload
@@ -90,13 +92,13 @@ def place_of(label: str, task: str, seed: int, images: Mapping[str, int]) -> Pla
     splits = load_splits(source, workload.loaded.preprocessing, limits=images, seed=seed)
     ratio = RATIOS[label][task]
     recipe = Recipe(model=label, ratio=ratio, budget="macs", round_to=4, data="glyphs", classes=classes, seed=seed)
-    bench = Workbench.of(model, splits.example, splits.parts, recipe, Classification())
+    bench = Workbench(*prepare(model, splits.example, Run(recipe, splits.parts, task=Classification())))
     return Place(label, task, seed, recipe, splits, bench, source.mask)
 
 
 def space_at(place: Place, mode: str) -> Space:
     """What a search varies, with the repairs of trials."""
-    attention = has_attention(place.bench.scored.model, place.splits.example)
+    attention = has_attention(place.bench.prepared.model, place.splits.example)
     return make_search_space(place.recipe, MODES[mode], attention=attention)
 
 

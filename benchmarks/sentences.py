@@ -35,7 +35,7 @@ from pxcompress.deploy.intervals import estimate_speedup, wilson_interval
 from pxcompress.models.adapter import named_outputs
 from pxcompress.pipeline import open_run
 from pxcompress.recipe import Recipe
-from pxcompress.stages import plan_and_cut, score
+from pxcompress.stages import plan_and_cut, prepare, score
 from pxcompress.state import evaluating, seeded
 from pxcompress.tasks.neighbours import Neighbours
 
@@ -146,7 +146,8 @@ def rows(quick: bool, methods: Sequence[str]) -> Iterator[Row]:
             dense = embeddings(model, packed)
             with seeded(0):
                 begin = time.process_time()
-                scored = score(model, example, run)
+                prepared, run = prepare(model, example, run)
+                scored = score(prepared, run)
                 scoring = time.process_time() - begin
                 for removed in REMOVED:
                     begin = time.process_time()

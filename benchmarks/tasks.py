@@ -41,7 +41,7 @@ from pxcompress.models.loading import classifier_names
 from pxcompress.pipeline import open_run
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
-from pxcompress.stages import plan_and_cut, score
+from pxcompress.stages import plan_and_cut, prepare, score
 from pxcompress.state import evaluating, seeded
 from pxcompress.tasks.detection import Detection
 from pxcompress.tasks.task import Outputs
@@ -154,10 +154,11 @@ def our_models(bench: Bench, sizes: Sequence[float]) -> Iterator[tuple[str, floa
         forward = time.process_time() - begin
     with seeded(0):
         begin = time.process_time()
-        scored = score(bench.model, bench.example, bench.run)
+        prepared, cached_run = prepare(bench.model, bench.example, bench.run)
+        scored = score(prepared, cached_run)
         scoring = time.process_time() - begin
         for (method, repair), size in itertools.product(METHODS.items(), sizes):
-            run = replace(bench.run, recipe=bench.run.recipe.but(repair=(repair,))).without_progress()
+            run = replace(cached_run, recipe=bench.run.recipe.but(repair=(repair,))).without_progress()
             begin = time.process_time()
             slim = plan_and_cut(replace(scored, ratio=1 - size), run)
             seconds = scoring + time.process_time() - begin

@@ -47,22 +47,24 @@ class Run:
         """Held-out samples, on which scores and repairs are chosen; () if there are none."""
         return self.parts.get("select", self.parts.get("held-out", ()))
 
-    def with_moment_cache(self, role: str, model: nn.Module) -> Run:
-        """A copy of this run that caches the moments of the dense `model` on the samples of `role`."""
-        return replace(self, parts={**self.parts, role: MomentCache(self.parts[role], model)})
+    def with_moment_caches(self, model: nn.Module) -> Run:
+        """A copy of this run that caches the moments of the dense `model`; roles with the same batches share a cache.
 
-    def remember_moments_of(self, model: nn.Module) -> None:
-        """Make all moment caches forget the former dense model and store moments of `model` from now on."""
-        for part in self.parts.values():
-            if isinstance(part, MomentCache) and part.model is not model:
+        `model` must not change afterwards.
+        """
+        caches = {
+            id(part): MomentCache(part, model) for role, part in self.parts.items() if role in ("score", "repair")
+        }
+        return replace(self, parts={role: caches.get(id(part), part) for role, part in self.parts.items()})
+
+    def free_scoring(self) -> None:
+        """Free what scorers cached, but for moments that repairs read too."""
+        part = self.parts["score"]
+        if isinstance(part, MomentCache):
+            for each in part.moments.values():
+                each.solutions.clear()
+            if part is not self.parts.get("repair"):
                 part.moments.clear()
-                part.model = model
-
-    def clear_solutions(self, role: str) -> None:
-        """Free the results that scorers cached for the moments of `role`; the moments stay."""
-        part = self.parts[role]
-        for each in part.moments.values() if isinstance(part, MomentCache) else ():
-            each.solutions.clear()
 
     @property
     def short_of_samples(self) -> Mapping[str, tuple[int, int]]:

@@ -19,14 +19,12 @@ from pxcompress.errors import BudgetError, ResultError
 from pxcompress.exchange_rates import at_rates, with_measured_rates
 from pxcompress.graph import (
     REMOVAL_TOLERANCE,
-    find_groups,
-    make_rotatable,
+    make_prunable,
     own_all_norms,
     prune,
     removal_error,
     settle_streams,
 )
-from pxcompress.models.loading import classifier_names
 from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.passes.parts import spread_samples
 from pxcompress.planning.dead_paths import remove_dead_paths
@@ -69,7 +67,8 @@ def prune_and_repair(model: nn.Module, example: Tensor, run: Run) -> PruneResult
     `example` is one input, shape (1, ...). Raises `BudgetError` where no plan reaches the ratio, `ResultError` where
     removal is not what zeroing is.
     """
-    return plan_and_cut(score(model, example, run), run)
+    prepared, run = prepare(model, example, run)
+    return plan_and_cut(score(prepared, run), run)
 
 
 def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> PruneResult:
@@ -94,8 +93,12 @@ def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> Pru
     return replace(slim, pruned=settle_streams(slim.pruned), attempts=attempts)
 
 
-def price_groups(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
-    """Find the groups and what their units cost; scores are still empty. Raises `BudgetError`."""
+def prepare(model: nn.Module, example: Tensor, run: Run) -> tuple[ScoredModel, Run]:
+    """All work before scoring: groups, what their units cost, and rotated streams. Raises `BudgetError`.
+
+    The model that comes back, a copy where streams are rotated, has no scores yet. The run that comes back caches its
+    moments.
+    """
     recipe, clock = run.recipe, run.clock
     with clock.stage("find groups"):
         model, structure = _find_structure(model, example, recipe)
@@ -111,21 +114,22 @@ def price_groups(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
             clock.add_note(
                 f"{operator}, in {modules[0]}{remainder}, counts as 0 MACs: nothing is known of what it multiplies"
             )
-    return ScoredModel(model, example, structure, {}, price, ratio)
+    if any(group.kind == "direction" for group in structure.groups):
+        with clock.stage("rotate streams"), seeded(recipe.seed):
+            in_smaller_batches(partial(rotate_streams_, model, structure.groups), run.parts["score"], clock.say)
+    return ScoredModel(model, example, structure, {}, price, ratio), run.with_moment_caches(model)
 
 
 def _find_structure(model: nn.Module, example: Tensor, goal: Goal) -> tuple[nn.Module, Structure]:
     """A copy of `model` in which streams that may lose directions are rotated, and all groups that may be pruned."""
-    rotated = make_rotatable(model, example)
-    structure = find_groups(rotated, example, classifier_names(rotated, example))
+    rotated, structure = make_prunable(model, example)
     structure = goal.selection.of(structure, rotated)
     streams = {group.name: group for group in structure.groups if group.kind == "direction"}
     if own_all_norms(rotated, streams.values()):
         return rotated, structure
     chosen = {group.name for group in structure.groups}
-    rotated = make_rotatable(model, example, streams)
-    groups = find_groups(rotated, example, classifier_names(rotated, example), prove=False).groups
-    return rotated, replace(structure, groups=tuple(group for group in groups if group.name in chosen))
+    rotated, again = make_prunable(model, example, streams, prove=False)
+    return rotated, replace(structure, groups=tuple(group for group in again.groups if group.name in chosen))
 
 
 def _check_removable(structure: Structure) -> None:
@@ -139,23 +143,17 @@ def _check_removable(structure: Structure) -> None:
     )
 
 
-def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
-    """Find the groups, and the score and cost of their units, once for all ratios. Raises `BudgetError`."""
+def score(prepared: ScoredModel, run: Run) -> ScoredModel:
+    """Score the units of a prepared model, once for all ratios; `run` is the one that came with it."""
     recipe, clock = run.recipe, run.clock
-    scored = price_groups(model, example, run)
-    model, groups = scored.model, scored.structure.groups
-    if any(group.kind == "direction" for group in groups):
-        with clock.stage("rotate streams"), seeded(recipe.seed):
-            in_smaller_batches(partial(rotate_streams_, model, groups), run.parts["score"], clock.say)
-    run = run.with_moment_cache("score", model)
-    run.remember_moments_of(model)
     candidates = []
     for text in recipe.scorers if run.held_out else recipe.scorers[:1]:
         with clock.stage(f"score ({text})"):
-            candidates.append(replace(scored, scores=unit_scores(model, groups, text, run), scorer=text))
-    run.clear_solutions("score")
+            candidates.append(score_by(prepared, text, run))
+    short = run.short_of_samples
+    run.free_scoring()
     scored = _choose_scored(candidates, run)
-    if short := run.short_of_samples:
+    if short:
         name, (features, samples) = max(short.items(), key=lambda item: item[1][0])
         remainder = f", and {len(short) - 1} others read more than there are samples" if len(short) > 1 else ""
         clock.add_note(
@@ -165,7 +163,8 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     if not recipe.class_scores:
         return scored
     with clock.stage("class scores"):
-        relevance = in_smaller_batches(partial(class_relevance, model, groups), run.parts["score"], clock.say)
+        measure = partial(class_relevance, scored.model, scored.structure.groups)
+        relevance = in_smaller_batches(measure, run.parts["score"], clock.say)
     return replace(scored, class_relevance=relevance)
 
 
@@ -201,6 +200,12 @@ def _choose_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
         f"{divergence_texts}"
     )
     return candidates[best_place]
+
+
+def score_by(prepared: ScoredModel, scorer: str, run: Run) -> ScoredModel:
+    """A prepared model with its units scored by one scorer, given as text. Raises as `unit_scores` does."""
+    scores = unit_scores(prepared.model, prepared.structure.groups, scorer, run)
+    return replace(prepared, scores=scores, scorer=scorer)
 
 
 def unit_scores(model: nn.Module, groups: Sequence[Group], scorer: str, run: Run) -> Scores:

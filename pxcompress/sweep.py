@@ -25,7 +25,7 @@ from pxcompress.recipe.goal import MEASURED
 from pxcompress.run import Run
 from pxcompress.run_folder.names import RECIPE
 from pxcompress.run_folder.place import check_place, whole_folder
-from pxcompress.stages import cut, plan_at, quality_on_select, score
+from pxcompress.stages import cut, plan_at, prepare, quality_on_select, score
 from pxcompress.state import seeded
 from pxcompress.tasks.agreement import Agreement
 from pxcompress.types import ScoredModel
@@ -80,7 +80,8 @@ def sweep(
     check_place(place, force)
     with seeded(recipe.seed), whole_folder(place, force) as folder:
         workload, run = open_run(recipe, clock)
-        scored = score(workload.loaded.model, workload.splits.example, run)
+        prepared, run = prepare(workload.loaded.model, workload.splits.example, run)
+        scored = score(prepared, run)
         points = tuple(_measure_points(scored, sorted(set(ratios)), run))
         unreachable = tuple(sorted(set(ratios) - {point.ratio for point in points}))
         result = Sweep(
