@@ -32,9 +32,10 @@ from pxcompress.demo.baseline import Problem, train_baseline
 from pxcompress.demo.nets import MLP
 from pxcompress.demo.spiral import spiral_arrays
 from pxcompress.errors import BudgetError
+from pxcompress.preparation import prepare
 from pxcompress.repair import REPAIRS
 from pxcompress.run import Run
-from pxcompress.stages import cut, cut_further, plan_at, prepare, score
+from pxcompress.stages import cut, cut_further, plan_at, score
 from pxcompress.state import seeded
 from pxcompress.types import Preprocessing, PruneResult, ScoredModel, Splits
 

@@ -42,9 +42,10 @@ from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.precision import convert
 from pxcompress.deploy.runtime import explain_failure, open_session
 from pxcompress.errors import PxError
+from pxcompress.preparation import prepare
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
-from pxcompress.stages import plan_and_cut, prepare, score
+from pxcompress.stages import plan_and_cut, score
 from pxcompress.state import seeded
 from pxcompress.types import Batch
 

@@ -30,9 +30,10 @@ from pxcompress.directions import find_directions, measure_streams
 from pxcompress.graph import find_groups, make_rotatable, settle_streams
 from pxcompress.models.loading import classifier_names
 from pxcompress.notes import silent
+from pxcompress.preparation import prepare
 from pxcompress.recipe import ModelAndData, Recipe
 from pxcompress.run import Run
-from pxcompress.stages import cut, plan_at, prepare, score
+from pxcompress.stages import cut, plan_at, score
 from pxcompress.state import evaluating, seeded
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import OpenAxes, PruneResult

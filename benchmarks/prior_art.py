@@ -46,10 +46,11 @@ from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import BudgetError
 from pxcompress.graph import prune
 from pxcompress.layout.rows import unit_weights
+from pxcompress.preparation import prepare
 from pxcompress.repair import REPAIRS
 from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
-from pxcompress.stages import plan_and_cut, plan_at, prepare, score
+from pxcompress.stages import plan_and_cut, plan_at, score
 from pxcompress.state import seeded
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batches, Group, Plan

@@ -35,10 +35,11 @@ from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.intervals import wilson_interval
 from pxcompress.deploy.runtime import open_session
 from pxcompress.passes.parts import HeldOut
+from pxcompress.preparation import prepare
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.run_folder.smaller_images import resize_images
-from pxcompress.stages import cut, plan_at, prepare, score
+from pxcompress.stages import cut, plan_at, score
 from pxcompress.state import seeded
 from pxcompress.types import Batch, ScoredModel
 

@@ -23,6 +23,7 @@ from pxcompress.data import load_splits, restrict_classes
 from pxcompress.graph import mask_units
 from pxcompress.models.task import slice_classes
 from pxcompress.planning.order import find_lowest
+from pxcompress.preparation import prepare
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.search import SearchPlan
@@ -30,7 +31,6 @@ from pxcompress.search.objectives import PXP_RATES, Workbench, masked_area, prun
 from pxcompress.search.run import make_search_space
 from pxcompress.search.space import Space
 from pxcompress.search.study import load_optuna, open_study, work
-from pxcompress.stages import prepare
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import Splits
 from pxcompress.workload import Workload

@@ -34,8 +34,9 @@ from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.intervals import estimate_speedup, wilson_interval
 from pxcompress.models.adapter import named_outputs
 from pxcompress.pipeline import open_run
+from pxcompress.preparation import prepare
 from pxcompress.recipe import Recipe
-from pxcompress.stages import plan_and_cut, prepare, score
+from pxcompress.stages import plan_and_cut, score
 from pxcompress.state import evaluating, seeded
 from pxcompress.tasks.neighbours import Neighbours
 

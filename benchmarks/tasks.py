@@ -39,9 +39,10 @@ from pxcompress.graph import find_groups
 from pxcompress.models.adapter import Adapter, named_outputs, release_
 from pxcompress.models.loading import classifier_names
 from pxcompress.pipeline import open_run
+from pxcompress.preparation import prepare
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
-from pxcompress.stages import plan_and_cut, prepare, score
+from pxcompress.stages import plan_and_cut, score
 from pxcompress.state import evaluating, seeded
 from pxcompress.tasks.detection import Detection
 from pxcompress.tasks.task import Outputs

@@ -17,6 +17,7 @@ from pxcompress.graph import make_prunable
 from pxcompress.guard import name_failures
 from pxcompress.notes import Note, silent
 from pxcompress.passes.parts import watch_batches
+from pxcompress.preparation import prepare
 from pxcompress.processes import from_first, is_first, processes, rank, same_weights_, share_parts
 from pxcompress.recipe import Goal, Recipe
 from pxcompress.recipe.goal import MEASURED
@@ -31,7 +32,7 @@ from pxcompress.run_folder.results import assemble, measure
 from pxcompress.run_folder.saved import check_loads
 from pxcompress.run_folder.written import Files, check_dynamic_size, export
 from pxcompress.scorers import SCORERS
-from pxcompress.stages import ever_smaller, plan_and_cut, prepare, quality_on_select, score
+from pxcompress.stages import ever_smaller, plan_and_cut, quality_on_select, score
 from pxcompress.state import seeded
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
@@ -94,7 +95,7 @@ def prove(place: Path, workload: Workload, slim: PruneResult, files: Files, run:
     """
     folder = files.dense.path.parent
     measured = measure(files, workload, slim, run)
-    alike, unexplained = compare_explanations(slim.pruned, workload.splits.select, run.recipe, run.clock)
+    alike, unexplained = compare_explanations(slim.pruned, workload.splits.select, slim.scorer, run.clock)
     report = assemble(place, workload, slim, measured, run)
     report = replace(report, explanations=alike, notes=(*report.notes, *unexplained))
     write_report(folder, report)

@@ -1,4 +1,4 @@
-"""The stages of a run that need no files: model -> groups -> prices -> scores -> plan -> pruned -> repaired."""
+"""The stages of a run that need no files: prepared model -> scores -> plan -> pruned -> repaired."""
 
 from __future__ import annotations
 
@@ -12,15 +12,11 @@ from torch import Tensor, nn
 
 from pxcompress.agreement import DenseOutputs
 from pxcompress.attribution.class_relevance import class_relevance
-from pxcompress.cost.count import list_uncounted
 from pxcompress.deploy.predictions import torch_quality
-from pxcompress.directions import rotate_streams_
-from pxcompress.errors import BudgetError, ResultError
+from pxcompress.errors import ResultError
 from pxcompress.exchange_rates import at_rates, with_measured_rates
 from pxcompress.graph import (
     REMOVAL_TOLERANCE,
-    make_prunable,
-    own_all_norms,
     prune,
     removal_error,
     settle_streams,
@@ -30,9 +26,10 @@ from pxcompress.passes.parts import spread_samples
 from pxcompress.planning.dead_paths import remove_dead_paths
 from pxcompress.planning.fit import fit_to_file
 from pxcompress.planning.order import ACROSS_GROUPS
-from pxcompress.planning.plan import check_reachable, make_plan
+from pxcompress.planning.plan import make_plan
 from pxcompress.planning.relevance_share import plan_by_share
 from pxcompress.planning.rounds import groups_left, list_ratios, prune_further, spread_scores
+from pxcompress.preparation import prepare
 from pxcompress.processes import from_first, same_weights_
 from pxcompress.recipe import Goal
 from pxcompress.run import Run
@@ -48,17 +45,12 @@ from pxcompress.types import (
     FileBudget,
     Group,
     Plan,
-    Price,
     Pruned,
     PruneResult,
     Repair,
     ScoredModel,
     Scores,
-    Structure,
 )
-
-REASONS = 3
-"""Most reasons that a message lists for a model without removable units."""
 
 
 def prune_and_repair(model: nn.Module, example: Tensor, run: Run) -> PruneResult:
@@ -91,56 +83,6 @@ def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> Pru
         slim = cut_further(scored, slim, ratio, run)
     slim = with_temperature(slim, scored.example, run)
     return replace(slim, pruned=settle_streams(slim.pruned), attempts=attempts)
-
-
-def prepare(model: nn.Module, example: Tensor, run: Run) -> tuple[ScoredModel, Run]:
-    """All work before scoring: groups, what their units cost, and rotated streams. Raises `BudgetError`.
-
-    The model that comes back, a copy where streams are rotated, has no scores yet. The run that comes back caches its
-    moments.
-    """
-    recipe, clock = run.recipe, run.clock
-    with clock.stage("find groups"):
-        model, structure = _find_structure(model, example, recipe)
-        _check_removable(structure)
-    with clock.stage(f"price ({recipe.budget})"):
-        price = Price(recipe.budget, run.budget.unit, run.budget.meter(model, structure.groups, example))
-        ratio = 0.0
-        if recipe.relevance_share is None:
-            ratio = recipe.share(price({}))
-            check_reachable(structure.groups, price, ratio, recipe.limits)
-        for operator, modules in list_uncounted(model, example).items():
-            remainder = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
-            clock.add_note(
-                f"{operator}, in {modules[0]}{remainder}, counts as 0 MACs: nothing is known of what it multiplies"
-            )
-    if any(group.kind == "direction" for group in structure.groups):
-        with clock.stage("rotate streams"), seeded(recipe.seed):
-            in_smaller_batches(partial(rotate_streams_, model, structure.groups), run.parts["score"], clock.say)
-    return ScoredModel(model, example, structure, {}, price, ratio), run.with_moment_caches(model)
-
-
-def _find_structure(model: nn.Module, example: Tensor, goal: Goal) -> tuple[nn.Module, Structure]:
-    """A copy of `model` in which streams that may lose directions are rotated, and all groups that may be pruned."""
-    rotated, structure = make_prunable(model, example)
-    structure = goal.selection.of(structure, rotated)
-    streams = {group.name: group for group in structure.groups if group.kind == "direction"}
-    if own_all_norms(rotated, streams.values()):
-        return rotated, structure
-    chosen = {group.name for group in structure.groups}
-    rotated, again = make_prunable(model, example, streams, prove=False)
-    return rotated, replace(structure, groups=tuple(group for group in again.groups if group.name in chosen))
-
-
-def _check_removable(structure: Structure) -> None:
-    """Raise `BudgetError`, with reasons, if nothing can be removed."""
-    if structure.groups:
-        return
-    reasons = {layer.reason: layer.name for layer in reversed(structure.fixed)}
-    reasons_text = "; ".join(f"{name}: {reason}" for reason, name in list(reversed(reasons.items()))[:REASONS])
-    raise BudgetError(
-        f"the model has no removable units: {reasons_text or 'no convolution or linear layer runs'}; see inspect"
-    )
 
 
 def score(prepared: ScoredModel, run: Run) -> ScoredModel:
@@ -375,7 +317,9 @@ def _cut_path(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[
 
 
 def _make_result(scored: ScoredModel, pruned: Pruned) -> PruneResult:
-    return PruneResult(scored.structure, scored.scores, pruned, scored.class_relevance)
+    return PruneResult(
+        scored.structure, scored.scores, pruned, scored.class_relevance, scorer=scored.scorer, rates=scored.rates
+    )
 
 
 def _measure_quality(pruned: Pruned, run: Run) -> None:

@@ -19,13 +19,14 @@ from pxcompress.errors import BudgetError, InputError
 from pxcompress.graph import settle_streams
 from pxcompress.notes import Note
 from pxcompress.pipeline import open_run, with_measured_alignment
+from pxcompress.preparation import prepare
 from pxcompress.proof import Metric
 from pxcompress.recipe import Bench, Recipe
 from pxcompress.recipe.goal import MEASURED
 from pxcompress.run import Run
 from pxcompress.run_folder.names import RECIPE
 from pxcompress.run_folder.place import check_place, whole_folder
-from pxcompress.stages import cut, plan_at, prepare, quality_on_select, score
+from pxcompress.stages import cut, plan_at, quality_on_select, score
 from pxcompress.state import seeded
 from pxcompress.tasks.agreement import Agreement
 from pxcompress.types import ScoredModel

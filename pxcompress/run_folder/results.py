@@ -162,6 +162,8 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMe
         agreements=slim.agreements,
         calibration=measured.calibration,
         temperature=slim.temperature,
+        scorer=slim.scorer,
+        rates=slim.rates,
         contenders=measured.contenders,
         missed=_describe_missed_goal(recipe, comparison),
         targets=targets.rows,

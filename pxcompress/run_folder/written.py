@@ -97,7 +97,8 @@ def write_beside_onnx(
     (folder / RECIPE).write_text(recipe.to_json())
     (folder / PLAN).write_text(_plan(slim))
     scores = {name: values.float().contiguous() for name, values in slim.scores.items()}
-    (folder / "scores.safetensors").write_bytes(save(scores))
+    facts = {"scorer": slim.scorer, "rates": json.dumps(slim.rates)}
+    (folder / "scores.safetensors").write_bytes(save(scores, facts))
     write_served(folder, workload.splits)
     if slim.class_relevance is not None:
         _save_class_relevance(slim.class_relevance, workload, folder / "class_scores.safetensors")

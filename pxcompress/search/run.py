@@ -20,6 +20,7 @@ from pxcompress.clock import Clock
 from pxcompress.errors import InputError
 from pxcompress.notes import Note
 from pxcompress.pipeline import open_run, with_measured_alignment
+from pxcompress.preparation import prepare
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.report.figures import render_figure
@@ -28,7 +29,6 @@ from pxcompress.report.summary import format_percent, wilson_interval
 from pxcompress.search.objectives import Workbench
 from pxcompress.search.space import Space, Value, make_pxp_space, make_space
 from pxcompress.search.study import SearchPlan, load_optuna, open_storage, open_study, work
-from pxcompress.stages import prepare
 from pxcompress.state import seeded
 
 COMPOSITE, RESULT, PAGE, STORAGE = "composite.json", "search.json", "search.html", "search.sqlite3"

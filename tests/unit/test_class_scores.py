@@ -15,8 +15,9 @@ from torch import Tensor
 from pxcompress import Recipe, compress_module
 from pxcompress.attribution.class_relevance import class_relevance, removed_shares
 from pxcompress.errors import InputError
+from pxcompress.preparation import prepare
 from pxcompress.run import Run
-from pxcompress.stages import ever_smaller, prepare, score
+from pxcompress.stages import ever_smaller, score
 from pxcompress.types import Batch, ClassRelevance
 
 FLAT = subject_named("flatten_cnn")

@@ -21,9 +21,9 @@ from pxcompress.cost.count import (
 )
 from pxcompress.graph import prune
 from pxcompress.notes import silent
+from pxcompress.preparation import prepare
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
-from pxcompress.stages import prepare
 from pxcompress.types import Plan
 
 

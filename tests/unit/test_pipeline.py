@@ -13,8 +13,9 @@ from pxcompress import InputError, Recipe, compress_module
 from pxcompress.clock import Clock
 from pxcompress.errors import BudgetError
 from pxcompress.graph import removal_error
+from pxcompress.preparation import prepare
 from pxcompress.run import Run
-from pxcompress.stages import ever_smaller, prepare, prune_and_repair, score
+from pxcompress.stages import ever_smaller, prune_and_repair, score
 from pxcompress.state import seeded
 from pxcompress.tasks.classification import Classification
 from pxcompress.types import Batch

@@ -19,13 +19,14 @@ from pxcompress.errors import ResultError
 from pxcompress.graph import mask_units
 from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.moments import MomentCache, collect_moments
+from pxcompress.preparation import prepare
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
 from pxcompress.search.objectives import PXP_RATES, Workbench, masked_area, prune_at, shipped_quality
 from pxcompress.search.space import Space, make_pxp_space, make_space
 from pxcompress.search.study import SAMPLERS, SearchPlan, load_optuna, open_storage, open_study, work
-from pxcompress.stages import prepare, prune_and_repair
+from pxcompress.stages import prune_and_repair
 from pxcompress.state import seeded
 from pxcompress.tasks.agreement import Agreement
 from pxcompress.tasks.classification import Classification
