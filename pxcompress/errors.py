@@ -78,11 +78,17 @@ class StageError(ResultError):
 def unknown(kind: str, name: str, names: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not among `names`; it suggests similar names, or lists all if they are few."""
     names = sorted(names)
-    similar_names = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    similar_names = find_similar(name, names)
     hints = [f"did you mean {' or '.join(similar_names)}?"] if similar_names else []
     if not similar_names or len(names) <= FEW:
         hints.append(f"known: {', '.join(names)}")
     return InputError(f"unknown {kind} {name!r}; {' '.join(hints)}")
+
+
+def find_similar(name: str, names: Iterable[str]) -> list[str]:
+    """At most three of `names` that are spelt like `name`, the most similar first, whether upper or lower case."""
+    name_by_lower = {each.lower(): each for each in names}
+    return [name_by_lower[lower] for lower in difflib.get_close_matches(name.lower(), name_by_lower, n=3)]
 
 
 def short(text: object, limit: int = 200) -> str:

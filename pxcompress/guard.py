@@ -61,6 +61,15 @@ def find_failing_layer(trace: TracebackType | None) -> str:
     return next((name for module in reversed(modules) if (name := names.get(id(module)))), "")
 
 
+class Terminated(SystemExit):
+    """The process was asked to end, unlike other `SystemExit`, which a user's own code may raise."""
+
+
+def terminate(number: int, frame: object) -> None:
+    """A signal handler that ends the process; its exit code is that of a shell for the signal."""
+    raise Terminated(128 + number)
+
+
 _interrupted = threading.Event()
 
 

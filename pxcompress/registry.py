@@ -117,7 +117,10 @@ class Registry(Generic[T]):
         return self.construct(self.get(name.strip()), name, options_text)
 
     def construct(self, cls: type[T], name: str, options_text: str) -> T:
-        """Make an instance of `cls`, registered or not, from "option=value,option=value"; `name` is for messages."""
+        """Make an instance of `cls`, registered or not, from "option=value,option=value"; `name` is for messages.
+
+        Raises `InputError` for text that is not of this form, unknown options and values out of range.
+        """
         fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
         hints = typing.get_type_hints(cls)
         values: dict[str, Any] = {}

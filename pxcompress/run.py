@@ -48,8 +48,9 @@ class Run:
         return self.parts.get("select", self.parts.get("held-out", ()))
 
     def with_moment_caches(self, model: nn.Module) -> Run:
-        """A copy of this run that caches the moments of the dense `model`; roles with the same batches share a cache.
+        """A copy of this run that caches moments (means and covariances of layer inputs) of the dense `model`.
 
+        They are those on the samples of "score" and of "repair"; where these are the same batches, they share a cache.
         `model` must not change afterwards.
         """
         caches = {
@@ -58,7 +59,7 @@ class Run:
         return replace(self, parts={role: caches.get(id(part), part) for role, part in self.parts.items()})
 
     def free_scoring(self) -> None:
-        """Free what scorers cached, but for moments that repairs read too."""
+        """Free what scorers computed from the cached moments, and the moments where repairs do not read them too."""
         part = self.parts["score"]
         if isinstance(part, MomentCache):
             for each in part.moments.values():

@@ -5,7 +5,7 @@ from pxcompress.graph.dependencies import is_depthwise
 from pxcompress.graph.find import find_groups, make_prunable
 from pxcompress.graph.removal import REMOVAL_TOLERANCE, mask_units, prune, removal_error
 from pxcompress.graph.rotatable import make_rotatable
-from pxcompress.graph.rotation import own_all_norms, settle_streams
+from pxcompress.graph.rotation import own_all_norms, restore_layer_norms
 
 __all__ = [
     "REMOVAL_TOLERANCE",
@@ -19,5 +19,5 @@ __all__ = [
     "removal_error",
     "make_prunable",
     "make_rotatable",
-    "settle_streams",
+    "restore_layer_norms",
 ]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from pxcompress.errors import ModelError, describe
+from pxcompress.errors import ModelError, describe, find_similar
+from pxcompress.guard import Terminated
 from pxcompress.models.detectors import BACKGROUND, raw_detector
 
 OPTIONS = ("num_classes", "img_size")
@@ -28,13 +28,13 @@ def find_object(name: str, purpose: str) -> Any:
             f"{purpose} {name!r} refused: {module_name!r} belongs to Python; expected a module of your own"
         )
     try:
-        with _current_directory_importable():
+        with own_code():
             target: Any = importlib.import_module(module_name)
     except Exception as error:  # the user's module may fail in any way
         raise ModelError(f"{purpose} {name!r}: importing {module_name!r} failed: {describe(error)}") from error
     for part in path.split("."):
         if not hasattr(target, part):
-            close_names = difflib.get_close_matches(part, dir(target), n=3)
+            close_names = find_similar(part, dir(target))
             hint = f"did you mean {' or '.join(close_names)}?" if close_names else "expected an object of this name"
             raise ModelError(f"{purpose} {name!r}: {module_name!r} has no {path!r}; {hint}")
         target = getattr(target, part)
@@ -64,7 +64,7 @@ def call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
     if own and isinstance(classes := kwargs.get("num_classes"), int):
         counted["num_classes"] = classes + BACKGROUND
     try:
-        with _current_directory_importable():
+        with own_code():
             model = factory(**counted, **_without_backbone_weights(factory))
     except Exception as error:  # the user's callable may fail in any way
         arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
@@ -84,11 +84,22 @@ def _without_backbone_weights(factory: Callable[..., object]) -> dict[str, None]
 
 
 @contextmanager
-def _current_directory_importable() -> Iterator[None]:
+def own_code() -> Iterator[None]:
+    """A context for code of the user's own, which can import from the current folder.
+
+    What it prints goes to stderr, since stdout is for results; where it ends the process, `RuntimeError` is raised.
+    """
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
         importlib.invalidate_caches()
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
+    except Terminated:
+        raise
+    except SystemExit as error:
+        raise RuntimeError(
+            f"it ends the process with exit code {error.code}; put what a script does under: if __name__ == '__main__'"
+        ) from error
     finally:
         sys.path.remove(folder)

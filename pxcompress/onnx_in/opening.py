@@ -87,7 +87,10 @@ def _read_once(tensor: ir.TensorProtoTensor) -> ir.Tensor[Any]:
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
-    """The content of an ONNX file, without its external weights. Raises `ModelError` if it is damaged or no model."""
+    """The content of an ONNX file, without its external weights.
+
+    Raises `ModelError` if it is missing, damaged, too large for one file, or no model.
+    """
     if not path.is_file():
         raise ModelError(f"no ONNX file at {str(path)!r}; check the path")
     if path.stat().st_size >= LARGEST:

@@ -46,6 +46,10 @@ def test_unknown_names_suggest_the_nearest() -> None:
     assert str(error) == "unknown scorer 'magnitud'; did you mean magnitude? known: magnitude, random, taylor"
 
 
+def test_names_are_near_whatever_their_case() -> None:
+    assert "did you mean ResNet18?" in str(unknown("model", "RESNET18", ["ResNet18", "vit"]))
+
+
 def test_unknown_names_list_all_when_none_is_near() -> None:
     assert str(unknown("scorer", "zzz", ["taylor", "random"])) == "unknown scorer 'zzz'; known: random, taylor"
 
