@@ -104,7 +104,8 @@ def test_the_report_says_what_happened(finished: tuple[Path, Outcome]) -> None:
     assert report.explanations.samples == report.data.select
     assert report.explanations.composite == get_composite(report.scorer)
     with safe_open(folder / "scores.safetensors", "pt") as scores:
-        assert scores.metadata() == {"scorer": report.scorer, "rates": json.dumps(report.rates)}
+        made_by = {"scorer": report.scorer, "rates": report.rates}
+        assert {name: json.loads(text) for name, text in scores.metadata().items()} == {"made_by": made_by}
     (choice,) = (note.text for note in report.notes if note.text.startswith("the score is "))
     assert choice.startswith(f"the score is {report.scorer} {'with measured rates' if report.rates else 'as it is'}:")
     assert {stage.name for stage in report.stages if stage.quality_after is not None} >= {"weights", "prune", "fold"}
