@@ -88,7 +88,8 @@ def main() -> None:
         sys.exit(code)
     except SystemExit as stop:
         if stop.code in ENDED_BY_SIGNAL:
-            print(f"pxcompress: {ENDED_BY_SIGNAL[stop.code]}; no result was written", file=sys.stderr)
+            words = "no result was written; trials of a search and steps of a training are kept for the next time"
+            print(f"pxcompress: {ENDED_BY_SIGNAL[stop.code]}; {words}", file=sys.stderr)
         raise
 
 

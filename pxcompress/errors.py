@@ -20,6 +20,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 FEW = 12
 """Most known names that a message lists in full."""
@@ -83,6 +84,16 @@ def unknown(kind: str, name: str, names: Iterable[str]) -> InputError:
     if not similar_names or len(names) <= FEW:
         hints.append(f"known: {', '.join(names)}")
     return InputError(f"unknown {kind} {name!r}; {' '.join(hints)}")
+
+
+def suggest_path(path: Path) -> str:
+    """Words that ask for the files and folders beside a missing `path` that are spelt like it; "" if there are none."""
+    path = path.expanduser()
+    try:
+        names = [] if path.exists() else find_similar(path.name, [each.name for each in path.parent.iterdir()])
+    except OSError:
+        return ""
+    return f"; did you mean {' or '.join(repr(str(path.with_name(name))) for name in names)}?" if names else ""
 
 
 def find_similar(name: str, names: Iterable[str]) -> list[str]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pxcompress.data.folder import HELD_OUT_FOLDERS, TRAIN_FOLDERS
 from pxcompress.data.items import Item, Value, collect_items
 from pxcompress.data.samples import UserData
-from pxcompress.errors import DataError, short
+from pxcompress.errors import DataError, short, suggest_path
 from pxcompress.models.onnx_file import Ports
 
 SUFFIXES = (".npz", ".npy")
@@ -53,7 +53,7 @@ def open_arrays(spec: str, ports: Ports | None = None) -> UserData:
             spec, {split: list(_read_all(files, ports)) for split, files in _find_splits(path).items()}, ports
         )
     if not path.is_file():
-        raise DataError(f"data file {spec!r} does not exist; check the path")
+        raise DataError(f"data file {spec!r} does not exist{suggest_path(path) or '; check the path'}")
     return collect_items(spec, {"all": list(_read_file(path, ports))}, ports)
 
 

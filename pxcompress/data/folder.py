@@ -21,7 +21,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from pxcompress.data.masks import Pair, class_names, pair_masks
 from pxcompress.data.samples import Layout, Samples, UserData
 from pxcompress.data.targets import Masks
-from pxcompress.errors import DataError, unknown
+from pxcompress.errors import DataError, suggest_path, unknown
 
 # Names of the folders with the training and the held-out split, most usual first; compared in lower case.
 TRAIN_FOLDERS = ("train", "training")
@@ -145,9 +145,12 @@ def _check_folder(spec: str, root: Path, others: Sequence[str]) -> None:
             f"data {spec!r} is a file; expected a folder with one folder of images per class, or a table: .csv, .jsonl"
         )
     where = "" if root.is_absolute() else f" in {str(Path.cwd())!r}"
+    suggestion = suggest_path(root)
     if os.sep in spec or spec.startswith((".", "~")):
-        raise DataError(f"data folder {spec!r} does not exist{where}; give a folder, or one of: {', '.join(others)}")
-    raise DataError(f"{unknown('data', spec, others)} (nor is there a folder of that name{where})")
+        raise DataError(
+            f"data folder {spec!r} does not exist{where}; give a folder, or one of: {', '.join(others)}{suggestion}"
+        )
+    raise DataError(f"{unknown('data', spec, others)} (nor is there a folder of that name{where}{suggestion})")
 
 
 @dataclass(eq=False)

@@ -18,7 +18,7 @@ from pxcompress.data.folder import HELD_OUT_FOLDERS, TRAIN_FOLDERS, Files
 from pxcompress.data.samples import Layout, Samples, UserData
 from pxcompress.data.targets import Targets, Values
 from pxcompress.data.texts import label_column, read_classes, read_texts, text_columns
-from pxcompress.errors import DataError, unknown
+from pxcompress.errors import DataError, suggest_path, unknown
 
 SUFFIXES = (".csv", ".jsonl")
 _PATH_COLUMNS = ("path", "image", "file")
@@ -74,7 +74,9 @@ def _read_table(spec: str) -> _Table:
     try:
         rows = (_read_csv if path.suffix.lower() == ".csv" else _read_jsonl)(spec, path)
     except (OSError, UnicodeError, csv.Error) as error:
-        raise DataError(f"data {spec!r} cannot be read ({error}); expected a CSV or JSONL file in UTF-8") from error
+        raise DataError(
+            f"data {spec!r} cannot be read ({error}); expected a CSV or JSONL file in UTF-8{suggest_path(path)}"
+        ) from error
     if not rows:
         raise DataError(f"data {spec!r} is empty; expected rows with an image's path or a text, and its targets")
     return _Table(spec, rows, tuple(rows[0]))

@@ -14,7 +14,7 @@ from pxcompress.deploy.backends import BACKENDS, Backend, CannotOpen
 from pxcompress.deploy.hardware import get_cpu_name
 from pxcompress.deploy.session import Array, Session
 from pxcompress.deploy.stopwatch import WARMUP, time_interleaved
-from pxcompress.errors import InputError, ResultError
+from pxcompress.errors import InputError, ResultError, suggest_path
 
 AUTO = "auto"
 """Name of the provider that means CUDA if it works, else the CPU."""
@@ -34,7 +34,7 @@ def open_session(path: Path | str, provider: str = AUTO, *, threads: int = 0, st
     path = Path(path)
     check_provider(provider)
     if not path.is_file():
-        raise InputError(f"no ONNX file at {path}; check the path")
+        raise InputError(f"no ONNX file at {str(path)!r}{suggest_path(path) or '; check the path'}")
     check_threads(threads)
     threads = threads or torch.get_num_threads()
     place, reason = _choose(provider)

@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError, describe, short
+from pxcompress.errors import ModelError, describe, short, suggest_path
 
 SAVE_HINT = "save a state_dict or safetensors"
 
@@ -114,7 +114,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         kind = "is a folder; use --model local-dir:PATH" if path.is_dir() else "does not exist"
-        raise ModelError(f"checkpoint {str(path)!r} {kind}; expected a .safetensors, .pth, .pt or .bin file")
+        raise ModelError(
+            f"checkpoint {str(path)!r} {kind}; expected a .safetensors, .pth, .pt or .bin file{suggest_path(path)}"
+        )
     content: Any
     try:
         content = _safe(path) if path.suffix == ".safetensors" else _unpickle(path)

@@ -45,9 +45,11 @@ def timm_source(name: str) -> TimmSource:
     kind, colon, rest = name.partition(":")
     if colon and kind in ("local-dir", "hf-hub", "hf_hub") and rest:
         return _config_source(name, kind, rest)
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture) and Path(name).expanduser().is_dir():
+        raise ModelError(f"model {name!r} is a folder; give a model file in it, hf:{name} or local-dir:{name}")
     if colon or "/" in name:
         raise ModelError(f"model {name!r} is none of: {FORMS}")
-    architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         close_names = find_similar(architecture, timm.list_models())
         hint = f"did you mean {' or '.join(close_names)}?" if close_names else f"expected {FORMS}"

@@ -122,14 +122,14 @@ def _resize_to_macs(
     """
     whole, most = macs
     sides = tuple(example.shape[2:])
-    scale, tried = (most / whole) ** 0.5, {sides}
+    scale, former_sizes = (most / whole) ** 0.5, {sides}
     while 1 > scale >= SMALLEST_SCALE:
         sizes = tuple(scale_side(side, scale, rounding=0) for side in sides)
-        if sizes not in tried and min(sizes) >= SMALLEST_SCALE * min(sides):
+        if sizes not in former_sizes and min(sizes) >= SMALLEST_SCALE * min(sides):
             resized = ResizedInputs(resize_model(model, sizes), sizes, output_name)
             if (macs_resized := count_macs(resized.model, resize_images(example, sizes))) <= most:
                 return resized, macs_resized
-        tried.add(sizes)
+        former_sizes.add(sizes)
         scale *= SCALE_STEP
     return None, 0
 
