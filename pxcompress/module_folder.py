@@ -101,12 +101,12 @@ def workload_of(model: nn.Module, task: Task | None, data: ModuleData) -> Worklo
     with evaluating(model), torch.no_grad():
         outputs = named_outputs(model, inputs[:2].to(device_of(model)), Classification.output_name)
     task = task or _choose_task(outputs, labelled and targets.dim() == 1 and not targets.is_floating_point())
-    if task.layouts and "unlabelled" not in task.layouts and not labelled:
+    if task.needs_targets and not labelled:
         raise InputError(f"task {type(task).__name__} needs targets; give save(folder, test) with (inputs, targets)")
     if labelled:
         named = named_outputs(model, inputs[:2].to(device_of(model)), task.output_name)
         task.check({name: value.detach().cpu() for name, value in named.items()}, targets[:2])
-    classes = _name_classes(data.classes, outputs) if isinstance(task, Classification) else tuple(data.classes)
+    classes = _name_classes(data.classes, outputs) if task.is_classifier else tuple(data.classes)
     loaded = LoadedModel(
         model,
         _describe_architecture(model),

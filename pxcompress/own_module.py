@@ -35,7 +35,6 @@ from pxcompress.scorers import SCORERS
 from pxcompress.stages import prune_and_repair
 from pxcompress.state import device_of, seeded, without_checkpointing
 from pxcompress.tasks.choice import build_task, start_logits, task_text
-from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, Preprocessing, PruneResult
 
@@ -76,7 +75,7 @@ class ModuleOptions(Pruning):
         None if outputs are logits already, or nothing is given.
         """
         task = self.build_own_task()
-        if self.logits is None and task is not None and not isinstance(task, Classification):
+        if self.logits is None and task is not None and not task.is_classifier:
             return start_logits(task)
         return self.logits
 

@@ -34,7 +34,6 @@ from pxcompress.run_folder.written import Files, check_dynamic_size, export
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import ever_smaller, plan_and_cut, quality_on_select, score
 from pxcompress.state import seeded
-from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, FileBudget, PruneResult
 from pxcompress.workload import Workload, load_workload, with_baseline
@@ -135,7 +134,7 @@ def open_run(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
         value = quality_on_select(model, model, run, task)
     clock.quality(task.metric, value)
     classes, samples = len(workload.source.classes), len(workload.splits.ids["select"])
-    if isinstance(task, Classification) and is_chance_level(value, samples, classes):
+    if task.is_classifier and is_chance_level(value, samples, classes):
         side = " x ".join(str(size) for size in workload.splits.example.shape[2:])
         inputs = f", --input-size (now {side}) and --input-mean" if workload.loaded.preprocessing.is_image else ""
         clock.say(f"THE DENSE MODEL IS NEAR CHANCE: top-1 {value:.1%} of {classes} classes; check its weights{inputs}")
@@ -144,7 +143,7 @@ def open_run(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
 
 def _check_task(recipe: Recipe, task: Task) -> None:
     """Raise `InputError` for options that only classifiers have, before any work."""
-    if isinstance(task, Classification):
+    if task.is_classifier:
         return
     wanting = [name for name in ("class_scores", "temperature_scaling") if getattr(recipe, name)]
     wanting += [f"scorer {text!r}" for text in recipe.scorers if SCORERS.build(text).target == "label"]

@@ -31,8 +31,7 @@ from pxcompress.recipe import ModelAndData
 from pxcompress.recipe.model_and_data import IN_PYTHON
 from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.tasks import TASKS
-from pxcompress.tasks.choice import AUTO, BY_LAYOUT, as_judged, build_task, check_layout, layout_of
-from pxcompress.tasks.classification import Classification
+from pxcompress.tasks.choice import AUTO, BY_LAYOUT, as_judged, build_task
 from pxcompress.tasks.embedding import Embedding
 from pxcompress.tasks.task import Task
 from pxcompress.types import ImageSize, Splits
@@ -83,15 +82,13 @@ def load_workload(request: ModelAndData) -> Workload:
             f"the run is of a {request.model} and batches given in Python, which no file holds; work on it there"
         )
     task = None if request.task == AUTO else build_task(request.task)
-    layout = layout_of(task, request.data)
     ports = ports_for(request.model, request.layout)
-    source = open_source(request.data, skip_corrupt=request.skip_corrupt, seed=request.seed, layout=layout, ports=ports)
+    source = open_source(request.data, task, skip_corrupt=request.skip_corrupt, seed=request.seed, ports=ports)
     if request.classes:
         check_classes(source, request.classes)
     if request.input_size is not None and isinstance(source.native_size, tuple):
         raise InputError(f"input-size is given, but the inputs of data {source.name!r} are no images; leave it out")
     task = task or TASKS.build(BY_LAYOUT[source.layout])
-    check_layout(task, request.task, source.layout, source.name)
     try:
         loaded = _load_model(request, source, task)
     except NoClassifierError:
@@ -101,7 +98,7 @@ def load_workload(request: ModelAndData) -> Workload:
         loaded = _load_model(request, source, task)
     if request.task == AUTO and source.layout == "unlabelled" and gives_embeddings(loaded.model):
         task = TASKS.build("neighbours")
-    if not isinstance(task, Classification):
+    if not task.is_classifier:
         if request.classes:
             raise InputError(f"classes are given, but task {request.task!r} is no classification; leave them out")
         splits = load_splits(source, loaded.preprocessing, seed=request.seed)
@@ -124,7 +121,7 @@ def _load_model(request: ModelAndData, source: Source, task: Task) -> LoadedMode
             checkpoint=None if request.checkpoint is None else Path(request.checkpoint),
             pretrained=not source.embedded,
             input_size=_choose_input_size(request, source),
-            classifier=isinstance(task, Classification),
+            classifier=task.is_classifier,
             inputs=source.inputs,
             data_classes=source.classes if source.layout == "classes" and not source.embedded else (),
             layout=request.layout,
@@ -148,7 +145,7 @@ def _make_judged(task: Task, loaded: LoadedModel, splits: Splits) -> LoadedModel
     inputs, targets = next(iter(splits.score))
     with evaluating(loaded.model), torch.no_grad():
         outputs = named_outputs(loaded.model, inputs[:2].to(device_of(loaded.model)), task.output_name)
-    if task.layouts and "unlabelled" not in task.layouts:
+    if task.needs_targets:
         task.check({name: value.cpu() for name, value in outputs.items()}, targets)
     return replace(loaded, model=as_judged(loaded.model, splits.example, task))
 

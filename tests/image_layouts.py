@@ -12,7 +12,8 @@ from PIL import Image
 
 from pxcompress.data import load_splits, open_source
 from pxcompress.data.samples import Source
-from pxcompress.errors import DataError
+from pxcompress.errors import DataError, InputError
+from pxcompress.tasks.task import Task
 from pxcompress.types import Preprocessing
 
 COUNT = 30
@@ -63,8 +64,8 @@ def batches_by_id(source: Source, preprocessing: Preprocessing = SMALL) -> dict[
     return targets
 
 
-def error_of(spec: object, **options: str) -> str:
-    with pytest.raises(DataError) as caught:
-        load_splits(open_source(str(spec), **options), SMALL)  # type: ignore[arg-type]
+def error_of(spec: object, task: Task | None = None) -> str:
+    with pytest.raises((DataError, InputError)) as caught:
+        load_splits(open_source(str(spec), task), SMALL)
     assert "\n" not in str(caught.value)
     return str(caught.value)

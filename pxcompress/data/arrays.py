@@ -12,7 +12,7 @@ Nothing that is pickled is read.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pxcompress.data.folder import HELD_OUT_FOLDERS, TRAIN_FOLDERS
 from pxcompress.data.items import Item, Value, collect_items
-from pxcompress.data.samples import UserData
+from pxcompress.data.samples import Layout, UserData
 from pxcompress.errors import DataError, short, suggest_path
 from pxcompress.models.onnx_file import Ports
 
@@ -42,19 +42,17 @@ def is_arrays(spec: str) -> bool:
     return spec.lower().endswith(SUFFIXES) or (bool(spec) and path.is_dir() and bool(_find_splits(path)))
 
 
-def open_arrays(spec: str, ports: Ports | None = None) -> UserData:
-    """All samples of the files, read into memory; `ports` are the inputs of the ONNX file they are for.
+def open_arrays(spec: str, ports: Ports | None = None, layouts: Sequence[Layout] = ()) -> UserData:
+    """All samples of the files, read into memory; `ports` and `layouts` as in `collect_items`.
 
     Raises `DataError`.
     """
     path = Path(spec).expanduser()
-    if path.is_dir():
-        return collect_items(
-            spec, {split: list(_read_all(files, ports)) for split, files in _find_splits(path).items()}, ports
-        )
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"data file {spec!r} does not exist{suggest_path(path) or '; check the path'}")
-    return collect_items(spec, {"all": list(_read_file(path, ports))}, ports)
+    splits = _find_splits(path) if path.is_dir() else {"all": [path]}
+    items = {split: [item for file in files for item in _read_file(file, ports)] for split, files in splits.items()}
+    return collect_items(spec, items, ports, layouts)
 
 
 def _find_splits(folder: Path) -> dict[str, list[Path]]:
@@ -69,11 +67,6 @@ def _find_splits(folder: Path) -> dict[str, list[Path]]:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-
-
-def _read_all(files: list[Path], ports: Ports | None) -> Iterator[Item]:
-    for path in files:
-        yield from _read_file(path, ports)
 
 
 def _read_file(path: Path, ports: Ports | None) -> Iterator[Item]:

@@ -7,7 +7,7 @@ of such. Inputs are an array, or several in a dict (by the names of the model's 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pxcompress.data.items import Array, Item, Value, collect_items
-from pxcompress.data.samples import UserData
+from pxcompress.data.samples import Layout, UserData
 from pxcompress.errors import DataError, ModelError, PxError, describe, short
 from pxcompress.models.factories import find_object, own_code
 from pxcompress.models.onnx_file import Ports
@@ -29,13 +29,13 @@ def is_factory(spec: str) -> bool:
     return _NAME.fullmatch(spec) is not None
 
 
-def open_factory(spec: str, ports: Ports | None = None) -> UserData:
-    """All samples that the user's factory yields, in memory; `ports` are the inputs of an ONNX file.
+def open_factory(spec: str, ports: Ports | None = None, layouts: Sequence[Layout] = ()) -> UserData:
+    """All samples that the user's factory yields, in memory; `ports` and `layouts` as in `collect_items`.
 
     Raises `DataError`.
     """
     splits = _name_splits(spec, _call(spec))
-    return collect_items(spec, {split: _items(spec, split, data) for split, data in splits.items()}, ports)
+    return collect_items(spec, {split: _items(spec, split, data) for split, data in splits.items()}, ports, layouts)
 
 
 def _call(spec: str) -> object:

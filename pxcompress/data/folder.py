@@ -9,6 +9,7 @@ image, do not count it twice.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,13 +20,16 @@ from timm.utils.misc import natural_key
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from pxcompress.data.masks import Pair, class_names, pair_masks
-from pxcompress.data.samples import Layout, Samples, UserData
-from pxcompress.data.targets import Masks
+from pxcompress.data.samples import Layout, Samples, UserData, choose_layout
+from pxcompress.data.targets import Masks, Values
 from pxcompress.errors import DataError, suggest_path, unknown
 
 # Names of the folders with the training and the held-out split, most usual first; compared in lower case.
 TRAIN_FOLDERS = ("train", "training")
 HELD_OUT_FOLDERS = ("val", "valid", "validation", "eval", "evaluation", "test", "testing")
+
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
+"""Matches the name of a folder whose images have this number as their target."""
 
 _Identity = tuple[int, int] | str
 """What makes a file the same one under two paths: its device and inode; the path itself for a broken link."""
@@ -44,10 +48,11 @@ class Files:
         return image
 
 
-def open_folder(spec: str, others: Sequence[str], layout: Layout | None = None) -> UserData:
-    """The images of the folder `spec`, in the layout that it shows; `layout` "unlabelled" takes all, without targets.
+def open_folder(spec: str, others: Sequence[str], layouts: Sequence[Layout] = ()) -> UserData:
+    """The images of the folder `spec`, read in one of `layouts` if that is possible, else in the one that it shows.
 
-    `others` are names of data that are no folders, for the error message.
+    "unlabelled" takes all images, without targets. `others` are names of data that are no folders, for the error
+    message.
     """
     root = Path(spec).expanduser()
     _check_folder(spec, root, others)
@@ -58,20 +63,26 @@ def open_folder(spec: str, others: Sequence[str], layout: Layout | None = None) 
     scan = _Scan(spec, root)
     if len(splits) == 2:
         scan.notes += [f"{path.name}/ is not used; {splits[1].name}/ is the held-out split" for path in held_out[1:]]
-    splits = splits or [root]  # without train/ and val/, the roles are cut from all images
-    readers = {"classes": _read_classes, "masks": _read_masks, "unlabelled": _read_unlabelled}
-    data = readers[layout or _layout_of(splits[0])](scan, splits)
+    splits = splits or [root]  # one split alone is cut like a folder without splits
+    readers = {"classes": _read_classes, "masks": _read_masks, "numbers": _read_numbers, "unlabelled": _read_unlabelled}
+    data = readers[choose_layout(_possible_layouts(splits[0]), layouts)](scan, splits)
     return replace(data, notes=(*scan.notes, *scan.links_note()))
 
 
-def _layout_of(split: Path) -> Layout:
-    """The layout of a folder: images/ with masks/, one sub-folder for each class, or image files alone."""
+def _possible_layouts(split: Path) -> list[Layout]:
+    """The layouts in which a folder can be read, the one first that is taken if no task decides.
+
+    Those are images/ with masks/, one sub-folder for each class or number, or image files alone.
+    """
     entries = list(_entries(split))
     folders = {entry.name for entry in entries if os.path.isdir(entry)}
     if "images" in folders and ("masks" in folders or folders == {"images"}):
-        return "masks"
-    flat = not folders and any(entry.name.lower().endswith(IMG_EXTENSIONS) for entry in entries)
-    return "unlabelled" if flat else "classes"
+        return ["masks", "unlabelled"]
+    if not folders and any(entry.name.lower().endswith(IMG_EXTENSIONS) for entry in entries):
+        return ["unlabelled"]
+    if folders and all(map(_NUMBER.fullmatch, folders)):
+        return ["classes", "numbers", "unlabelled"]
+    return ["classes", "unlabelled"]
 
 
 def _read_classes(scan: _Scan, splits: Sequence[Path]) -> UserData:
@@ -80,6 +91,17 @@ def _read_classes(scan: _Scan, splits: Sequence[Path]) -> UserData:
     natural = tuple(sorted(classes, key=natural_key))
     other_order = () if natural == classes else natural
     return UserData(classes, train, held_out, other_order=other_order, outputs=len(classes))
+
+
+def _read_numbers(scan: _Scan, splits: Sequence[Path]) -> UserData:
+    """One number a sample, the name of its folder, such as an age; the splits need not have the same numbers."""
+    parts = []
+    for split in splits:
+        names, samples = scan.read_split(split)
+        values = np.array([[float(name)] for name in names], dtype=np.float32)[samples.labels]
+        parts.append(replace(samples, labels=np.zeros_like(samples.labels), targets=Values(values)))
+    train, *held_out = parts
+    return UserData(("0",), train, held_out[0] if held_out else None, layout="numbers", outputs=1)
 
 
 def _read_masks(scan: _Scan, splits: Sequence[Path]) -> UserData:

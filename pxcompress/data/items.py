@@ -6,7 +6,7 @@ numbers of one dict that has an attention_mask may be of any length: shorter one
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pxcompress.data.box_tables import are_boxes, make_box_table
 from pxcompress.data.ports import arrange_for_ports
-from pxcompress.data.samples import Layout, Numbers, Samples, UserData
+from pxcompress.data.samples import Layout, Numbers, Samples, UserData, choose_layout
 from pxcompress.data.targets import IGNORED, Targets, Values
 from pxcompress.errors import DataError, InputError
 from pxcompress.models.onnx_file import Ports
@@ -37,14 +37,17 @@ class Item:
     target: Array | None
 
 
-def collect_items(spec: str, splits: Mapping[str, Sequence[Item]], ports: Ports | None = None) -> UserData:
+def collect_items(
+    spec: str, splits: Mapping[str, Sequence[Item]], ports: Ports | None = None, layouts: Sequence[Layout] = ()
+) -> UserData:
     """The samples of one or two splits, training data first, as `UserData`; `ports` are the inputs of an ONNX file.
 
+    Targets that could be of several kinds are read as one of `layouts`, if that is possible.
     Raises `DataError` for samples whose shapes or types differ, or that the ONNX file does not accept.
     """
     every = [item for part in splits.values() for item in part]
     inputs, signature = _read_inputs(spec, [item.value for item in every], ports)
-    layout, classes, labels, targets = _read_targets(spec, every, inputs)
+    layout, classes, labels, targets = _read_targets(spec, every, inputs, layouts)
     samples = Samples.of([item.id for item in every], labels, Numbers(inputs), targets)
     train_size = len(next(iter(splits.values())))
     train = samples.take(np.arange(train_size))
@@ -127,39 +130,57 @@ def _stack(spec: str, kind: str, arrays: Sequence[Array]) -> Array:
 
 
 def _read_targets(
-    spec: str, items: Sequence[Item], inputs: Array
+    spec: str, items: Sequence[Item], inputs: Array, layouts: Sequence[Layout]
 ) -> tuple[Layout, tuple[str, ...], NDArray[np.int64], Targets | None]:
     """The layout, the class names, the labels (n,), and targets that are no labels, if any. Raises `DataError`."""
     zeros = np.zeros(len(items), dtype=np.int64)
-    known_targets = [item.target for item in items if item.target is not None]
-    if not known_targets:
-        return "unlabelled", (), zeros, None
-    if len(known_targets) < len(items):
-        raise DataError(
-            f"data {spec!r}: only {len(known_targets)} of {len(items)} items have targets; expected all or none"
-        )
-    for number, target in enumerate(known_targets):
+    targets = [item.target for item in items if item.target is not None]
+    sides = _image_sides(items[0].value)
+    layout = choose_layout([*_possible_layouts(targets, has_sides=sides is not None), "unlabelled"], layouts)
+    if layout == "unlabelled":
+        return layout, (), zeros, None
+    _check_targets(spec, targets, len(items))
+    if layout == "boxes" and sides:
+        table = make_box_table(spec, targets, sides)
+        return layout, tuple(str(kind) for kind in range(int(table[0, -1, 5]))), zeros, Values(table)
+    values = _stack(spec, "targets", targets)
+    if layout == "classes":
+        return layout, _number_classes(spec, values), values.astype(np.int64), None
+    if layout == "masks":
+        _check_size(spec, values, inputs)
+        return layout, _number_classes(spec, values[values != IGNORED]), zeros, Values(values.astype(np.int64))
+    values = values.astype(np.float32) if values.ndim > 2 else values.reshape(len(values), -1).astype(np.float32)
+    names = tuple(map(str, range(values.shape[1]))) if values.ndim == 2 else ()
+    return layout, names, zeros, Values(values)
+
+
+def _possible_layouts(targets: Sequence[Array], *, has_sides: bool) -> Iterator[Layout]:
+    """The layouts in which targets can be read, the one first that is taken if no task decides."""
+    if not targets:
+        return
+    if has_sides and are_boxes(targets):
+        yield "boxes"
+    is_float = any(target.dtype.kind == "f" for target in targets)
+    if is_float:
+        yield "numbers"
+    if all(np.array_equal(target, np.rint(target)) for target in targets):
+        axes = {target.ndim for target in targets}
+        if axes == {0}:
+            yield "classes"
+        if axes == {2}:
+            yield "masks"
+        if axes <= {0, 1} and all(np.isin(target, (0, 1)).all() for target in targets):
+            yield "labels"
+    if not is_float:
+        yield "numbers"
+
+
+def _check_targets(spec: str, targets: Sequence[Array], items: int) -> None:
+    if len(targets) < items:
+        raise DataError(f"data {spec!r}: only {len(targets)} of {items} items have targets; expected all or none")
+    for number, target in enumerate(targets):
         if not np.isfinite(target).all():
             raise DataError(f"data {spec!r}, item {number}: its target holds NaN or infinity; mend or remove it")
-    if are_boxes(known_targets) and (sides := _image_sides(items[0].value)):
-        table = make_box_table(spec, known_targets, sides)
-        return "boxes", tuple(str(kind) for kind in range(int(table[0, -1, 5]))), zeros, Values(table)
-    values = _stack(spec, "targets", known_targets)
-    are_whole_numbers = values.dtype.kind != "f"
-    if values.ndim == 1 and are_whole_numbers:
-        return "classes", _number_classes(spec, values), values.astype(np.int64), None
-    if values.ndim == 3 and are_whole_numbers:
-        _check_size(spec, values, inputs)
-        return "masks", _number_classes(spec, values[values != IGNORED]), zeros, Values(values.astype(np.int64))
-    if values.ndim > 2:
-        raise DataError(
-            f"data {spec!r}: targets are {'whole' if are_whole_numbers else 'float'} numbers of shape "
-            f"{values.shape[1:]}; expected a class, an integer mask (H, W), boxes (k, 5), or a vector"
-        )
-    columns = values.reshape(len(values), -1).astype(np.float32)
-    names = tuple(str(number) for number in range(columns.shape[1]))
-    layout: Layout = "labels" if are_whole_numbers and np.isin(columns, (0, 1)).all() else "numbers"
-    return layout, names, zeros, Values(columns)
 
 
 def _image_sides(value: Value) -> tuple[int, int] | None:
@@ -171,7 +192,9 @@ def _image_sides(value: Value) -> tuple[int, int] | None:
 def _number_classes(spec: str, values: Array) -> tuple[str, ...]:
     """Class names "0", "1", ... up to the largest class in `values`. Raises `DataError`."""
     if values.min(initial=0) < 0:
-        raise DataError(f"data {spec!r}: a target is class {values.min()}; expected classes from 0 on")
+        raise DataError(
+            f"data {spec!r}: a target is class {values.min()}; expected classes from 0 on, or --task regression"
+        )
     return tuple(str(number) for number in range(int(values.max(initial=0)) + 1))
 
 

@@ -154,6 +154,11 @@ class Source:
     inputs: tuple[Input, ...] = ()
 
 
+def choose_layout(possible: Sequence[Layout], wanted: Sequence[Layout]) -> Layout:
+    """The first possible layout of some targets that is wanted; the first of all if none is."""
+    return next((layout for layout in possible if layout in wanted), possible[0])
+
+
 def draw_order(labels: Integers, rng: np.random.Generator, *, balanced: bool) -> Integers:
     """A random order of samples whose every beginning has the classes mixed well.
 
@@ -178,7 +183,7 @@ def cut(
     """
     order = draw_order(samples.labels, rng, balanced=balanced)
     ends = np.minimum(np.cumsum(sizes), len(order))
-    return tuple(samples.take(order[end - size : end]) for size, end in zip(sizes, ends, strict=True))
+    return tuple(samples.take(order[max(0, end - size) : end]) for size, end in zip(sizes, ends, strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,8 @@ from pxcompress.data.texts import SUFFIX, open_lines
 from pxcompress.data.timm_sources import PREFIXES, timm_pools
 from pxcompress.errors import DataError, short, unknown
 from pxcompress.models.onnx_file import Ports
+from pxcompress.tasks.choice import check_layout
+from pxcompress.tasks.task import Task
 from pxcompress.types import Preprocessing
 
 
@@ -38,13 +40,13 @@ def _is_table(spec: str) -> bool:
 
 def open_source(
     spec: str,
+    task: Task | None = None,
     *,
     skip_corrupt: bool = False,
     seed: int = 0,
-    layout: Layout | None = None,
     ports: Ports | None = None,
 ) -> Source:
-    """The data that `spec` names; with `layout` "unlabelled", any images below a folder, without targets.
+    """The data that `spec` names, with targets as `task` reads them; without a task, as the data look.
 
     `digits`; `spiral`; `glyphs`, `glyph-masks`, `glyph-counts`, `glyph-labels`, `glyph-identities` and `dna`, also
     smaller, `glyphs:train=640,select=80,held_out=160`; a folder in
@@ -54,18 +56,23 @@ def open_source(
     arrays, .npz by the names of inputs or .npy, and folders of such; `package.module:factory`, a data set of the
     user's. `ports` are the inputs of the ONNX file that arrays and factories are for.
     `seed` cuts the pools of a user's data; those of embedded data are always the same, so that a baseline trained once
-    never meets its training images again. Raises `DataError`.
+    never meets its training images again. Raises `DataError`, and `InputError` for targets that `task` cannot read.
     """
-    if layout not in (None, "unlabelled"):
-        raise DataError(f"layout {layout!r}; expected 'unlabelled', or none to see from the data what they hold")
-    if layout == "unlabelled" and not Path(spec).expanduser().is_dir():
-        raise DataError(f"data {spec!r} is no folder; the layout 'unlabelled' takes folders of images")
-    if spec.partition(":")[0] in EMBEDDED and layout is None:
+    layouts = () if task is None else task.layouts
+    if spec.partition(":")[0] in EMBEDDED:
         source = EMBEDDED.build(spec).source(spec)
-        return replace(source, outputs=0 if source.layout == "identities" else len(source.classes))
-    data = _user_data(spec, layout, ports)
-    if data.layout == "classes" and len(data.classes) < 2:
-        raise DataError(f"data {spec!r} has only one class ({data.classes[0]}); at least two are needed")
+        source = replace(source, outputs=0 if source.layout == "identities" else len(source.classes))
+    else:
+        source = _cut_source(spec, _user_data(spec, layouts, ports), seed, skip_corrupt)
+    if task is not None:
+        check_layout(task, source.layout, source.name)
+    if source.layout == "classes" and len(source.classes) < 2:
+        raise DataError(f"data {spec!r} has only one class ({source.classes[0]}); at least two are needed")
+    return source
+
+
+def _cut_source(spec: str, data: UserData, seed: int, skip_corrupt: bool) -> Source:
+    """A user's data in pools."""
     cut_data = cut_pools(data.train, data.held_out, seed)
     return Source(
         name=spec,
@@ -85,22 +92,23 @@ def open_source(
     )
 
 
-def _user_data(spec: str, layout: Layout | None, ports: Ports | None) -> UserData:
+def _user_data(spec: str, layouts: Sequence[Layout], ports: Ports | None) -> UserData:
     name, _, options = spec.partition(":")
     if not Path(spec).exists() and name.partition("/")[0].lower() in PREFIXES and "/" in name:
-        return _timm(name, _parse_options(spec, options))
+        return _timm(name, _parse_options(spec, options), layouts)
     if spec.lower().endswith(SUFFIX) and not Path(spec).expanduser().is_dir():
         return open_lines(spec)
     if _is_table(spec):
-        return open_table(spec)
+        return open_table(spec, layouts)
     if is_factory(spec) and not Path(spec).exists():
-        return open_factory(spec, ports)
+        return open_factory(spec, ports, layouts)
     if is_arrays(spec):
-        return open_arrays(spec, ports)
+        return open_arrays(spec, ports, layouts)
     path = Path(spec).expanduser()
-    has_boxes = layout is None and (path.is_dir() or (path.is_file() and spec.lower().endswith(FILES)))
+    has_boxes = path.is_dir() and "unlabelled" not in layouts
+    has_boxes |= path.is_file() and spec.lower().endswith(FILES)
     data = open_boxes(spec, path) if spec and has_boxes else None
-    return _folder(spec, layout) if data is None else data
+    return _folder(spec, layouts) if data is None else data
 
 
 def read_files(names: Sequence[str], preprocessing: Preprocessing) -> Tensor:
@@ -224,14 +232,14 @@ def _parse_options(spec: str, text: str) -> dict[str, str]:
     return options
 
 
-def _folder(spec: str, layout: Layout | None = None) -> UserData:
-    return open_folder(spec, [*EMBEDDED, *(f"{prefix}/NAME" for prefix in PREFIXES)], layout)
+def _folder(spec: str, layouts: Sequence[Layout]) -> UserData:
+    return open_folder(spec, [*EMBEDDED, *(f"{prefix}/NAME" for prefix in PREFIXES)], layouts)
 
 
-def _timm(name: str, options: Mapping[str, str]) -> UserData:
+def _timm(name: str, options: Mapping[str, str], layouts: Sequence[Layout]) -> UserData:
     if name.lower() in ("torch/image_folder", "torch/folder"):
         if list(options) != ["root"]:
             raise DataError(f"data {name!r} takes one option, its folder; expected {name}:root=DIR")
-        return _folder(options["root"])  # timm would take the whole folder for both splits without val/
+        return _folder(options["root"], layouts)  # timm would take the whole folder for both splits without val/
     classes, train, held_out, notes = timm_pools(name, options)
     return UserData(classes, train, held_out, notes, outputs=len(classes))

@@ -6,17 +6,18 @@ import csv
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pxcompress.checks import split_csv
 from pxcompress.data.folder import HELD_OUT_FOLDERS, TRAIN_FOLDERS, Files
-from pxcompress.data.samples import Layout, Samples, UserData
-from pxcompress.data.targets import Targets, Values
+from pxcompress.data.samples import Layout, Samples, UserData, choose_layout
+from pxcompress.data.targets import Values
 from pxcompress.data.texts import label_column, read_classes, read_texts, text_columns
 from pxcompress.errors import DataError, suggest_path, unknown
 
@@ -44,28 +45,59 @@ class _Table:
         return DataError(f"data {self.spec!r}, row {row + 1}: {text}")
 
 
-def open_table(spec: str) -> UserData:
-    """The texts or images that the table `spec` lists; paths are relative to it. Raises `DataError`."""
+def open_table(spec: str, layouts: Sequence[Layout] = ()) -> UserData:
+    """The texts or images that the table `spec` lists; paths are relative to it. Raises `DataError`.
+
+    Columns that could be targets of several kinds are read as one of `layouts`, if that is possible.
+    """
     table, root = _read_table(spec), Path(spec).expanduser().parent
+    read: Callable[[int], Image.Image]
     if columns := _text_columns(table):
-        return _open_texts(table, columns)
-    images = _image_paths(table, root)
-    labels = np.zeros(len(images), dtype=np.int64)
-    targets: Targets | None = None
-    if _LABELS in table.names:
-        layout: Layout = "labels"
-        classes, values = _read_labels(table)
-        targets = Values(values)
-    elif column := _class_column(table):
-        layout = "classes"
-        classes, labels = read_classes(table.spec, table.rows, column)
+        ids, read = tuple(_row_ids(table)), read_texts(table.spec, table.rows, columns)
     else:
-        layout = "numbers"
-        classes, values = _read_numbers(table, (_path_column(table),))
-        targets = Values(values)
-    train, held_out = _separate_splits(table, Samples.of(images, labels, Files(root, images), targets))
-    notes = tuple(_note_whole_numbers(table, classes)) if layout == "numbers" else ()
-    return UserData(classes, train, held_out, notes, layout=layout, outputs=len(classes))
+        columns, ids = (_path_column(table),), _image_paths(table, root)
+        read = Files(root, ids)
+    layout, classes, labels, values = _read_targets(table, columns, layouts)
+    targets = None if values is None else Values(values)
+    train, held_out = _separate_splits(table, Samples.of(ids, labels, read, targets))
+    notes = tuple(_note_whole_numbers(table, classes)) if layout == "numbers" and not layouts else ()
+    return UserData(classes, train, held_out, notes, layout=layout, outputs=len(classes) or None)
+
+
+def _read_targets(
+    table: _Table, inputs: Sequence[str], layouts: Sequence[Layout]
+) -> tuple[Layout, tuple[str, ...], NDArray[np.int64], NDArray[np.float32] | None]:
+    """The layout, the class names or columns, the labels (n,), and targets (n, k) that are no labels, if any."""
+    zeros = np.zeros(len(table.rows), dtype=np.int64)
+    others = [name for name in table.names if name not in (*inputs, _SPLIT, _GROUP)]
+    layout = choose_layout([*_possible_layouts(table, others), "unlabelled"], layouts)
+    if layout == "unlabelled":
+        return layout, (), zeros, None
+    if layout == "classes":
+        return layout, *read_classes(table.spec, table.rows, _class_column(table) or others[0]), None
+    if layout == "labels" and _LABELS in table.names:
+        names, values = _read_labels(table)
+    else:
+        names, values = _read_numbers(table, others)
+    return layout, names, zeros, values
+
+
+def _possible_layouts(table: _Table, others: Sequence[str]) -> Iterator[Layout]:
+    """The layouts in which columns can be read, the one first that is taken if no task decides.
+
+    `others` are the columns that may be targets.
+    """
+    if _LABELS in table.names:
+        yield "labels"
+    if _class_column(table):
+        yield "classes"
+    numeric = _number_columns(table, others)
+    if numeric or (others and _LABELS not in table.names and not _class_column(table)):
+        yield "numbers"
+    if numeric and all(str(row[name]) in ("0", "1") for row in table.rows for name in numeric):
+        yield "labels"
+    if len(others) == 1 and _holds_classes(table, others[0]):
+        yield "classes"
 
 
 def _read_table(spec: str) -> _Table:
@@ -110,32 +142,6 @@ def open_listed(spec: str) -> Samples:
         )
     images = _image_paths(table, root)
     return Samples.of(images, np.full(len(images), -1, dtype=np.int64), Files(root, images))
-
-
-def _open_texts(table: _Table, columns: tuple[str, ...]) -> UserData:
-    """The texts in `columns`.
-
-    Targets are classes in the column `label`, several in `labels`, or numbers, if there are any.
-    """
-    texts = read_texts(table.spec, table.rows, columns)
-    labels = np.zeros(len(table.rows), dtype=np.int64)
-    classes: tuple[str, ...] = ()
-    targets: Targets | None = None
-    layout: Layout = "unlabelled"
-    if column := _class_column(table):
-        layout = "classes"
-        classes, labels = read_classes(table.spec, table.rows, column)
-    elif _LABELS in table.names:
-        layout = "labels"
-        classes, values = _read_labels(table)
-        targets = Values(values)
-    elif set(table.names) - {*columns, _SPLIT}:
-        layout = "numbers"
-        classes, values = _read_numbers(table, columns)
-        targets = Values(values)
-    samples = Samples.of(_row_ids(table), labels, texts, targets)
-    train, held_out = _separate_splits(table, samples)
-    return UserData(classes, train, held_out, layout=layout, outputs=len(classes) or None)
 
 
 def _read_csv(spec: str, path: Path) -> list[Row]:
@@ -212,11 +218,13 @@ def _image_paths(table: _Table, folder: Path) -> tuple[str, ...]:
 def _class_column(table: _Table) -> str | None:
     """The column with the class of each row; None if there is none, or if it holds numbers that are not whole."""
     column = label_column(table.names)
-    if column is None:
-        return None
+    return column if column is not None and _holds_classes(table, column) else None
+
+
+def _holds_classes(table: _Table, column: str) -> bool:
+    """Whether a column has words, or whole numbers alone."""
     cells = [row[column] for row in table.rows if row[column] not in (None, "")]
-    has_classes = any(map(_is_word, cells)) or all(str(cell).isdecimal() for cell in cells)
-    return column if has_classes else None
+    return any(map(_is_word, cells)) or all(str(cell).isdecimal() for cell in cells)
 
 
 def _read_labels(table: _Table) -> tuple[tuple[str, ...], NDArray[np.float32]]:
@@ -243,17 +251,17 @@ def _split_labels(table: _Table, number: int) -> set[str]:
     return {label.strip() for label in value} - {""}
 
 
-def _read_numbers(table: _Table, inputs: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+def _number_columns(table: _Table, columns: Sequence[str]) -> tuple[str, ...]:
+    """The columns among `columns` that do not hold words alone."""
+    return tuple(name for name in columns if not all(_is_word(row[name]) for row in table.rows))
+
+
+def _read_numbers(table: _Table, others: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.float32]]:
     """Names of the columns that are targets, and their values, (n, k).
 
-    Those are all that are no `inputs`; where some hold numbers, columns of words are left out.
+    Those are all of the `others`; where some hold numbers, columns of words are left out.
     """
-    others = tuple(name for name in table.names if name not in (*inputs, _SPLIT, _GROUP))
-    columns = tuple(name for name in others if not all(_is_word(row[name]) for row in table.rows)) or others
-    if not columns:
-        raise DataError(
-            f"data {table.spec!r} has no targets; expected a column 'label', 'labels', or columns of numbers"
-        )
+    columns = _number_columns(table, others) or tuple(others)
     values = [[_number(table, number, name) for name in columns] for number in range(len(table.rows))]
     return columns, np.array(values, dtype=np.float32)
 
@@ -262,7 +270,7 @@ def _note_whole_numbers(table: _Table, columns: Sequence[str]) -> Iterator[str]:
     """A note where the only target column might have been meant as classes."""
     cells = [str(row[columns[0]]) for row in table.rows]
     if len(columns) == 1 and all(map(str.isdecimal, cells)) and 4 * len(set(cells)) <= len(cells):
-        yield f"column {columns[0]!r} holds few whole numbers, and is learned as numbers; for classes call it 'label'"
+        yield f"column {columns[0]!r} holds few whole numbers, read as numbers; --task classification reads classes"
 
 
 def _is_word(value: object) -> bool:

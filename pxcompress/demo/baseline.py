@@ -9,6 +9,7 @@ without weights be tried.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import time
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from pxcompress.cache import cache_dir, whole_file
 from pxcompress.data import Source, training_batches
 from pxcompress.data.samples import Samples
-from pxcompress.demo.losses import ClassLoss, Loss, loss_for
+from pxcompress.demo.losses import ClassLoss, Loss, OwnLoss, loss_for
 from pxcompress.deploy.predictions import torch_quality
 from pxcompress.errors import DataError, ModelError, short
 from pxcompress.models.adapter import has_whole_numbers, named_outputs
@@ -110,7 +111,8 @@ class DataWithBaseline:
             outputs = named_outputs(loaded.model, splits.example.to(device_of(loaded.model)), task.output_name)
         with seeded(seed):
             loss = loss_for(task, source, outputs).to(device_of(loaded.model))
-        name = source.name if isinstance(loss, ClassLoss) else f"{source.name} by {type(loss).__name__}"
+        kind = inspect.getsource(type(task)) if isinstance(loss, OwnLoss) else type(loss).__name__
+        name = source.name if isinstance(loss, ClassLoss) else f"{source.name} by {kind}"
         key = baseline_key(loaded.architecture, name, loaded.preprocessing, seed)
         problem = Problem(training, splits.select, task, loss)
         train_baseline(loaded.model, problem, key=key, seed=seed, note=note)

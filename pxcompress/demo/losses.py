@@ -12,6 +12,7 @@ from torchvision.ops import box_iou, generalized_box_iou, generalized_box_iou_lo
 from pxcompress.data.samples import Source
 from pxcompress.tasks.box_layouts import read_boxes
 from pxcompress.tasks.embedding import Embedding
+from pxcompress.tasks.regression import Regression
 from pxcompress.tasks.task import Outputs, Task, pick_output
 
 LABEL_SMOOTHING = 0.05
@@ -66,7 +67,21 @@ class NumberLoss(Loss):
     duration = 2.0
 
     def forward(self, outputs: Outputs, targets: Tensor) -> Tensor:
-        return F.smooth_l1_loss(pick_output(outputs, "output", 2, "numbers (n, k)"), targets, beta=0.2)
+        return F.smooth_l1_loss(Regression().logits(outputs), targets.flatten(1), beta=0.2)
+
+
+class OwnLoss(Loss):
+    """The `training_loss` of a task that has one of its own."""
+
+    moves = False
+    duration = 2.0
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, outputs: Outputs, targets: Tensor) -> Tensor:
+        return self.task.training_loss(outputs, targets)
 
 
 class IdentityLoss(Loss):
@@ -144,7 +159,9 @@ LOSSES: dict[str, type[Loss]] = {
 
 
 def loss_for(task: Task, source: Source, outputs: Outputs) -> Loss:
-    """The training loss for a task: that of identities for an embedding, else the one for the layout of the data."""
+    """The training loss for a task: its own if it has one, that of identities for an embedding, else by the layout."""
+    if type(task).training_loss is not Task.training_loss:
+        return OwnLoss(task)
     if isinstance(task, Embedding) or source.layout == "identities":
         task = task if isinstance(task, Embedding) else Embedding()
         return IdentityLoss(task, len(source.classes), task.vectors(outputs).shape[1])

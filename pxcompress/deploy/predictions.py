@@ -18,7 +18,6 @@ from pxcompress.models.outputs import max_difference
 from pxcompress.processes import gather_rows
 from pxcompress.proof import ClassChange, Estimate
 from pxcompress.state import device_of, evaluating
-from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Outputs, Task
 from pxcompress.types import Batches
 
@@ -128,7 +127,7 @@ def class_changes(dense: Predictions, pruned: Predictions, names: Sequence[str])
 
     Empty for tasks other than classification.
     """
-    if not isinstance(dense.task, Classification):
+    if not dense.task.is_classifier:
         return ()
     labels = dense.statistics[:, 2]
     is_right, was_right = (of.statistics[:, 0] > 0.5 for of in (pruned, dense))

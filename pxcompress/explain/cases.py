@@ -18,7 +18,6 @@ from pxcompress.models.signature import MASK
 from pxcompress.models.tokens import IDS
 from pxcompress.report.explanation import TARGET_COLOUR, CarryingUnit, Case, Decision, Marks, Pictures
 from pxcompress.tasks.answer import Answer
-from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.regression import Regression
 from pxcompress.tasks.task import Task
 from pxcompress.types import Batch, Preprocessing, Pruned
@@ -71,7 +70,7 @@ class Context:
     @property
     def subject_of_all(self) -> str:
         """What the heatmaps of all inputs explain, in words; "" if it is the class of each input."""
-        if isinstance(self.task, Classification):
+        if self.task.is_classifier:
             return ""
         return (
             "the largest number" if isinstance(self.task, Regression) and len(self.classes) > 1 else self.task.subject

@@ -32,7 +32,6 @@ from pxcompress.report.build import read_report
 from pxcompress.report.explanation import Explanation, Flipping, KindSimilarity, LayerRelevance, TargetRelevance
 from pxcompress.run_folder.saved import load_pruned, read_run
 from pxcompress.state import device_of
-from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Outputs, Task
 from pxcompress.types import Pruned
 
@@ -143,7 +142,7 @@ def _measure_flipping(models: tuple[nn.Module, nn.Module], values: Tensor, views
     )
     pairs = ((dense, maps[0]), (pruned, maps[1]), (dense, chance))
     by_dense, by_pruned, by_chance = (float(pixel_flipping(judge, values, each).mean()) for judge, each in pairs)
-    measure = "probability of the class" if isinstance(task, Classification) else "agreement with the answer"
+    measure = "probability of the class" if task.is_classifier else "agreement with the answer"
     return Flipping(by_dense, by_pruned, by_chance, len(values), measure)
 
 

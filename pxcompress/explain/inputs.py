@@ -22,8 +22,6 @@ from pxcompress.recipe import Recipe
 from pxcompress.run_folder.names import DENSE
 from pxcompress.run_folder.saved import preprocessing_of, read_run
 from pxcompress.state import device_of
-from pxcompress.tasks.choice import layout_of
-from pxcompress.tasks.classification import Classification
 from pxcompress.types import Preprocessing
 from pxcompress.workload import Workload, load_workload, with_baseline
 
@@ -53,7 +51,7 @@ def load_dense_workload(folder: Path, data: str, note: Note) -> Workload:
     if data and recipe.data.partition(":")[0] not in EMBEDDED:  # else the weights were trained on the run's own data
         preprocessing = preprocessing_of(session.metadata, folder)
         size = preprocessing.input_size[-2:] if preprocessing.is_image else None
-        recipe = recipe.but(data=data, input_size=size)
+        recipe = recipe.but(data=data, input_size=size, task=session.metadata.get("task", recipe.task))
     if is_onnx(recipe.model):  # its copy is at hand
         recipe = recipe.but(model=str(folder / DENSE))
     workload = with_baseline(load_workload(recipe), recipe.seed, note)
@@ -74,10 +72,9 @@ def read_samples(workload: Workload, data: str, count: int, recipe: Recipe) -> I
     """The first `count` samples of the test split, of `data` if given, else of the run's own data."""
     source, splits = workload.source, workload.splits
     if data and data != source.name:
-        layout = layout_of(workload.task, data)
         ports = ports_for(workload.loaded.architecture.name, recipe.layout)
-        own_source = open_source(data, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed, layout=layout, ports=ports)
-        one_class = isinstance(workload.task, Classification)
+        own_source = open_source(data, workload.task, skip_corrupt=recipe.skip_corrupt, seed=recipe.seed, ports=ports)
+        one_class = workload.task.is_classifier
         source = restrict_classes(own_source, source.classes, recipe.seed) if one_class else own_source
         splits = load_splits(source, workload.loaded.preprocessing, seed=recipe.seed)
     values, targets = take_first(splits.test, count)

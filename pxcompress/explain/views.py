@@ -13,7 +13,6 @@ from pxcompress.explain.inputs import Inputs
 from pxcompress.explain.metrics import SIMILARITIES
 from pxcompress.models.adapter import named_outputs
 from pxcompress.state import device_of, evaluating
-from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Outputs, Task
 from pxcompress.types import Pruned
 
@@ -94,7 +93,7 @@ def _name_kinds(outputs: tuple[Outputs, Outputs], targets: Tensor | None, agreem
             for is_same in (agreement > 1 - NOTICEABLE_CHANGE).tolist()
         ]
     results = [task.complete(task.statistics(each, targets, outputs[0])) for each in outputs]
-    if isinstance(task, Classification):
+    if task.is_classifier:
         right = zip(*((each[:, 0] > 0.5).tolist() for each in results), strict=True)
         return [KINDS.get((was, now), "both wrong") for was, now in right]
     growth = task.loss(results[1]) - task.loss(results[0])

@@ -18,7 +18,6 @@ from pxcompress.models.loading import LoadedModel, load_model
 from pxcompress.models.onnx_file import count_numbers, ports_for
 from pxcompress.notes import Note, silent
 from pxcompress.tasks.choice import as_judged
-from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
 from pxcompress.types import FixedLayer, ImageSize, Kind
 
@@ -58,7 +57,7 @@ def load_for(
     name: str, task: Task, classes: int | None, checkpoint: Path | None, input_size: ImageSize | int | None
 ) -> LoadedModel:
     """Load the model `name` for a task, without data. Raises `ModelError`."""
-    is_classifier = isinstance(task, Classification)
+    is_classifier = task.is_classifier
     ports = ports_for(name)
     inputs = () if ports is None or ports.takes_one_array else ports.blank()
     loaded = load_model(

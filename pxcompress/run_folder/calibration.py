@@ -19,6 +19,7 @@ from pxcompress.errors import InputError
 from pxcompress.models.onnx_file import read_ports
 from pxcompress.models.signature import perturbed_rows, read_signature
 from pxcompress.run_folder.saved import preprocessing_of
+from pxcompress.tasks.agreement import Agreement
 from pxcompress.types import Batches, Preprocessing
 
 CALIBRATION_IMAGES = 128
@@ -38,7 +39,8 @@ def read_calibration(session: Session, data: str, input_size: tuple[int, int, in
     size = session.inputs[0].shape[0] or _AT_ONCE
     if not data:
         return [(inputs, torch.zeros(size, dtype=torch.int64)) for inputs in _draw_inputs(session, (size, *shape))]
-    source = open_source(data, ports=read_ports(str(session.path)) if several else None)
+    task = None if session.metadata.get("task", "classification") == "classification" else Agreement()
+    source = open_source(data, task, ports=read_ports(str(session.path)) if several else None)
     (samples,) = cut(source.train, (CALIBRATION_IMAGES,), np.random.default_rng(0), balanced=True)
     store = read_images(samples, _preprocessing(session, shape), source.skip_corrupt).store
     full_batches = [(inputs, labels) for inputs, labels in ImageBatches(store, size) if len(inputs) == size]

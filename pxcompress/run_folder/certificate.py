@@ -57,7 +57,7 @@ from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of
 from pxcompress.run_folder.served import LEFT_OUT, ServedSamples, read_served
 from pxcompress.run_folder.written import Files, export_dense, export_slim, write_beside_onnx
-from pxcompress.tasks.choice import build_task, layout_of
+from pxcompress.tasks.choice import build_task
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, Preprocessing, PruneResult, Splits
@@ -113,7 +113,7 @@ class ReservedSamples:
         """Collect the reserved samples of `source`, which `data` names; no image is read."""
         ids = splits.ids["certify"]
         counts = {"": len(ids)}
-        if isinstance(task, Classification):
+        if task.is_classifier:
             labels = dict(zip(source.held_out.ids, source.held_out.labels.tolist(), strict=True))
             count_by_class = Counter(source.classes[labels[sample]] for sample in ids)
             counts = {name: count_by_class[name] for name in source.classes}
@@ -125,7 +125,7 @@ class ReservedSamples:
 
 def check_risk(risk: str, part: str, task: Task) -> None:
     """Raise `InputError` for a risk, or a part of the samples, that only classifiers have, with another task."""
-    if not isinstance(task, Classification) and (risk not in LOSS_RISKS or part != "all"):
+    if not task.is_classifier and (risk not in LOSS_RISKS or part != "all"):
         raise InputError(
             f"risk {risk!r} and --part are for classifiers; give --risk {one_of(LOSS_RISKS)}, which bound the task's "
             "loss of a sample"
@@ -241,6 +241,9 @@ def _judge_losses(path: Sequence[tuple[str, float, Path]], samples: ReservedSamp
     """The models of a path with the task's loss on every sample."""
     sessions = {name: runtime.open_session(file, samples.provider) for name, _, file in path}
     dense, task = path[0][0], samples.task
+    if task.needs_targets:
+        inputs, targets = next(iter(samples.batches))
+        task.check(sessions[dense].outputs_of(inputs), targets)
     if task.scaled:
         selected = predictions({dense: sessions[dense]}, dense, dense, samples.select, task)
         task = task.with_scale(selected[dense].statistics)
@@ -329,10 +332,13 @@ def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> R
     metadata = read_metadata(files[0])
     task = build_task(metadata.get("task", "classification"))
     ports = read_ports(str(files[0]), metadata.get(LAYOUT, AUTO)) if is_onnx(metadata.get("model", "")) else None
-    source = open_source(data, skip_corrupt=draw.skip_corrupt, seed=seed, layout=layout_of(task, data), ports=ports)
-    if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out
+    source = open_source(data, task, skip_corrupt=draw.skip_corrupt, seed=seed, ports=ports)
+    if (
+        source.layout == "classes" and classes and set(classes) <= set(source.classes)
+    ):  # all of them, or the task that `run --classes` cut out
         source = restrict_classes(source, classes, seed)
-    if source.classes != classes:
+    is_one_number = source.layout == "numbers" and len(source.classes) == len(classes) == 1
+    if classes and source.classes != classes and not is_one_number:
         names, expected = list_some(source.classes, 4), list_some(classes, 4)
         raise InputError(
             f"data {data!r} has {len(source.classes)} classes ({names}), {str(files[0])!r} has {len(classes)} "

@@ -38,7 +38,6 @@ from pxcompress.run_folder.smaller_images import recommend_smaller_images
 from pxcompress.run_folder.targets import ConvertedFiles, Targets, make_targets, rate_targets
 from pxcompress.run_folder.written import Files
 from pxcompress.tasks.choice import task_text
-from pxcompress.tasks.classification import Classification
 from pxcompress.types import PruneResult
 from pxcompress.workload import Workload
 
@@ -274,7 +273,7 @@ def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning
     if weights == "factory":
         yield Warning("factory-weights", "no --checkpoint was given: the weights are those that the factory made")
     dense, metric = comparison.dense, workload.task.metric
-    if isinstance(workload.task, Classification) and is_chance_level(dense.quality.value, dense.samples, classes):
+    if workload.task.is_classifier and is_chance_level(dense.quality.value, dense.samples, classes):
         pixels = ", --input-size, to which images are resized, and --input-mean, by which pixels become inputs"
         reason = (
             "as untrained ones do; give --checkpoint"

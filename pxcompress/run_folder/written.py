@@ -35,7 +35,6 @@ from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, TOKENIZER, WE
 from pxcompress.run_folder.served import write_served
 from pxcompress.state import device_of, evaluating
 from pxcompress.tasks.choice import task_text
-from pxcompress.tasks.classification import Classification
 from pxcompress.types import ClassRelevance, PruneResult
 from pxcompress.workload import Workload
 
@@ -210,7 +209,7 @@ def _make_metadata(recipe: Recipe, workload: Workload) -> dict[str, str]:
 
 def _gives_probabilities(workload: Workload) -> bool:
     """Whether a classifier ends in a softmax, by its outputs for some samples."""
-    if not isinstance(workload.task, Classification):
+    if not workload.task.is_classifier:
         return False
     model = workload.loaded.model
     if isinstance(model, OnnxModule) and model.tails:  # the softmax that the module leaves out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from pxcompress.models.adapter import make_view
 from pxcompress.models.factories import find_object
 from pxcompress.models.outputs import by_name
 from pxcompress.tasks import TASKS
-from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Layout, Task
 
 AUTO = "auto"
@@ -56,7 +54,7 @@ def build_task(text: str) -> Task:
 
 def as_judged(model: nn.Module, example: Tensor, task: Task) -> nn.Module:
     """A view of `model` whose forward returns the logits of `task`, (n, k); a classifier is returned unchanged."""
-    if isinstance(task, Classification):
+    if task.is_classifier:
         return model
     return make_view(model, example, start_logits(task), task.divergence if task.trains_by_divergence else None)
 
@@ -74,15 +72,11 @@ def task_text(task: Task) -> str:
     return TASKS.describe(task, f"{cls.__module__}:{cls.__qualname__}")
 
 
-def layout_of(task: Task | None, data: str) -> Layout | None:
-    """How to read `data`: "unlabelled" if it is a folder and the task needs no targets, else None for "as it looks"."""
-    return "unlabelled" if task is not None and "unlabelled" in task.layouts and Path(data).is_dir() else None
-
-
-def check_layout(task: Task, text: str, layout: Layout, data: str) -> None:
+def check_layout(task: Task, layout: Layout, data: str) -> None:
     """Raise `InputError` if data with this layout have no targets that the task can use."""
-    if task.layouts and layout not in task.layouts and "unlabelled" not in task.layouts:
+    if task.needs_targets and layout not in task.layouts:
+        others = " or ".join(f"--task {name}" for name in dict.fromkeys((BY_LAYOUT[layout], "agreement")))
         raise InputError(
-            f"task {text!r} reads {' or '.join(task.layouts)}, data {data!r} have {layout}; give other data, or --task "
-            f"{BY_LAYOUT[layout]}, or --task agreement, which needs no targets"
+            f"task {task_text(task)!r} reads {' or '.join(task.layouts)}, data {data!r} have {layout}; give other "
+            f"data, or {others}, which needs no targets"
         )

@@ -21,6 +21,7 @@ class Classification(Task):
 
     metric = Metric("top-1", binary=True)
     layouts = ("classes",)
+    is_classifier = True
     reads_dense = False
     output_name = "logits"
 

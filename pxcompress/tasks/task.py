@@ -21,7 +21,7 @@ Outputs = Mapping[str, Tensor]
 Layout = Literal["classes", "identities", "masks", "boxes", "keypoints", "labels", "numbers", "unlabelled"]
 """The kind of targets in some data.
 
-"identities" are classes to be retrieved, "unlabelled" means that there are none.
+"identities" are classes to be retrieved, "numbers" are vectors or maps, "unlabelled" means that there are none.
 """
 
 
@@ -30,13 +30,16 @@ class Task:
     """What a model's outputs mean. A registered subclass is a frozen dataclass; its fields are its options.
 
     `metric` is the quality by which models are judged on labelled samples. `layouts` are the kinds of targets that the
-    task can use; a task without any needs no targets.
+    task can use; they decide how targets are read that could be of several kinds. A task without any needs no targets.
     """
 
     metric: ClassVar[Metric]
     layouts: ClassVar[tuple[Layout, ...]] = ()
     output_name: ClassVar[str] = "output"
     """Name in the ONNX file for the output of a model that returns a single tensor."""
+
+    is_classifier: ClassVar[bool] = False
+    """Whether every sample has one class, as `classification` reads outputs, targets and statistics."""
 
     reads_dense: ClassVar[bool] = True
     """Whether `statistics` use the dense model's outputs; if not, the dense model need not run as well."""
@@ -52,6 +55,11 @@ class Task:
 
     subject: ClassVar[str] = "the output"
     """Words for what relevance explains, if it does not start at single classes or numbers."""
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether samples need targets, of one of the `layouts`."""
+        return bool(self.layouts) and "unlabelled" not in self.layouts
 
     def logits(self, outputs: Outputs) -> Tensor:
         """The numbers that decide, (n, k), or (n,) if their size counts; relevance starts at them.
@@ -107,6 +115,10 @@ class Task:
         Losses of samples that share a scale of their own would not be independent, as certificates need them.
         """
         return self
+
+    def training_loss(self, outputs: Outputs, targets: Tensor) -> Tensor:
+        """Loss of a batch, a scalar, by which embedded data train a net; without one the kind of targets decides."""
+        raise NotImplementedError
 
     def check(self, outputs: Outputs, targets: Tensor) -> None:
         """Raise `InputError` if the targets do not fit the model's outputs."""

@@ -280,8 +280,8 @@ def test_targets_that_do_not_fit_are_refused(case: str) -> None:
 
 def test_wrong_pairs_end_in_one_line() -> None:
     with pytest.raises(InputError, match="task 'segmentation' reads masks, data 'x' have numbers"):
-        check_layout(Segmentation(), "segmentation", "numbers", "x")
-    check_layout(Agreement(), "agreement", "numbers", "x")
+        check_layout(Segmentation(), "numbers", "x")
+    check_layout(Agreement(), "numbers", "x")
     with pytest.raises(InputError, match=r"returns logits \(2, 3, 4\); expected logits \(n, classes\)"):
         Classification().agreement({"logits": torch.zeros(2, 3, 4)}, {"logits": torch.zeros(2, 3, 4)})
     with pytest.raises(InputError, match="unknown task 'segmentatoin'"):

@@ -17,6 +17,7 @@ from pxcompress.data.items import Item, collect_items
 from pxcompress.data.resizing import Resize
 from pxcompress.errors import DataError
 from pxcompress.models.signature import Signature
+from pxcompress.tasks.agreement import Agreement
 from pxcompress.types import Preprocessing
 
 HALVES = (("train", range(24)), ("val", range(24, 40)))
@@ -226,7 +227,7 @@ def test_images_alone_have_no_boxes(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(DataError, match="have 40 images and no box"):
         open_source(str(root))
-    assert open_source(str(root), layout="unlabelled").layout == "unlabelled"
+    assert open_source(str(root), Agreement()).layout == "unlabelled"
 
 
 def test_a_file_of_its_own_and_polygons(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,12 @@ from pxcompress.demo.glyph_tasks import COUNT_NAMES, KINDS, LABELS, SCENE_SIDE, 
 from pxcompress.demo.glyphs import CLASSES
 from pxcompress.demo.losses import Loss, loss_for
 from pxcompress.demo.nets import UNet, scene_cnn, scene_vit
+from pxcompress.proof import Metric
 from pxcompress.state import seeded
 from pxcompress.tasks import TASKS
 from pxcompress.tasks.choice import BY_LAYOUT
-from pxcompress.tasks.task import Task
+from pxcompress.tasks.regression import Regression
+from pxcompress.tasks.task import Outputs, Task
 from pxcompress.types import Batch, Preprocessing
 
 NAMES = ("glyph-masks", "glyph-counts", "glyph-labels", "glyph-identities")
@@ -191,3 +193,30 @@ def test_a_segmentation_net_goes_the_whole_way(px: Px, tmp_path: Path) -> None:
     result = px("run", *options)
     assert result.code == 0, result.err
     assert "mIoU" in result.out
+
+
+@dataclass(frozen=True)
+class Root(Task):
+    """A task of a user's own: the roots of counts, which only its own loss can learn."""
+
+    metric = Metric("error", unit="number", higher_is_better=False)
+    layouts = ("numbers",)
+
+    def training_loss(self, outputs: Outputs, targets: Tensor) -> Tensor:
+        return (outputs["output"].flatten(1).square().mean(1) - targets.mean(1)).square().mean()
+
+
+@dataclass(frozen=True)
+class Density(Task):
+    """A task without a loss, whose model returns one number a sample, (n,)."""
+
+    metric = Metric("error", unit="number", higher_is_better=False)
+    layouts = ("numbers",)
+
+
+def test_a_task_may_bring_its_own_training_loss() -> None:
+    source = open_source("glyph-counts" + TINY, Root())
+    outputs, targets = {"output": torch.full((2, 3, 4), 2.0)}, torch.full((2, 1), 3.0)
+    assert float(loss_for(Root(), source, outputs)(outputs, targets)) == 1
+    assert type(loss_for(Regression(), source, outputs)).__name__ == "NumberLoss"
+    assert float(loss_for(Density(), source, outputs)({"total": torch.full((2,), 3.0)}, targets)) == 0

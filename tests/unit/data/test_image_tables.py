@@ -12,6 +12,7 @@ from image_layouts import COUNT, batches_by_id, error_of, save_images, save_mask
 from pxcompress.data import open_source, restrict_classes
 from pxcompress.data.tables import read_words
 from pxcompress.errors import DataError
+from pxcompress.tasks.agreement import Agreement
 
 
 def test_a_table_with_a_class_for_every_image_is_a_classification(tmp_path):
@@ -109,7 +110,7 @@ def test_few_whole_numbers_could_be_classes(tmp_path, value, is_noted):
     table = save_table(tmp_path, "path,kind", lambda index, name: f"{name},{value.format(index, index % 3)}")
     source = open_source(str(table))
     assert source.layout == "numbers"
-    assert any("for classes call it 'label'" in note for note in source.notes) == is_noted
+    assert any("--task classification reads classes" in note for note in source.notes) == is_noted
 
 
 def test_a_column_label_of_other_numbers_is_a_regression(tmp_path):
@@ -142,8 +143,6 @@ def test_tables_without_rows_targets_or_images(tmp_path):
     table.write_text("path,age\nno.png,1\n")
     assert "no image 'no.png'" in error_of(table)
     save_images(tmp_path, 1)
-    table.write_text("path\n0.png\n")
-    assert "has no targets" in error_of(table)
     table.write_text("path,age\n0.png,1\n0.png,2\n")
     assert "row 2: image '0.png' is in row 1 already" in error_of(table)
 
@@ -160,10 +159,8 @@ def test_any_folder_as_unlabelled(tmp_path):
     for name in ("cat", "dog/deep"):
         save_images(tmp_path / name)
     assert open_source(str(tmp_path)).layout == "classes"
-    source = open_source(str(tmp_path), layout="unlabelled")
+    source = open_source(str(tmp_path), Agreement())
     assert len(batches_by_id(source)) == 2 * COUNT
-    assert "no folder" in error_of("digits", layout="unlabelled")
-    assert "expected 'unlabelled'" in error_of(tmp_path, layout="masks")
 
 
 def test_no_classes_to_choose_from(tmp_path):

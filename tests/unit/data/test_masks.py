@@ -12,6 +12,7 @@ from PIL import Image
 
 from pxcompress.data import batches as batches_module
 from pxcompress.data import load_splits, open_source
+from pxcompress.tasks.agreement import Agreement
 from pxcompress.types import Preprocessing
 
 
@@ -87,7 +88,7 @@ def test_bad_masks(tmp_path):
 def test_images_without_masks(tmp_path):
     save_images(tmp_path / "images")
     assert "masks/" in error_of(tmp_path)
-    assert open_source(str(tmp_path), layout="unlabelled").layout == "unlabelled"
+    assert open_source(str(tmp_path), Agreement()).layout == "unlabelled"
 
 
 def test_masks_of_one_class(tmp_path):
