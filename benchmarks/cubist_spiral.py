@@ -32,6 +32,7 @@ from pxcompress.demo.baseline import Problem, train_baseline
 from pxcompress.demo.nets import MLP
 from pxcompress.demo.spiral import spiral_arrays
 from pxcompress.errors import BudgetError
+from pxcompress.preparation import prepare
 from pxcompress.repair import REPAIRS
 from pxcompress.run import Run
 from pxcompress.stages import cut, cut_further, plan_at, score
@@ -121,7 +122,8 @@ def path(model: nn.Module, splits: Splits, cell: Mapping[str, Any]) -> dict[str,
     row |= {str(level): _size(model, dense) for level in LEVELS if dense >= level}
     with seeded(cell["seed"]):
         run = Run(recipe, splits.parts).without_progress()
-        scored = score(model, splits.example, run)
+        prepared, run = prepare(model, splits.example, run)
+        scored = score(prepared, run)
         lost = 0
         for slim in steps(scored, run):
             reached = accuracy(slim.pruned.model, points, labels)

@@ -42,6 +42,7 @@ from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.precision import convert
 from pxcompress.deploy.runtime import explain_failure, open_session
 from pxcompress.errors import PxError
+from pxcompress.preparation import prepare
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.stages import plan_and_cut, score
@@ -216,7 +217,8 @@ def work(job: Job) -> Iterator[tuple[str, Row]]:
             run = Run(
                 Recipe(label, RATIO), {"score": batches, "repair": batches[:-1], "held-out": batches[-1:]}, Clock(print)
             )
-            scored = score(model, batches[0][0][:1], run)
+            prepared, run = prepare(model, batches[0][0][:1], run)
+            scored = score(prepared, run)
             peaks = {"score": _peak_bytes()}
             slim = plan_and_cut(scored, run)
             peaks["repair"] = _peak_bytes()

@@ -30,6 +30,7 @@ from pxcompress.directions import find_directions, measure_streams
 from pxcompress.graph import find_groups, make_rotatable, restore_layer_norms
 from pxcompress.models.loading import classifier_names
 from pxcompress.notes import silent
+from pxcompress.preparation import prepare
 from pxcompress.recipe import ModelAndData, Recipe
 from pxcompress.run import Run
 from pxcompress.stages import cut, plan_at, score
@@ -103,9 +104,10 @@ def slims(subject: Subject, options: dict[str, Any], sizes: Sequence[float]) -> 
     workload = subject.workload
     model, splits = workload.loaded.model, workload.splits
     recipe = Recipe(MODEL, 1 - sizes[0], data="glyphs", budget="macs", repair=("closed-form",), **options)
-    run = Run(recipe, splits.parts, Clock(silent), Classification()).with_moment_cache("repair", model)
+    run = Run(recipe, splits.parts, Clock(silent), Classification())
     with seeded(0):
-        scored = score(model, splits.example, run)
+        prepared, run = prepare(model, splits.example, run)
+        scored = score(prepared, run)
     for size in sizes:
         with seeded(0):
             slim = cut(scored, plan_at(scored, 1 - size, recipe), run)

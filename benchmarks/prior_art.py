@@ -46,6 +46,7 @@ from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import BudgetError
 from pxcompress.graph import prune
 from pxcompress.layout.rows import unit_weights
+from pxcompress.preparation import prepare
 from pxcompress.repair import REPAIRS
 from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
@@ -151,7 +152,8 @@ def our_rows(bench: Bench, size: float, batches: Mapping[str, Batches]) -> Itera
     recipe = bench.recipe.but(ratio=1 - size, normalise="knapsack")
     run = Run(recipe, batches, task=Classification()).without_progress()
     with seeded(SEED):
-        scored = score(bench.scored.model, bench.scored.example, run)
+        prepared, run = prepare(bench.scored.model, bench.scored.example, run)
+        scored = score(prepared, run)
     for method, repair in OURS.items():
         with seeded(SEED):
             slim = plan_and_cut(scored, replace(run, recipe=recipe.but(repair=repair)))

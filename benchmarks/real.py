@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +34,8 @@ from pxcompress.cost.count import count_macs
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.intervals import wilson_interval
 from pxcompress.deploy.runtime import open_session
-from pxcompress.passes.moments import MomentCache
 from pxcompress.passes.parts import HeldOut
+from pxcompress.preparation import prepare
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.run_folder.smaller_images import resize_images
@@ -176,20 +176,20 @@ def ours(
     """Each scorer scores once and is cut at all sizes, as `pxcompress sweep` does; every row counts the scoring."""
     batches = subject.batches(samples, SHIFTS.get(images))
     example = batches[0][0][:1]
-    results: dict[str, tuple[ScoredModel, MomentCache, float]] = {}
+    fit = HeldOut(batches, others=True)
+    parts = {"score": fit, "repair": fit, "held-out": HeldOut(batches)}
+    results: dict[str, tuple[ScoredModel, Run, float]] = {}
     for method in methods:
         recipe = Recipe(subject.label, REMOVED[1], budget="macs", **OURS[method])
-        fit = MomentCache(HeldOut(batches, others=True), subject.model)
-        if recipe.scorer in results:
-            fit = results[recipe.scorer][1]
-        parts = {"score": fit, "repair": fit, "held-out": HeldOut(batches)}
         run = Run(recipe, parts, Clock(lambda text: print(f"    {text}", flush=True)))
         if recipe.scorer not in results:
             begin = time.process_time()
             with seeded(0):
-                scored = score(subject.model, example, run)
-            results[recipe.scorer] = scored, fit, time.process_time() - begin
-        scored, _, scoring = results[recipe.scorer]
+                prepared, run = prepare(subject.model, example, run)
+                scored = score(prepared, run)
+            results[recipe.scorer] = scored, run, time.process_time() - begin
+        scored, cached_run, scoring = results[recipe.scorer]
+        run = replace(cached_run, recipe=recipe)
         for removed in sizes if "steps" not in method else REMOVED[1:2]:
             begin = time.process_time()
             with seeded(0):

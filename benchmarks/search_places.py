@@ -23,7 +23,9 @@ from pxcompress.data import load_splits, restrict_classes
 from pxcompress.graph import mask_units
 from pxcompress.models.task import slice_classes
 from pxcompress.planning.order import find_lowest
+from pxcompress.preparation import prepare
 from pxcompress.recipe import Recipe
+from pxcompress.run import Run
 from pxcompress.search import SearchPlan
 from pxcompress.search.objectives import PXP_RATES, Workbench, masked_area, prune_at, shipped_quality
 from pxcompress.search.run import make_search_space
@@ -90,13 +92,13 @@ def place_of(label: str, task: str, seed: int, images: Mapping[str, int]) -> Pla
     splits = load_splits(source, workload.loaded.preprocessing, limits=images, seed=seed)
     ratio = RATIOS[label][task]
     recipe = Recipe(model=label, ratio=ratio, budget="macs", round_to=4, data="glyphs", classes=classes, seed=seed)
-    bench = Workbench.of(model, splits.example, splits.parts, recipe, Classification())
+    bench = Workbench(*prepare(model, splits.example, Run(recipe, splits.parts, task=Classification())))
     return Place(label, task, seed, recipe, splits, bench, source.mask)
 
 
 def space_at(place: Place, mode: str) -> Space:
     """What a search varies, with the repairs of trials."""
-    attention = has_attention(place.bench.scored.model, place.splits.example)
+    attention = has_attention(place.bench.prepared.model, place.splits.example)
     return make_search_space(place.recipe, MODES[mode], attention=attention)
 
 

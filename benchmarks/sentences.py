@@ -34,6 +34,7 @@ from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.intervals import estimate_speedup, wilson_interval
 from pxcompress.models.adapter import named_outputs
 from pxcompress.pipeline import open_run
+from pxcompress.preparation import prepare
 from pxcompress.recipe import Recipe
 from pxcompress.stages import plan_and_cut, score
 from pxcompress.state import evaluating, seeded
@@ -146,7 +147,8 @@ def rows(quick: bool, methods: Sequence[str]) -> Iterator[Row]:
             dense = embeddings(model, packed)
             with seeded(0):
                 begin = time.process_time()
-                scored = score(model, example, run)
+                prepared, run = prepare(model, example, run)
+                scored = score(prepared, run)
                 scoring = time.process_time() - begin
                 for removed in REMOVED:
                     begin = time.process_time()

@@ -22,7 +22,6 @@ from pxcompress.models.signature import Logits
 from pxcompress.models.suited import check_suited
 from pxcompress.module_folder import AllBatches, ModuleData, workload_of
 from pxcompress.notes import Note, silent
-from pxcompress.passes.moments import MomentCache
 from pxcompress.passes.parts import HeldOut
 from pxcompress.pipeline import prove, with_measured_alignment
 from pxcompress.recipe import Pruning, Recipe
@@ -185,7 +184,7 @@ def compress_module(model: nn.Module, example: Inputs, batches: Iterable[Any], o
         recipe = with_measured_alignment(recipe, Clock(silent))
         with seeded(recipe.seed):
             ready = rewrite_plain(module.model, lambda view: all_outputs(view, module.example.to(device_of(view))))
-            parts = _split_parts(module, ready, options.held_out)
+            parts = _split_parts(module, options.held_out)
             run = Run(recipe, parts, Clock(options.note), options.build_own_task())
             slim = prune_and_repair(ready, module.example, run)
     for each in (slim.pruned.model, slim.pruned.dense):
@@ -194,7 +193,7 @@ def compress_module(model: nn.Module, example: Inputs, batches: Iterable[Any], o
     return ModuleResult(**values, run=replace(run, parts={}), example=example, batches=batches, options=options)
 
 
-def _split_parts(module: AdaptedModule, net: nn.Module, held_out: Iterable[Any] | None) -> dict[str, Batches]:
+def _split_parts(module: AdaptedModule, held_out: Iterable[Any] | None) -> dict[str, Batches]:
     """Batches by role: those to fit to, and those to choose on, `held_out` or, if there are enough, a part of the
     module's.
     """
@@ -204,8 +203,7 @@ def _split_parts(module: AdaptedModule, net: nn.Module, held_out: Iterable[Any] 
         held_out_batches = module.pack(held_out)
     elif next(iter(held_out_batches), None) is not None:
         fit = HeldOut(module.batches, others=True)
-    remembered = MomentCache(fit, net)
-    parts: dict[str, Batches] = {"score": remembered, "repair": remembered}
+    parts: dict[str, Batches] = {"score": fit, "repair": fit}
     return parts if next(iter(held_out_batches), None) is None else {**parts, "held-out": held_out_batches}
 
 

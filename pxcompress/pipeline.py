@@ -13,11 +13,11 @@ from pxcompress.deploy.intervals import is_chance_level
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError, ProcessError
 from pxcompress.explain.similarity import compare_explanations
-from pxcompress.graph import find_groups, make_rotatable
+from pxcompress.graph import make_prunable
 from pxcompress.guard import name_failures
-from pxcompress.models.loading import classifier_names
 from pxcompress.notes import Note, silent
 from pxcompress.passes.parts import watch_batches
+from pxcompress.preparation import prepare
 from pxcompress.processes import from_first, is_first, processes, rank, same_weights_, share_parts
 from pxcompress.recipe import Goal, Recipe
 from pxcompress.recipe.goal import MEASURED_STEP
@@ -73,7 +73,8 @@ def compress_in_process(
         recipe = with_measured_alignment(recipe, clock)
         with seeded(recipe.seed):
             workload, run = open_run(recipe, clock)
-            scored = score(workload.loaded.model, workload.splits.example, run)
+            prepared, run = prepare(workload.loaded.model, workload.splits.example, run)
+            scored = score(prepared, run)
             if recipe.guarantee is None:
                 slim = plan_and_cut(scored, run, on_file=True)
                 if not is_first():
@@ -93,7 +94,7 @@ def prove(place: Path, workload: Workload, slim: PruneResult, files: Files, run:
     """
     folder = files.dense.path.parent
     measured = measure(files, workload, slim, run)
-    alike, unexplained = compare_explanations(slim.pruned, workload.splits.select, run.recipe, run.clock)
+    alike, unexplained = compare_explanations(slim.pruned, workload.splits.select, slim.scorer, run.clock)
     report = assemble(place, workload, slim, measured, run)
     report = replace(report, explanations=alike, notes=(*report.notes, *unexplained))
     write_report(folder, report)
@@ -129,9 +130,7 @@ def open_run(recipe: Recipe, clock: Clock) -> tuple[Workload, Run]:
         if is_first():  # the others get its weights
             workload = with_baseline(workload, recipe.seed, clock.say)
         model, task = workload.loaded.model, workload.task
-        run = Run(recipe, watch_batches(_share_data(workload), clock.say), clock, task).with_moment_cache(
-            "repair", model
-        )
+        run = Run(recipe, watch_batches(_share_data(workload), clock.say), clock, task)
         value = quality_on_select(model, model, run, task)
     clock.quality(task.metric, value)
     classes, samples = len(workload.source.classes), len(workload.splits.ids["select"])
@@ -158,9 +157,7 @@ def _check_task(recipe: Recipe, task: Task) -> None:
 def _check_names(goal: Goal, workload: Workload) -> None:
     """Raise `InputError` for group names in options that match no group, before any work."""
     if goal.only or goal.keep or goal.floors:
-        example = workload.splits.example
-        model = make_rotatable(workload.loaded.model, example)
-        structure = find_groups(model, example, classifier_names(model, example), prove=False)
+        model, structure = make_prunable(workload.loaded.model, workload.splits.example, prove=False)
         goal.selection.of(structure, model)
 
 

@@ -47,25 +47,25 @@ class Run:
         """Held-out samples, on which scores and repairs are chosen; () if there are none."""
         return self.parts.get("select", self.parts.get("held-out", ()))
 
-    def with_moment_cache(self, role: str, model: nn.Module) -> Run:
-        """A copy of this run that caches the moments (means and covariances of layer inputs) of the dense `model`.
+    def with_moment_caches(self, model: nn.Module) -> Run:
+        """A copy of this run that caches moments (means and covariances of layer inputs) of the dense `model`.
 
-        They are those on the samples of `role`, such as "score" or "repair".
+        They are those on the samples of "score" and of "repair"; where these are the same batches, they share a cache.
+        `model` must not change afterwards.
         """
-        return replace(self, parts={**self.parts, role: MomentCache(self.parts[role], model)})
+        caches = {
+            id(part): MomentCache(part, model) for role, part in self.parts.items() if role in ("score", "repair")
+        }
+        return replace(self, parts={role: caches.get(id(part), part) for role, part in self.parts.items()})
 
-    def remember_moments_of(self, model: nn.Module) -> None:
-        """Make all moment caches forget the former dense model and store moments of `model` from now on."""
-        for part in self.parts.values():
-            if isinstance(part, MomentCache) and part.model is not model:
+    def free_scoring(self) -> None:
+        """Free what scorers computed from the cached moments, and the moments where repairs do not read them too."""
+        part = self.parts["score"]
+        if isinstance(part, MomentCache):
+            for each in part.moments.values():
+                each.solutions.clear()
+            if part is not self.parts.get("repair"):
                 part.moments.clear()
-                part.model = model
-
-    def clear_solutions(self, role: str) -> None:
-        """Free what scorers computed from the cached moments of `role` and cached beside them; the moments stay."""
-        part = self.parts[role]
-        for each in part.moments.values() if isinstance(part, MomentCache) else ():
-            each.solutions.clear()
 
     @property
     def short_of_samples(self) -> Mapping[str, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""The stages of a run that need no files: model -> groups -> prices -> scores -> plan -> pruned -> repaired."""
+"""The stages of a run that need no files: prepared model -> scores -> plan -> pruned -> repaired."""
 
 from __future__ import annotations
 
@@ -12,29 +12,24 @@ from torch import Tensor, nn
 
 from pxcompress.agreement import DenseOutputs
 from pxcompress.attribution.class_relevance import class_relevance
-from pxcompress.cost.count import list_uncounted
 from pxcompress.deploy.predictions import torch_quality
-from pxcompress.directions import rotate_streams_
-from pxcompress.errors import BudgetError, ResultError
+from pxcompress.errors import ResultError
 from pxcompress.exchange_rates import at_rates, with_measured_rates
 from pxcompress.graph import (
     REMOVAL_TOLERANCE,
-    find_groups,
-    make_rotatable,
-    own_all_norms,
     prune,
     removal_error,
     restore_layer_norms,
 )
-from pxcompress.models.loading import classifier_names
 from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.passes.parts import spread_samples
 from pxcompress.planning.dead_paths import remove_dead_paths
 from pxcompress.planning.fit import fit_to_file
 from pxcompress.planning.order import ACROSS_GROUPS
-from pxcompress.planning.plan import check_reachable, make_plan
+from pxcompress.planning.plan import make_plan
 from pxcompress.planning.relevance_share import plan_by_share
 from pxcompress.planning.rounds import groups_left, list_ratios, prune_further, spread_scores
+from pxcompress.preparation import prepare
 from pxcompress.processes import from_first, same_weights_
 from pxcompress.recipe import Goal
 from pxcompress.run import Run
@@ -50,17 +45,12 @@ from pxcompress.types import (
     FileBudget,
     Group,
     Plan,
-    Price,
     Pruned,
     PruneResult,
     Repair,
     ScoredModel,
     Scores,
-    Structure,
 )
-
-REASONS = 3
-"""Most reasons that a message lists for a model without removable units."""
 
 
 def prune_and_repair(model: nn.Module, example: Tensor, run: Run) -> PruneResult:
@@ -69,7 +59,8 @@ def prune_and_repair(model: nn.Module, example: Tensor, run: Run) -> PruneResult
     `example` is one input, shape (1, ...). Raises `BudgetError` where no plan reaches the ratio, `ResultError` where
     removal is not what zeroing is.
     """
-    return plan_and_cut(score(model, example, run), run)
+    prepared, run = prepare(model, example, run)
+    return plan_and_cut(score(prepared, run), run)
 
 
 def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> PruneResult:
@@ -94,68 +85,17 @@ def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> Pru
     return replace(slim, pruned=restore_layer_norms(slim.pruned), attempts=attempts)
 
 
-def price_groups(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
-    """Find the groups and what their units cost; scores are still empty. Raises `BudgetError`."""
+def score(prepared: ScoredModel, run: Run) -> ScoredModel:
+    """Score the units of a prepared model, once for all ratios; `run` is the one that came with it."""
     recipe, clock = run.recipe, run.clock
-    with clock.stage("find groups"):
-        model, structure = _find_structure(model, example, recipe)
-        _check_removable(structure)
-    with clock.stage(f"price ({recipe.budget})"):
-        price = Price(recipe.budget, run.budget.unit, run.budget.meter(model, structure.groups, example))
-        ratio = 0.0
-        if recipe.relevance_share is None:
-            ratio = recipe.share(price({}))
-            check_reachable(structure.groups, price, ratio, recipe.limits)
-        for operator, modules in list_uncounted(model, example).items():
-            remainder = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
-            clock.add_note(
-                f"{operator}, in {modules[0]}{remainder}, counts as 0 MACs: nothing is known of what it multiplies"
-            )
-    return ScoredModel(model, example, structure, {}, price, ratio)
-
-
-def _find_structure(model: nn.Module, example: Tensor, goal: Goal) -> tuple[nn.Module, Structure]:
-    """A copy of `model` in which streams that may lose directions are rotated, and all groups that may be pruned."""
-    rotated = make_rotatable(model, example)
-    structure = find_groups(rotated, example, classifier_names(rotated, example))
-    structure = goal.selection.of(structure, rotated)
-    streams = {group.name: group for group in structure.groups if group.kind == "direction"}
-    if own_all_norms(rotated, streams.values()):
-        return rotated, structure
-    chosen = {group.name for group in structure.groups}
-    rotated = make_rotatable(model, example, streams)
-    groups = find_groups(rotated, example, classifier_names(rotated, example), prove=False).groups
-    return rotated, replace(structure, groups=tuple(group for group in groups if group.name in chosen))
-
-
-def _check_removable(structure: Structure) -> None:
-    """Raise `BudgetError`, with reasons, if nothing can be removed."""
-    if structure.groups:
-        return
-    reasons = {layer.reason: layer.name for layer in reversed(structure.fixed)}
-    reasons_text = "; ".join(f"{name}: {reason}" for reason, name in list(reversed(reasons.items()))[:REASONS])
-    raise BudgetError(
-        f"the model has no removable units: {reasons_text or 'no convolution or linear layer runs'}; see inspect"
-    )
-
-
-def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
-    """Find the groups, and the score and cost of their units, once for all ratios. Raises `BudgetError`."""
-    recipe, clock = run.recipe, run.clock
-    scored = price_groups(model, example, run)
-    model, groups = scored.model, scored.structure.groups
-    if any(group.kind == "direction" for group in groups):
-        with clock.stage("rotate streams"), seeded(recipe.seed):
-            in_smaller_batches(partial(rotate_streams_, model, groups), run.parts["score"], clock.say)
-    run = run.with_moment_cache("score", model)
-    run.remember_moments_of(model)
     candidates = []
     for text in recipe.scorers if run.held_out else recipe.scorers[:1]:
         with clock.stage(f"score ({text})"):
-            candidates.append(replace(scored, scores=unit_scores(model, groups, text, run), scorer=text))
-    run.clear_solutions("score")
+            candidates.append(score_by(prepared, text, run))
+    short = run.short_of_samples
+    run.free_scoring()
     scored = _choose_scored(candidates, run)
-    if short := run.short_of_samples:
+    if short:
         name, (features, samples) = max(short.items(), key=lambda item: item[1][0])
         remainder = f" (of {len(short)} such layers the widest)" if len(short) > 1 else ""
         clock.add_note(
@@ -165,7 +105,8 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     if not recipe.class_scores:
         return scored
     with clock.stage("class scores"):
-        relevance = in_smaller_batches(partial(class_relevance, model, groups), run.parts["score"], clock.say)
+        measure = partial(class_relevance, scored.model, scored.structure.groups)
+        relevance = in_smaller_batches(measure, run.parts["score"], clock.say)
     return replace(scored, class_relevance=relevance)
 
 
@@ -201,6 +142,12 @@ def _choose_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
         f"{divergence_texts}"
     )
     return candidates[best_place]
+
+
+def score_by(prepared: ScoredModel, scorer: str, run: Run) -> ScoredModel:
+    """A prepared model with its units scored by one scorer, given as text. Raises as `unit_scores` does."""
+    scores = unit_scores(prepared.model, prepared.structure.groups, scorer, run)
+    return replace(prepared, scores=scores, scorer=scorer)
 
 
 def unit_scores(model: nn.Module, groups: Sequence[Group], scorer: str, run: Run) -> Scores:
@@ -370,7 +317,9 @@ def _cut_path(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[
 
 
 def _make_result(scored: ScoredModel, pruned: Pruned) -> PruneResult:
-    return PruneResult(scored.structure, scored.scores, pruned, scored.class_relevance)
+    return PruneResult(
+        scored.structure, scored.scores, pruned, scored.class_relevance, scorer=scored.scorer, rates=scored.rates
+    )
 
 
 def _measure_quality(pruned: Pruned, run: Run) -> None:

@@ -19,6 +19,7 @@ from pxcompress.errors import BudgetError, InputError
 from pxcompress.graph import restore_layer_norms
 from pxcompress.notes import Note
 from pxcompress.pipeline import open_run, with_measured_alignment
+from pxcompress.preparation import prepare
 from pxcompress.proof import Metric
 from pxcompress.recipe import Bench, Recipe
 from pxcompress.recipe.goal import MEASURED_STEP
@@ -80,7 +81,8 @@ def sweep(
     check_place(place, force)
     with seeded(recipe.seed), whole_folder(place, force) as folder:
         workload, run = open_run(recipe, clock)
-        scored = score(workload.loaded.model, workload.splits.example, run)
+        prepared, run = prepare(workload.loaded.model, workload.splits.example, run)
+        scored = score(prepared, run)
         points = tuple(_measure_points(scored, sorted(set(ratios)), run))
         unreachable = tuple(sorted(set(ratios) - {point.ratio for point in points}))
         result = Sweep(

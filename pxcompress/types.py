@@ -62,20 +62,16 @@ class TextEncoder(Protocol):
     @property
     def content(self) -> str:
         """The content of a tokenizer.json."""
-        ...
 
     @property
     def longest(self) -> int:
         """The most tokens that the model takes."""
-        ...
 
     def words(self, ids: Sequence[int]) -> Sequence[str]:
         """The tokens with these ids, as text."""
-        ...
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> tuple[Tensor, int]:
         """Packed inputs (n, inputs, length), and how many texts had to be cut."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -315,13 +311,17 @@ class Agreements:
 class PruneResult:
     """A repaired slim model and what led to it: `scores` of the dense model, `attempts` where files are measured.
 
-    `agreements` are None where no samples were held out. The logits were divided by `temperature`.
+    `scorer` is the one that was used or chosen, as text; its scores of a group were multiplied by the group's rate in
+    `rates`, if there is one. `agreements` are None where no samples were held out. The logits were divided by
+    `temperature`.
     """
 
     structure: Structure
     scores: Scores
     pruned: Pruned
     class_relevance: ClassRelevance | None = None
+    scorer: str = ""
+    rates: Mapping[str, float] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
     agreements: Agreements | None = None
     temperature: float = 1.0

@@ -30,7 +30,7 @@ LINE = (
     ("recipe",),
     ("workload", "report", "run"),
     ("module_folder",),
-    ("run_folder", "temperature"),
+    ("run_folder", "temperature", "preparation"),
     ("stages", "explain"),
     ("pipeline",),
     ("own_module", "sweep", "search"),

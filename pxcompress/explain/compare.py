@@ -28,6 +28,7 @@ from pxcompress.explain.metrics import (
 from pxcompress.explain.similarity import get_composite
 from pxcompress.explain.views import CHANGED_KINDS, TYPICAL_KINDS, Views, compute_outputs, make_views
 from pxcompress.notes import Note, begin, silent
+from pxcompress.report.build import read_report
 from pxcompress.report.explanation import Explanation, Flipping, KindSimilarity, LayerRelevance, TargetRelevance
 from pxcompress.run_folder.saved import load_pruned, read_run
 from pxcompress.state import device_of
@@ -85,7 +86,7 @@ def explain(
     inputs = (
         read_image_files(images, preprocessing) if images else read_samples(workload, data, request.samples, recipe)
     )
-    composite = request.composite or get_composite(recipe)
+    composite = request.composite or get_composite(read_report(folder).scorer or recipe.scorers[0])
     note(begin(f"explaining {len(inputs.values)} inputs with {request.method}"))
     method = _choose_method(pruned.dense, inputs.values, request, composite)
     views = make_views(pruned, inputs, method, workload.task)

@@ -12,7 +12,6 @@ from pxcompress.explain.heatmaps import Method, explained_columns, heatmaps
 from pxcompress.explain.metrics import SIMILARITIES, cosine
 from pxcompress.passes.memory import in_smaller_batches
 from pxcompress.proof import ExplanationSimilarity, Warning
-from pxcompress.recipe import Scoring
 from pxcompress.scorers import SCORERS
 from pxcompress.state import device_of
 from pxcompress.types import Batch, Batches, Pruned
@@ -21,22 +20,23 @@ SAMPLES = 32
 """Number of samples of the select split whose heatmaps a run compares."""
 
 
-def get_composite(scoring: Scoring) -> str:
-    """The scorer's LRP rules, as a composite's text; the default ones where it has none."""
-    return SCORERS.build(scoring.scorers[0]).composite or Method.composite
+def get_composite(scorer: str) -> str:
+    """The LRP rules of a scorer, both as text; the default rules where it has none."""
+    return SCORERS.build(scorer).composite or Method.composite
 
 
 def compare_explanations(
-    pruned: Pruned, batches: Batches, scoring: Scoring, clock: Clock
+    pruned: Pruned, batches: Batches, scorer: str, clock: Clock
 ) -> tuple[ExplanationSimilarity | None, tuple[Warning, ...]]:
     """Similarity of both models' heatmaps on the first `SAMPLES` of `batches`, and warnings for the user.
 
+    The heatmaps are made by the LRP rules of `scorer`, given as text.
     A note says why they could not be compared, or that the slim model looks elsewhere. Never raises for what a model
     does: explanations are no reason to lose a run.
     """
     try:
         with clock.stage("compare explanations"):
-            compare = partial(explanation_similarity, pruned, Method(composite=get_composite(scoring)))
+            compare = partial(explanation_similarity, pruned, Method(composite=get_composite(scorer)))
             similarity = in_smaller_batches(compare, [take_first(batches, SAMPLES)], clock.say)
     except PxError as error:
         text = f"explanations of the two models could not be compared: {short(error)}"

@@ -2,7 +2,7 @@
 
 from pxcompress.graph.attention_layouts import AttentionLayout, register_attention
 from pxcompress.graph.dependencies import is_depthwise
-from pxcompress.graph.find import find_groups
+from pxcompress.graph.find import find_groups, make_prunable
 from pxcompress.graph.removal import REMOVAL_TOLERANCE, mask_units, prune, removal_error
 from pxcompress.graph.rotatable import make_rotatable
 from pxcompress.graph.rotation import own_all_norms, restore_layer_norms
@@ -17,6 +17,7 @@ __all__ = [
     "prune",
     "register_attention",
     "removal_error",
+    "make_prunable",
     "make_rotatable",
     "restore_layer_norms",
 ]

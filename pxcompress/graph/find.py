@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError
 from pxcompress.graph.heads import find_attentions, head_group
+from pxcompress.graph.rotatable import make_rotatable
 from pxcompress.graph.tracing import trace_groups
 from pxcompress.graph.trial import prepare_trial
+from pxcompress.models.loading import classifier_names
 from pxcompress.types import FixedLayer, Group, Structure
 
 
@@ -45,6 +47,17 @@ def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = (), *, 
         tuple(sorted((group for group in groups if group.name not in fixed), key=lambda group: order[group.name])),
         tuple(sorted(fixed.values(), key=lambda layer: order[layer.name])),
     )
+
+
+def make_prunable(
+    model: nn.Module, example: Tensor, streams: Collection[str] | None = None, *, prove: bool = True
+) -> tuple[nn.Module, Structure]:
+    """The model of `make_rotatable`, in which the named residual streams can be rotated, with its structure.
+
+    The classifier stays whole. Raises as `find_groups` does, which says what `prove` is.
+    """
+    model = make_rotatable(model, example, streams)
+    return model, find_groups(model, example, classifier_names(model, example), prove=prove)
 
 
 def _is_single(group: Group) -> bool:

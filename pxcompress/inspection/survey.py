@@ -12,9 +12,9 @@ from pxcompress.columns import align
 from pxcompress.cost.count import count_params, macs_meter, params_meter
 from pxcompress.cost.latency import Conditions, latency_meter
 from pxcompress.deploy.onnx_modules import check_agrees
-from pxcompress.graph import find_groups, make_rotatable
+from pxcompress.graph import make_prunable
 from pxcompress.models.inputs import blank_inputs
-from pxcompress.models.loading import LoadedModel, classifier_names, load_model
+from pxcompress.models.loading import LoadedModel, load_model
 from pxcompress.models.onnx_file import count_numbers, ports_for
 from pxcompress.notes import Note, silent
 from pxcompress.tasks.choice import as_judged
@@ -83,8 +83,7 @@ def survey(name: str, loaded: LoadedModel, conditions: Conditions | None = None,
     model, shape = loaded.model, loaded.preprocessing.input_size
     example = blank_inputs(loaded.preprocessing)
     with clock.stage("find groups"):
-        model = make_rotatable(model, example)
-        structure = find_groups(model, example, classifier_names(model, example))
+        model, structure = make_prunable(model, example)
     params, macs = params_meter(model, structure.groups), macs_meter(model, structure.groups, example)
     latency = None
     if conditions:

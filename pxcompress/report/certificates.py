@@ -28,31 +28,37 @@ def make_badge(record: CertificateRecord) -> Badge:
     return Badge(title, bool(record.chosen), record.sentence.removeprefix(f"{title}; "))
 
 
-def list_path_rows(record: CertificateRecord) -> list[tuple[str, str, str, str, str]]:
-    """Table rows for the models of a certificate's path: name, size, errors, p-value and outcome, as text.
+def _title_sum(record: CertificateRecord) -> str:
+    """The title for sums of losses: what one loss of the certificate's risk is."""
+    titles = {"accuracy-drop": "errors added", "mean-loss": "loss", "loss-increase": "loss added"}
+    return titles.get(record.risk, "errors")
 
-    Where every class counts by itself, the errors are those in the weakest one.
+
+def list_path_rows(record: CertificateRecord) -> list[tuple[str, str, str, str, str]]:
+    """Table rows, title first, for the models of a certificate's path: name, size, sum of losses, p-value, outcome.
+
+    Where every class counts by itself, the sum is that of the weakest one.
     """
-    rows = []
+    rows = [("model", "size", _title_sum(record), "p-value", "outcome")]
     for place, (row, is_certified) in enumerate(zip(record.rows, record.certified, strict=True)):
         outcome = "chosen" if place == record.chosen else "passed" if is_certified else "not certified"
         cost = format_bytes(row.size) if record.size_unit == "bytes" else f"{format_count(row.size)} {record.size_unit}"
         cost = cost if record.size_unit else "unknown"
         part = row.weakest
-        errors = f"{part.errors:g} of {part.n}" + (f" in {part.name!r}" if row.classes else "")
-        rows.append((row.name, cost, errors, f"{row.p_value:.3g}", outcome))
+        sum_text = f"{part.errors:g} of {part.n}" + (f" in {part.name!r}" if row.classes else "")
+        rows.append((row.name, cost, sum_text, f"{row.p_value:.3g}", outcome))
     return rows
 
 
 def describe_part(record: CertificateRecord) -> str:
     """One sentence on which samples a certificate counts; "" if it counts all."""
-    noun = "groups" if record.group else "classes"
+    noun, title = "groups" if record.group else "classes", _title_sum(record)
     sentences = {
         "all": "",
         "confident": f"{record.n} of {record.reserved} samples count: those whose largest softmax probability "
         f"in the dense model is at least {record.threshold or 0:.10g}. The select split chose it, for a coverage "
         f"of {record.coverage}.",
-        "classes": f"errors and p are those of the weakest of {len(record.rows[0].classes)} {noun} (by "
+        "classes": f"{title} and p are those of the weakest of {len(record.rows[0].classes)} {noun} (by "
         f"{record.group or 'true label'}): all have to pass.",
     }
     return sentences[record.part]

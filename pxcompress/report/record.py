@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pxcompress.certify.calibration import CalibrationRecord
@@ -57,7 +57,9 @@ class Report:
     are judged; `change` is that of the quality, pruned less dense. `operators` is empty on a GPU. `sha256` has every
     file of the folder but the report's own and predict.py, by name. `calibration` is there for classifiers; the
     pruned model's logits were divided by `temperature`. `contenders` are what was measured with --against, the dense
-    and the pruned model first. `inputs` are several, which are packed in one tensor of `input_shape`.
+    and the pruned model first. `inputs` are several, which are packed in one tensor of `input_shape`. `scorer` is the
+    one whose scores were used, for "auto" the one that was chosen; scores of a group were multiplied by its rate in
+    `rates`, if there is one, in scores.safetensors as well.
     """
 
     recipe: Recipe
@@ -96,4 +98,6 @@ class Report:
     temperature: Positive = 1.0
     contenders: tuple[Contender, ...] = ()
     inputs: tuple[NamedInput, ...] = ()
+    scorer: str = ""
+    rates: Mapping[str, float] = field(default_factory=dict)
     schema_version: Literal[1] = 1

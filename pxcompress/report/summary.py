@@ -314,14 +314,13 @@ def _describe_provider(placement: Placement) -> str:
 
 def describe_goal(pruning: Pruning, unit: str) -> str:
     """The user's goal in words: how small, or how fast. `unit` is the budget's."""
-    scores = "relevance" if pruning.scorer.partition(":")[0] == "lrp" else "scores"
     words: Mapping[str, Callable[[Any], str]] = {
         "ratio": lambda value: f"{format_percent(value)} of the {unit} to remove",
         "speedup": lambda value: f"{value:g}x faster",
         "latency_ms": lambda value: f"at most {format_milliseconds(value)} a call",
         "max_bytes": lambda value: f"at most {format_bytes(value)}",
         "relevance_share": lambda value: (
-            f"what holds at most {format_percent(value)} of every layer's {scores} to remove"
+            f"what holds at most {format_percent(value)} of every layer's scores to remove"
         ),
     }
     return words[pruning.way](getattr(pruning, pruning.way))

@@ -94,13 +94,12 @@ def to_table(report: Report) -> str:
 
 def format_certificate(record: CertificateRecord) -> str:
     """A certificate as text: its path, model by model, and what it promises. It has no newline at the end."""
-    lines: list[_Line] = [("model", "size", "errors", "p-value", "outcome"), *list_path_rows(record)]
     budget_text = record.budget.words if record.budget else ""
     notes = [
         f"note: {note}" for note in (describe_part(record), describe_labels(record), budget_text, record.spent) if note
     ]
     outcome = make_badge(record)
-    return "\n".join([*align(lines), *notes, f"{outcome.title}: {outcome.text}"])
+    return "\n".join([*align(list_path_rows(record)), *notes, f"{outcome.title}: {outcome.text}"])
 
 
 def _list_accuracy(report: Report) -> list[_Line]:

@@ -147,20 +147,15 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMe
         plan=PlanCosts(plan.budget, plan.unit, plan.cost_dense, plan.cost_planned, plan.cost_target),
         folder=str(place),
         verdict=f"{verdict(comparison)}: {place / SLIM}",
-        notes=(
-            *_list_notes(place, workload, files, comparison),
-            *_describe_attempts(recipe, slim, comparison),
-            *_describe_sizes(recipe, workload),
-            *targets.notes,
-            *measured.notes,
-            *(Warning("remark", text) for text in run.clock.notes),
-        ),
+        notes=tuple(_list_notes(place, workload, slim, measured, run)),
         certificate=files.certificate,
         class_shares=_class_shares(slim, workload.source.classes),
         attempts=slim.attempts,
         agreements=slim.agreements,
         calibration=measured.calibration,
         temperature=slim.temperature,
+        scorer=slim.scorer,
+        rates=slim.rates,
         contenders=measured.contenders,
         missed=_describe_missed_goal(recipe, comparison),
         targets=targets.rows,
@@ -237,8 +232,11 @@ def _describe_sizes(recipe: Recipe, workload: Workload) -> Iterator[Warning]:
         )
 
 
-def _list_notes(place: Path, workload: Workload, files: Files, comparison: Comparison) -> Iterator[Warning]:
+def _list_notes(
+    place: Path, workload: Workload, slim: PruneResult, measured: RunMeasurements, run: Run
+) -> Iterator[Warning]:
     """Everything that a reader must know beside the figures, as warnings."""
+    files, comparison = measured.files, measured.comparison
     yield from _about_model(workload, comparison)
     yield from _warn_of_noise(place, comparison)
     if comparison.placement.fallback_reason:
@@ -250,6 +248,10 @@ def _list_notes(place: Path, workload: Workload, files: Files, comparison: Compa
     if workload.splits.skipped:
         count, names = len(workload.splits.skipped), list_some(workload.splits.skipped, 3)
         yield Warning("skipped", f"{count} images could not be read and were left out: {names}")
+    yield from _describe_attempts(run.recipe, slim, comparison)
+    yield from _describe_sizes(run.recipe, workload)
+    yield from (*measured.targets.notes, *measured.notes)
+    yield from (Warning("remark", text) for text in run.clock.notes)
 
 
 def _about_model(workload: Workload, comparison: Comparison) -> Iterator[Warning]:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from pxcompress.checks import read_text
 from pxcompress.deploy.parity import verify_parity
 from pxcompress.errors import InputError, ParityError, describe
-from pxcompress.graph import find_groups, make_rotatable, prune, restore_layer_norms
+from pxcompress.graph import make_prunable, prune, restore_layer_norms
 from pxcompress.models.adapter import release_
 from pxcompress.models.checkpoint import load_state
 from pxcompress.models.inputs import blank_inputs
-from pxcompress.models.loading import Architecture, classifier_names, make_plain
+from pxcompress.models.loading import Architecture, make_plain
 from pxcompress.models.rebuilding import restore_unregistered_
 from pxcompress.models.signature import inputs_from_json
 from pxcompress.models.task import slice_classes
@@ -135,9 +135,8 @@ def _rebuild(
         dense = slice_classes(dense, example, json.loads(metadata["outputs"]))
     task = Agreement() if architecture.in_python else build_task(metadata.get("task", "classification"))
     dense = as_judged(dense, example, task)
-    dense = make_rotatable(dense, example, read_planned_streams(plan))
-    all_groups = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
-    groups = read_planned_groups(plan, all_groups)
+    dense, structure = make_prunable(dense, example, read_planned_streams(plan), prove=False)
+    groups = read_planned_groups(plan, structure.groups)
     pruned = restore_layer_norms(prune(dense, groups, plan_from_json(plan, groups)))
     model = pruned.model
     unregistered = {name: state[name] for name in json.loads(metadata.get("outside", "[]"))}

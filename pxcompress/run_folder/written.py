@@ -103,7 +103,8 @@ def write_beside_onnx(
     (folder / RECIPE).write_text(recipe.to_json(), encoding="utf-8")
     (folder / PLAN).write_text(_plan(slim), encoding="utf-8")
     scores = {name: values.float().contiguous() for name, values in slim.scores.items()}
-    (folder / "scores.safetensors").write_bytes(save(scores))
+    facts = {"made_by": json.dumps({"scorer": slim.scorer, "rates": slim.rates})}  # one key: their order is random
+    (folder / "scores.safetensors").write_bytes(save(scores, facts))
     write_served(folder, workload.splits)
     if slim.class_relevance is not None:
         _save_class_relevance(slim.class_relevance, workload, folder / "class_scores.safetensors")

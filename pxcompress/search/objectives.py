@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import optuna
-from torch import Tensor, nn
+from torch import nn
 
-from pxcompress.deploy.predictions import torch_quality
 from pxcompress.graph import mask_units
-from pxcompress.passes.moments import MomentCache
 from pxcompress.planning.order import find_lowest
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
-from pxcompress.stages import cut, plan_at, price_groups, unit_scores
+from pxcompress.stages import plan_and_cut, quality_on_select, score_by
 from pxcompress.state import seeded
-from pxcompress.tasks.task import Task
-from pxcompress.types import Batches, PruneResult, ScoredModel, Scores
+from pxcompress.tasks.agreement import Agreement
+from pxcompress.types import PruneResult, ScoredModel
 
 PXP_RATES = tuple(percent / 100 for percent in range(0, 100, 5))
 """Shares of all units that are masked in turn for the objective "pxp", after "Pruning by Explaining Revisited"."""
@@ -26,44 +23,41 @@ PXP_RATES = tuple(percent / 100 for percent in range(0, 100, 5))
 
 @dataclass(frozen=True, eq=False)
 class Workbench:
-    """The dense model and everything that all trials of a search share, computed once."""
+    """What all trials of a search share, computed once: the prepared model, its run, and its scores by scorer."""
 
-    scored: ScoredModel
-    parts: Mapping[str, Batches]
-    task: Task
-    scores: dict[str, Scores] = field(default_factory=dict)
+    prepared: ScoredModel
+    run: Run
+    scored: dict[str, ScoredModel] = field(default_factory=dict)
 
     @cached_property
     def dense(self) -> float:
         """Quality of the dense model on the select split."""
-        return self.quality(self.scored.model)
-
-    @classmethod
-    def of(
-        cls, model: nn.Module, example: Tensor, parts: Mapping[str, Batches], recipe: Recipe, task: Task
-    ) -> Workbench:
-        """Prepare a search around `recipe`; `parts` has batches for score, repair, select. Raises `BudgetError`."""
-        scored = price_groups(model, example, Run(recipe, parts))
-        return cls(scored, {role: MomentCache(part, model) for role, part in parts.items()}, task)
+        return self.quality(self.prepared.model)
 
     def quality(self, model: nn.Module) -> float:
         """The metric on the select split, with its sign set so that larger is better."""
-        return self.task.metric.gain(torch_quality(model, self.parts["select"], self.task, self.scored.model))
+        task = self.run.task or Agreement()
+        return task.metric.gain(quality_on_select(model, self.prepared.model, self.run, task))
 
     def with_scores(self, recipe: Recipe) -> ScoredModel:
         """The dense model scored as `recipe` says; each scorer runs once. Raises `ResultError` for infinite scores."""
-        if recipe.scorer not in self.scores:
-            groups = self.scored.structure.groups
-            run = Run(recipe, self.parts)
-            self.scores[recipe.scorer] = unit_scores(self.scored.model, groups, recipe.scorers[0], run)
-        return replace(self.scored, scores=self.scores[recipe.scorer])
+        if recipe.scorer not in self.scored:
+            self.scored[recipe.scorer] = score_by(self.prepared, recipe.scorers[0], self.run_of(recipe))
+        return self.scored[recipe.scorer]
+
+    def run_of(self, recipe: Recipe) -> Run:
+        """The run of one trial."""
+        return replace(self.run, recipe=recipe).without_progress()
 
 
 def prune_at(bench: Workbench, recipe: Recipe) -> PruneResult:
-    """The model that `run` would ship: pruned to the recipe's ratio, then repaired."""
+    """The model that `run` would ship for a recipe that names its scorer.
+
+    No file is made: a cost that only files tell is the plan's.
+    """
     scored = bench.with_scores(recipe)
     with seeded(recipe.seed):
-        return cut(scored, plan_at(scored, scored.ratio, recipe), Run(recipe, bench.parts).without_progress())
+        return plan_and_cut(scored, bench.run_of(recipe))
 
 
 def shipped_quality(bench: Workbench, recipe: Recipe) -> float:

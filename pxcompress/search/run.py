@@ -19,7 +19,8 @@ from pxcompress.cache import whole_file
 from pxcompress.clock import Clock
 from pxcompress.errors import InputError
 from pxcompress.notes import Note
-from pxcompress.pipeline import with_measured_alignment
+from pxcompress.pipeline import open_run, with_measured_alignment
+from pxcompress.preparation import prepare
 from pxcompress.recipe import Recipe
 from pxcompress.repair import REPAIRS
 from pxcompress.report.figures import render_figure
@@ -29,7 +30,6 @@ from pxcompress.search.objectives import Workbench
 from pxcompress.search.space import Space, Value, make_pxp_space, make_space
 from pxcompress.search.study import SearchPlan, load_optuna, open_storage, open_study, work
 from pxcompress.state import seeded
-from pxcompress.workload import load_workload, with_baseline
 
 COMPOSITE, RESULT, PAGE, STORAGE = "composite.json", "search.json", "search.html", "search.sqlite3"
 HEAD = ("trial", "top-1", "choice")
@@ -75,16 +75,17 @@ def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> SearchRes
     plan reaches the ratio.
     """
     _check(recipe, out)
-    recipe = with_measured_alignment(recipe, Clock(note))
+    clock = Clock(note)
+    recipe = with_measured_alignment(recipe, clock)
     if not plan.storage:
         out.mkdir(parents=True, exist_ok=True)
     url = plan.storage or f"sqlite:///{(out / STORAGE).resolve()}"
     with load_optuna(url):
         storage = open_storage(url)
     with seeded(recipe.seed):
-        workload = with_baseline(load_workload(recipe), recipe.seed, note)
+        workload, run = open_run(recipe, clock)
         model, splits = workload.loaded.model, workload.splits
-        bench = Workbench.of(model, splits.example, splits.parts, recipe, workload.task)
+        bench = Workbench(*prepare(model, splits.example, run))
         space = make_search_space(recipe, plan.objective, attention=has_attention(model, splits.example))
         with load_optuna(url):
             study = open_study(storage, space, plan)

@@ -15,6 +15,7 @@ from torch import Tensor
 from pxcompress import Recipe, compress_module
 from pxcompress.attribution.class_relevance import class_relevance, removed_shares
 from pxcompress.errors import InputError
+from pxcompress.preparation import prepare
 from pxcompress.run import Run
 from pxcompress.stages import ever_smaller, score
 from pxcompress.types import Batch, ClassRelevance
@@ -96,11 +97,11 @@ def test_class_scores_change_no_plan(rounds: int) -> None:
 
 def test_every_model_of_a_path_has_the_class_relevance_of_the_dense_one() -> None:
     recipe = Recipe("mine", 0.4, scorer="lrp", round_to=1, repair=())
-    run = Run(recipe, {"score": BATCHES, "repair": BATCHES})
-    assert score(FLAT.model, FLAT.example, run).class_relevance is None
+    prepared, run = prepare(FLAT.model, FLAT.example, Run(recipe, {"score": BATCHES, "repair": BATCHES}))
+    assert score(prepared, run).class_relevance is None
     assert [stage.name for stage in run.clock.stages][-1] == "score (lrp)"
     asking = Run(recipe.but(class_scores=True), run.parts)
-    scored = score(FLAT.model, FLAT.example, asking)
+    scored = score(prepared, asking)
     assert [stage.name for stage in asking.clock.stages][-1] == "class scores"
     assert scored.class_relevance is not None
     assert all(slim.class_relevance is scored.class_relevance for slim in ever_smaller(scored, (0.2, 0.4), asking))

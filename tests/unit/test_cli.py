@@ -20,6 +20,7 @@ import pytest
 import torch
 from command import Outcome, Px, call_once, image_folder, one_line
 from models import CLASSES, FlattenCNN
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import pxcompress
@@ -27,6 +28,7 @@ from pxcompress.commands.options import recipe_of
 from pxcompress.deploy.converters import CONVERTERS, Predict, Source
 from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import InputError
+from pxcompress.explain.similarity import get_composite
 from pxcompress.report.build import from_json
 from pxcompress.state import seeded
 
@@ -100,6 +102,12 @@ def test_the_report_says_what_happened(finished: tuple[Path, Outcome]) -> None:
     assert [stage.name for stage in report.stages][-3:] == ["export", "measure", "compare explanations"]
     assert report.explanations is not None
     assert report.explanations.samples == report.data.select
+    assert report.explanations.composite == get_composite(report.scorer)
+    with safe_open(folder / "scores.safetensors", "pt") as scores:
+        made_by = {"scorer": report.scorer, "rates": report.rates}
+        assert {name: json.loads(text) for name, text in scores.metadata().items()} == {"made_by": made_by}
+    (choice,) = (note.text for note in report.notes if note.text.startswith("the score is "))
+    assert choice.startswith(f"the score is {report.scorer} {'with measured rates' if report.rates else 'as it is'}:")
     assert {stage.name for stage in report.stages if stage.quality_after is not None} >= {"weights", "prune", "fold"}
     assert report.data.test + report.data.certify == 12 * CLASSES
     assert report.provider.got == "CPUExecutionProvider"

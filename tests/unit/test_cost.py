@@ -21,9 +21,9 @@ from pxcompress.cost.count import (
 )
 from pxcompress.graph import prune
 from pxcompress.notes import silent
+from pxcompress.preparation import prepare
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
-from pxcompress.stages import price_groups
 from pxcompress.types import Plan
 
 
@@ -190,7 +190,7 @@ def test_a_run_says_what_its_price_leaves_out() -> None:
     inputs = torch.randn(6, 3, 8, 8)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), _Fourier(), nn.Conv2d(8, 6, 1), nn.Flatten(), nn.Linear(144, 5)).eval()
     clock = Clock(silent)
-    price_groups(model, inputs[:1], Run(Recipe("mine", 0.1, round_to=1), {}, clock))
+    prepare(model, inputs[:1], Run(Recipe("mine", 0.1, round_to=1), {}, clock))
     assert clock.notes == ["_fft_r2c, in 1, counts as 0 MACs: nothing is known of what it multiplies"]
 
 

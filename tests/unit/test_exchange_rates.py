@@ -6,14 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from models import batches_of
+from models import batches_of, subject
 from torch import Tensor, nn
 
+from pxcompress import compress_module
 from pxcompress.exchange_rates import LARGEST_SPREAD, at_rates, with_measured_rates
 from pxcompress.graph import find_groups
 from pxcompress.passes.moments import MomentCache
-from pxcompress.passes.parts import spread_samples
+from pxcompress.passes.parts import HeldOut, spread_samples
+from pxcompress.recipe import scoring
 from pxcompress.repair.fold import Fold
+from pxcompress.scorers import SCORERS
 from pxcompress.state import seeded
 from pxcompress.types import Batch, Price, ScoredModel
 
@@ -88,6 +91,23 @@ def test_moments_to_fit_to_are_taken_once_for_all_groups() -> None:
     fit = MomentCache(Counted(batches_of(inputs, 16)), scored.model)
     with_measured_rates([scored], [Fold()], fit, batches_of(inputs, 16), None)
     assert len(passes) == 1
+
+
+@pytest.mark.parametrize("scorers", [("random", "lrp:composite=gamma"), ("lrp:composite=gamma", "random")])
+def test_a_result_names_the_scorer_that_was_chosen_and_its_rates(
+    scorers: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "AUTO_SCORERS", scorers)
+    net = subject("flatten_cnn")
+    with seeded(0):
+        batches = batches_of(torch.randn(96, *net.inputs.shape[1:]), 16)
+    slim = compress_module(net.model, net.inputs[:1], batches, 0.5, round_to=1, repair=("fold",))
+    (choice,) = slim.run.clock.notes
+    assert slim.scorer == "lrp:composite=gamma"
+    assert choice.startswith(f"the score is {slim.scorer} {'with measured rates' if slim.rates else 'as it is'}:")
+    fit = list(HeldOut(batches, others=True))
+    for name, values in SCORERS.build(slim.scorer)(net.model, net.groups, fit).items():
+        torch.testing.assert_close(slim.scores[name], values * slim.rates.get(name, 1.0))
 
 
 def test_rates_are_kept_for_scores_that_are_taken_again() -> None:

@@ -13,6 +13,7 @@ from pxcompress import InputError, Recipe, compress_module
 from pxcompress.clock import Clock
 from pxcompress.errors import BudgetError
 from pxcompress.graph import removal_error
+from pxcompress.preparation import prepare
 from pxcompress.run import Run
 from pxcompress.stages import ever_smaller, prune_and_repair, score
 from pxcompress.state import seeded
@@ -85,8 +86,8 @@ def test_a_path_starts_dense_and_ends_at_the_asked_ratio(batches: list[Batch]) -
         model = FlattenCNN().eval()
     recipe = Recipe("mine", 0.5, scorer="magnitude", round_to=1, repair=("closed-form",))
     parts = {"score": batches, "repair": batches}
-    run = Run(recipe, parts)
-    scored = score(model, batches[0][0][:1], run)
+    prepared, run = prepare(model, batches[0][0][:1], Run(recipe, parts))
+    scored = score(prepared, run)
     slims = list(ever_smaller(scored, (0.5, 0.25, 0.25001, 0.1), run))
     plans = [slim.pruned.plan for slim in slims]
     assert plans[0].removed == {}
@@ -103,12 +104,12 @@ def test_a_path_starts_dense_and_ends_at_the_asked_ratio(batches: list[Batch]) -
 def test_a_path_that_is_too_steep_is_refused_before_any_cut(batches: list[Batch]) -> None:
     recipe = Recipe("mine", 0.5, scorer="magnitude")
     parts = {"score": batches, "repair": batches}
-    run = Run(recipe, parts)
-    scored = score(FlattenCNN().eval(), batches[0][0][:1], run)
+    prepared, run = prepare(FlattenCNN().eval(), batches[0][0][:1], Run(recipe, parts))
+    scored = score(prepared, run)
     with pytest.raises(BudgetError, match=r"no plan removes 0\.999"):
         ever_smaller(scored, (0.1, 0.999), run)
 
 
 def test_an_unreachable_ratio_is_refused_before_anything_is_scored(batches: list[Batch]) -> None:
     with pytest.raises(BudgetError, match="largest reachable"):
-        score(FlattenCNN().eval(), batches[0][0][:1], Run(Recipe("mine", 0.999), {}))
+        prepare(FlattenCNN().eval(), batches[0][0][:1], Run(Recipe("mine", 0.999), {}))

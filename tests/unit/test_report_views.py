@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from reports import CONFIDENT, REPORT, WHOLE, Page, certified, make_report, with_classes, with_top1
 
@@ -72,6 +74,21 @@ def test_the_badge_says_what_is_certified(errors: tuple[int, ...], title: str, c
     ):
         assert text in page.text
         assert text not in Page(to_html(REPORT)).text
+
+
+@pytest.mark.parametrize(
+    ("risk", "title"),
+    [("negative-flips", "errors"), ("accuracy-drop", "errors added"), ("loss-increase", "loss added")],
+)
+def test_the_sum_of_losses_is_called_what_it_is(risk: str, title: str) -> None:
+    record = certified(0, 3).certificate
+    assert record is not None
+    report = make_report(certificate=dataclasses.replace(record, risk=risk))
+    (head,) = (
+        line.split() for line in to_table(report).splitlines() if line.startswith("model ") and "p-value" in line
+    )
+    assert head == ["model", "size", *title.split(), "p-value", "outcome"]
+    assert f"modelsize{title}p-valueoutcome" in Page(to_html(report)).text
 
 
 @pytest.mark.parametrize(
@@ -178,11 +195,11 @@ def test_every_view_claims_a_change_of_accuracy_only_where_its_interval_leaves_0
         assert ("no difference shown" in page) == (nothing in page) == words.startswith(nothing)
 
 
-@pytest.mark.parametrize(("scorer", "what"), [("lrp:target=label", "relevance"), ("lrp-residual", "scores")])
-def test_a_share_of_relevance_says_what_ratio_it_came_to(scorer: str, what: str) -> None:
+@pytest.mark.parametrize("scorer", ["lrp:target=label", "lrp-residual", "magnitude"])
+def test_a_share_of_relevance_says_what_ratio_it_came_to(scorer: str) -> None:
     recipe = Recipe("resnet18", relevance_share=0.05, scorer=scorer)
     report = make_report(recipe=recipe)
-    line = f"what holds at most 5.0% of every layer's {what} to remove: that came to ratio 0.750 of the MACs"
+    line = "what holds at most 5.0% of every layer's scores to remove: that came to ratio 0.750 of the MACs"
     assert line in to_table(report).splitlines()
     assert line in Page(to_html(report)).text
     assert "came to" not in to_table(REPORT)

@@ -19,6 +19,7 @@ from pxcompress.errors import ResultError
 from pxcompress.graph import mask_units
 from pxcompress.layout.rows import input_layouts
 from pxcompress.passes.moments import MomentCache, collect_moments
+from pxcompress.preparation import prepare
 from pxcompress.recipe import Recipe
 from pxcompress.run import Run
 from pxcompress.scorers import SCORERS
@@ -27,8 +28,14 @@ from pxcompress.search.space import Space, make_pxp_space, make_space
 from pxcompress.search.study import SAMPLERS, SearchPlan, load_optuna, open_storage, open_study, work
 from pxcompress.stages import prune_and_repair
 from pxcompress.state import seeded
+from pxcompress.tasks.agreement import Agreement
 from pxcompress.tasks.classification import Classification
+from pxcompress.tasks.regression import Regression
+from pxcompress.tasks.task import Task
 from pxcompress.types import Batch, Plan
+
+TASKS_OF_LOGITS = (Classification(), Regression(), Agreement())
+"""Tasks for outputs (n, classes), with different measures of how near they are to the dense ones."""
 
 RECIPE = Recipe(model="m", ratio=0.5, budget="macs", round_to=1)
 
@@ -103,10 +110,10 @@ def bench() -> Workbench:
     return _bench(subject("flatten_cnn"))
 
 
-def _bench(net: Subject, *, recipe: Recipe = RECIPE) -> Workbench:
+def _bench(net: Subject, *, recipe: Recipe = RECIPE, task: Task | None = None) -> Workbench:
     with seeded(5):
         parts = {role: _batches(net) for role in ("score", "repair", "select")}
-    return Workbench.of(net.model, net.inputs[:1], parts, recipe, Classification())
+    return Workbench(*prepare(net.model, net.inputs[:1], Run(recipe, parts, task=task or Classification())))
 
 
 def _batches(net: Subject) -> list[Batch]:
@@ -117,8 +124,8 @@ def _batches(net: Subject) -> list[Batch]:
 
 def test_pxp_is_the_mean_accuracy_of_masked_models(bench: Workbench) -> None:
     space = make_pxp_space(RECIPE, attention=False)
-    groups = bench.scored.structure.groups
-    scores = SCORERS.build("lrp")(bench.scored.model, groups, bench.parts["score"])
+    groups = bench.prepared.structure.groups
+    scores = SCORERS.build("lrp")(bench.prepared.model, groups, bench.run.parts["score"])
     order = sorted(
         (float(value), place, unit)
         for place, group in enumerate(groups)
@@ -131,7 +138,7 @@ def test_pxp_is_the_mean_accuracy_of_masked_models(bench: Workbench) -> None:
             group.name: tuple(unit for _, place, unit in lowest if place == here) for here, group in enumerate(groups)
         }
         total += _accuracy(
-            mask_units(bench.scored.model, groups, Plan(removed, "", "", 0, 0, 0)), bench.parts["select"]
+            mask_units(bench.prepared.model, groups, Plan(removed, "", "", 0, 0, 0)), bench.run.parts["select"]
         )
     assert tuple(k / 20 for k in range(20)) == PXP_RATES
     assert masked_area(bench, space.recipe_at(space.defaults)) == pytest.approx(total / 20)
@@ -159,24 +166,39 @@ def _accuracy(model: torch.nn.Module, batches: Any) -> float:
     ids=str,
 )
 def test_what_is_measured_is_what_run_makes(changes: dict[str, Any]) -> None:
-    net, recipe = subject("flatten_cnn"), RECIPE.but(**changes)
-    bench = _bench(net, recipe=recipe)
-    measured = prune_at(bench, recipe).pruned
+    _assert_that_a_trial_measures_what_run_makes("flatten_cnn", RECIPE.but(**changes), Classification())
+
+
+@pytest.mark.parametrize("task", TASKS_OF_LOGITS, ids=lambda task: type(task).__name__)
+@pytest.mark.parametrize("family", ["flatten_cnn", "vit"])
+def test_streams_are_rotated_and_repairs_are_chosen_as_the_task_says(family: str, task: Task) -> None:
+    recipe = RECIPE.but(repair=("fold", "batchnorm"), temperature_scaling=isinstance(task, Classification))
+    _assert_that_a_trial_measures_what_run_makes(family, recipe.but(scorer="magnitude"), task)
+
+
+def _assert_that_a_trial_measures_what_run_makes(family: str, recipe: Recipe, task: Task) -> None:
+    net = subject(family)
+    bench = _bench(net, recipe=recipe, task=task)
+    measured = prune_at(bench, recipe)
     with seeded(recipe.seed):
         torch.rand(3)  # where the generator stands does not count
-        parts = {role: list(part) for role, part in bench.parts.items()}
-        made = prune_and_repair(net.model, net.inputs[:1], Run(recipe, parts)).pruned
-    assert measured.plan.removed == made.plan.removed
-    state, expected = measured.model.state_dict(), made.model.state_dict()
+        parts = {role: list(part) for role, part in bench.run.parts.items()}
+        made = prune_and_repair(net.model, net.inputs[:1], Run(recipe, parts, task=task))
+    assert measured.pruned.plan == made.pruned.plan
+
+    assert any(group.kind == "direction" for group in made.pruned.groups) == (family == "vit")
+    assert measured.agreements == made.agreements, "the task says how near outputs are"
+    assert measured.temperature == made.temperature
+    state, expected = measured.pruned.model.state_dict(), made.pruned.model.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in state)
 
 
 def test_infinite_scores_end_a_trial(bench: Workbench) -> None:
-    spoiled = copy.deepcopy(bench.scored.model)
+    spoiled = copy.deepcopy(bench.prepared.model)
     for weight in spoiled.parameters():
         weight.data.fill_(torch.inf)
-    there = dataclasses.replace(bench, scored=dataclasses.replace(bench.scored, model=spoiled), scores={})
+    there = dataclasses.replace(bench, prepared=dataclasses.replace(bench.prepared, model=spoiled), scored={})
     with pytest.raises(ResultError, match="NaN or infinity"):
         shipped_quality(there, RECIPE.but(scorer="magnitude"))
 

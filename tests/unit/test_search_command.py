@@ -21,10 +21,10 @@ from command import Outcome, Px, image_folder, one_line
 from models import CLASSES, FlattenCNN
 from safetensors.torch import save_file
 
+from pxcompress import pipeline
 from pxcompress.commands.options import recipe_of
 from pxcompress.errors import ResultError
 from pxcompress.recipe import Recipe
-from pxcompress.search import run as run_module
 from pxcompress.search.study import load_optuna
 from pxcompress.state import seeded
 from pxcompress.types import Batch
@@ -82,14 +82,14 @@ class _Forbidden:
 def test_test_and_certify_are_never_read(
     px: Px, args: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = run_module.load_workload
+    real = pipeline.load_workload
 
     def guarded(recipe: Recipe) -> Any:
         workload = real(recipe)
         splits = dataclasses.replace(workload.splits, test=_Forbidden(), certify=_Forbidden())
         return dataclasses.replace(workload, splits=splits)
 
-    monkeypatch.setattr(run_module, "load_workload", guarded)
+    monkeypatch.setattr(pipeline, "load_workload", guarded)
     _search(px, args, tmp_path / "a", "--trials", 1)
     assert (tmp_path / "a" / "composite.json").is_file()
 

@@ -20,11 +20,10 @@ from pxcompress.explain.metrics import SIMILARITIES, cosine
 from pxcompress.explain.similarity import SAMPLES, compare_explanations, explanation_similarity, get_composite
 from pxcompress.graph import prune
 from pxcompress.notes import silent
-from pxcompress.recipe import Recipe
 from pxcompress.state import seeded
 from pxcompress.types import Plan, Pruned
 
-RECIPE = Recipe("mine", 0.5, scorer="lrp:composite=gamma")
+SCORER = "lrp:composite=gamma"
 
 
 def pruned_of(name: str) -> Pruned:
@@ -62,7 +61,7 @@ def test_a_model_is_like_itself_and_few_samples_are_read() -> None:
                 yield torch.randn(20, 3, 32, 32), torch.zeros(20, dtype=torch.int64)
 
     clock = Clock(silent)
-    similarity, notes = compare_explanations(replace(pruned_of("flatten_cnn"), model=model), Batches(), RECIPE, clock)
+    similarity, notes = compare_explanations(replace(pruned_of("flatten_cnn"), model=model), Batches(), SCORER, clock)
     assert similarity is not None
     assert (similarity.samples, similarity.composite, notes) == (SAMPLES, "gamma", ())
     assert (similarity.cosine, similarity.rank_correlation, similarity.top_overlap) == pytest.approx((1, 1, 1))
@@ -91,7 +90,7 @@ def test_a_model_that_looks_elsewhere_is_said_once() -> None:
         for parameter in other.parameters():
             nn.init.normal_(parameter)
     clock = Clock(told.append)
-    alike, notes = compare_explanations(replace(pruned, model=other), batches_of(inputs, 4), RECIPE, clock)
+    alike, notes = compare_explanations(replace(pruned, model=other), batches_of(inputs, 4), SCORER, clock)
     assert alike is not None
     assert alike.cosine < alike.least_cosine == (1 + alike.unrelated) / 2
     assert len(notes) == 1
@@ -127,7 +126,7 @@ class Cut(nn.Linear):
 )
 def test_what_cannot_be_explained_is_a_note(model: nn.Module, reason: str) -> None:
     pruned = replace(pruned_of("flatten_cnn"), model=model)
-    similarity, notes = compare_explanations(pruned, batches_of(torch.randn(6, 3, 32, 32), 6), RECIPE, Clock(silent))
+    similarity, notes = compare_explanations(pruned, batches_of(torch.randn(6, 3, 32, 32), 6), SCORER, Clock(silent))
     assert similarity is None
     assert len(notes) == 1
     assert notes[0].text.startswith("explanations of the two models could not be compared: ")
@@ -141,5 +140,5 @@ def test_relevance_that_is_no_number_is_refused() -> None:
 
 
 def test_rules_are_those_of_the_scorer() -> None:
-    assert get_composite(RECIPE) == "gamma"
-    assert get_composite(RECIPE.but(scorer="magnitude")) == "epsilon"
+    assert get_composite(SCORER) == "gamma"
+    assert get_composite("magnitude") == "epsilon"
