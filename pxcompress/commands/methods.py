@@ -4,13 +4,14 @@ from __future__ import annotations
 
 
 def methods() -> None:
-    """List scorers, budgets, repairs and LRP rules with their options."""
+    """List scorers, budgets, repairs, tasks and LRP rules with their options."""
     from pxcompress.attribution import COMPOSITES, RULES, SOFTMAX_RULES
     from pxcompress.budgets import BUDGETS
     from pxcompress.repair import REPAIRS
     from pxcompress.scorers import SCORERS
+    from pxcompress.tasks import TASKS
 
-    for registry in (SCORERS, BUDGETS, REPAIRS):
+    for registry in (SCORERS, BUDGETS, REPAIRS, TASKS):
         print(f"{registry.kind}s")
         for name in registry:
             print(f"  {name:<22} {(registry.get(name).__doc__ or '').splitlines()[0]}")
@@ -23,4 +24,7 @@ def methods() -> None:
         print(f"{title}s")
         for name, text in table.items():
             print(f"  {name:<22} {text}")
-    print("your own: --score @composite.json, as `pxcompress search` writes it; those listed are not from a search")
+    print("your own of any kind: package.module:Class[:option=value,...]; the guides are in pxcompress/*/README.md")
+    print(
+        "your own rules: --score @composite.json, as `pxcompress search` writes it; those listed are not from a search"
+    )

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
 from pxcompress.errors import ModelError, describe
+from pxcompress.imports import current_directory_importable, find_object
 from pxcompress.models.detectors import BACKGROUND, raw_detector
 
 OPTIONS = ("num_classes", "img_size")
 """Arguments that a factory gets if it accepts them."""
-
-
-def find_object(name: str, purpose: str) -> Any:
-    """Import the object "package.module:name"; `purpose` is a word for messages. Raises `ModelError`."""
-    module_name, _, path = name.partition(":")
-    if module_name.partition(".")[0] in sys.stdlib_module_names:  # a run folder that is not ours may say os:abort
-        raise ModelError(
-            f"{purpose} {name!r} refused: {module_name!r} belongs to Python; expected a module of your own"
-        )
-    try:
-        with _current_directory_importable():
-            target: Any = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may fail in any way
-        raise ModelError(f"{purpose} {name!r}: importing {module_name!r} failed: {describe(error)}") from error
-    for part in path.split("."):
-        if not hasattr(target, part):
-            close_names = difflib.get_close_matches(part, dir(target), n=3)
-            hint = f"did you mean {' or '.join(close_names)}?" if close_names else "expected an object of this name"
-            raise ModelError(f"{purpose} {name!r}: {module_name!r} has no {path!r}; {hint}")
-        target = getattr(target, part)
-    return target
 
 
 def find_factory(name: str) -> Callable[..., object]:
@@ -64,7 +38,7 @@ def call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
     if own and isinstance(classes := kwargs.get("num_classes"), int):
         counted["num_classes"] = classes + BACKGROUND
     try:
-        with _current_directory_importable():
+        with current_directory_importable():
             model = factory(**counted, **_without_backbone_weights(factory))
     except Exception as error:  # the user's callable may fail in any way
         arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
@@ -81,14 +55,3 @@ def _without_backbone_weights(factory: Callable[..., object]) -> dict[str, None]
     except (TypeError, ValueError):
         return {}
     return {name: None for name in ("weights_backbone", "encoder_weights") if name in parameters}
-
-
-@contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        importlib.invalidate_caches()
-        yield
-    finally:
-        sys.path.remove(folder)

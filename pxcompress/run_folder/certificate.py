@@ -57,7 +57,8 @@ from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of
 from pxcompress.run_folder.served import LEFT_OUT, Served, read_served
 from pxcompress.run_folder.written import Files, export_dense, export_slim, write_beside_onnx
-from pxcompress.tasks.choice import build_task, layout_of
+from pxcompress.tasks import TASKS
+from pxcompress.tasks.choice import layout_of
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, Preprocessing, PruneResult, Splits
@@ -321,7 +322,7 @@ def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> R
     data, seed = draw.data, draw.seed
     preprocessing, classes = read_shared_metadata(files)
     facts = read_metadata(files[0])
-    task = build_task(facts.get("task", "classification"))
+    task = TASKS.build(facts.get("task", "classification"))
     ports = read_ports(str(files[0]), facts.get(LAYOUT, AUTO)) if is_onnx(facts.get("model", "")) else None
     source = open_source(data, skip_corrupt=draw.skip_corrupt, seed=seed, layout=layout_of(task, data), ports=ports)
     if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out

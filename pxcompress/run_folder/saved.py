@@ -27,8 +27,9 @@ from pxcompress.planning.plan_file import plan_from_json, read_planned_groups, r
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, TOKENIZER, WEIGHTS
+from pxcompress.tasks import TASKS
 from pxcompress.tasks.agreement import Agreement
-from pxcompress.tasks.choice import as_judged, build_task
+from pxcompress.tasks.choice import as_judged
 from pxcompress.types import Batches, Input, Preprocessing, Pruned
 
 
@@ -129,7 +130,7 @@ def _rebuild(
     dense.eval()
     if "outputs" in facts and not architecture.is_file:
         dense = slice_classes(dense, example, json.loads(facts["outputs"]))
-    task = Agreement() if architecture.in_python else build_task(facts.get("task", "classification"))
+    task = Agreement() if architecture.in_python else TASKS.build(facts.get("task", "classification"))
     dense = as_judged(dense, example, task)
     dense = make_rotatable(dense, example, read_planned_streams(plan))
     all_groups = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
