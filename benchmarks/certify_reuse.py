@@ -29,7 +29,7 @@ from pxcompress.certify.anytime import certify_anytime, stake_budget, stopping_t
 from pxcompress.certify.bounded import mean_interval
 from pxcompress.certify.few_labels import completed_labels, samples_to_label
 from pxcompress.certify.learn_then_test import Array, betting, binomial, e_process, fixed_sequence, log_wealth
-from pxcompress.certify.path import Candidate, RiskLimit, Tested, losses
+from pxcompress.certify.path import Candidate, CertificateRow, RiskLimit, losses
 from pxcompress.choices import LOSS_RISKS
 from pxcompress.data import open_source
 from pxcompress.pipeline import compress
@@ -175,7 +175,7 @@ def groups_that_grow(rng: np.random.Generator, n: int, draws: int) -> Iterator[R
         values = (rng.random(n) < rates[group]).astype(float)
         limit = RiskLimit(alpha=alpha, delta=DELTA, anytime=True)
         budget = stake_budget(2 * DELTA, 0.0, 0, n)
-        rows: tuple[Tested, ...] = ()
+        rows: tuple[CertificateRow, ...] = ()
         peeked = False
         for piece in np.array_split(np.arange(n), 3):
             if not (rows and rows[0].p_value <= DELTA):

@@ -33,7 +33,7 @@ from pxcompress import Recipe, compress, compress_module
 from pxcompress.deploy.bench import BenchConditions, bench, choose_providers
 from pxcompress.deploy.export import export_onnx, read_metadata
 from pxcompress.deploy.int8 import Judge
-from pxcompress.deploy.measure import try_files
+from pxcompress.deploy.measure import time_and_predict
 from pxcompress.deploy.precision import convert
 from pxcompress.deploy.runtime import open_session
 from pxcompress.deploy.stopwatch import time_interleaved
@@ -161,7 +161,7 @@ def accuracies(label: str, folder: Path, repair: tuple[str, ...] | None) -> Iter
         for name, file in (("dense", DENSE), ("pruned", SLIM))
         for kind, judge in judges.items()
     }
-    timings = try_files(
+    timings = time_and_predict(
         (folder / DENSE, folder / SLIM, *converted_paths.values()),
         splits.test,
         Classification(),
@@ -190,7 +190,9 @@ def int8(label: str, folder: Path) -> Iterator[dict[str, Any]]:
     for kind, judge in (("int8 plain", None), ("int8", Judge(splits.select, task))):
         path = folder / f"{kind.replace(' ', '.')}.onnx"
         paths[kind] = convert(source, path, "int8", splits.repair, judge).path
-    for kind, timing in zip(paths, try_files(list(paths.values()), splits.test, task, provider="cpu"), strict=True):
+    for kind, timing in zip(
+        paths, time_and_predict(list(paths.values()), splits.test, task, provider="cpu"), strict=True
+    ):
         yield {
             "part": "int8",
             "model": label,

@@ -27,7 +27,7 @@ from pxcompress.demo.losses import ClassLoss
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.predictions import torch_quality
 from pxcompress.directions import find_directions, measure_streams
-from pxcompress.graph import find_groups, make_rotatable, settle_streams
+from pxcompress.graph import find_groups, make_rotatable, restore_layer_norms
 from pxcompress.models.loading import classifier_names
 from pxcompress.notes import silent
 from pxcompress.recipe import ModelAndData, Recipe
@@ -109,7 +109,7 @@ def slims(subject: Subject, options: dict[str, Any], sizes: Sequence[float]) -> 
     for size in sizes:
         with seeded(0):
             slim = cut(scored, plan_at(scored, 1 - size, recipe), run)
-        yield size, replace(slim, pruned=settle_streams(slim.pruned))
+        yield size, replace(slim, pruned=restore_layer_norms(slim.pruned))
 
 
 def latencies(nets: dict[str, nn.Module], example: Tensor) -> list[float]:

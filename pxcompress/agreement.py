@@ -78,9 +78,9 @@ class DenseOutputs:
 
 
 def _run_outputs(model: nn.Module, inputs: Tensor, task: Task | None) -> Outputs:
-    """The outputs that are compared, moved to the CPU: the task's.
+    """The outputs that are compared, by name, on the CPU: every one of floating-point numbers.
 
-    Without a task the logits, or every floating-point output.
+    Without a `task` and with a model that has logits, only these.
     """
     with evaluating(model), torch.no_grad():
         inputs = inputs.to(device_of(model))

@@ -29,7 +29,11 @@ def cache_dir() -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A context with a temporary path beside `path`: renamed to `path` if the block ends well, else deleted."""
+    """A context with a temporary path beside `path`: renamed to `path` if the block ends well, else deleted.
+
+    The folder of `path` is made if it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary_path = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary_path

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import functools
+import io
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +41,12 @@ def read_text(path: Path, advice: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{str(path)!r} cannot be read ({reason}); {advice}") from error
+
+
+def split_csv(text: str) -> Iterator[list[str]]:
+    """The cells of every line of a CSV text, also where spreadsheets separate columns by semicolons or tabs."""
+    header = text.partition("\n")[0]
+    return csv.reader(io.StringIO(text), delimiter=max(",;\t", key=header.count))
 
 
 def read_record_file(cls: type[T], path: Path, advice: str) -> T:

@@ -20,8 +20,18 @@ LOSS_RISKS = ("mean-loss", "loss-increase")
 PARTS = ("all", "confident", "classes")
 """Which predictions a certificate covers: all, those of which the dense model is sure, or each class separately."""
 
-NORMALISATIONS = ("none", "mean", "max", "sum", "norm", "cost", "uniform", "isomorphic", "knapsack")
-"""Ways to make groups comparable, as keys of `planning.order.NORMALISATIONS`."""
+NORMALISATIONS = {
+    "none": "scores of all groups are compared as they are",
+    "mean": "scores are divided by the mean of their group",
+    "max": "scores are divided by the largest of their group",
+    "sum": "scores are divided by the sum of their group",
+    "norm": "scores are divided by the L2 norm of their group",
+    "cost": "scores are divided by what the unit costs, in the budget's unit",
+    "uniform": "scores become ranks, so that every group loses the same share of its units",
+    "isomorphic": "as uniform, but groups of the same form are ranked together (Fang et al. 2024)",
+    "knapsack": "no ranking: the widths of all groups that lose the least of the scores within the budget",
+}
+"""Ways to make the scores of different groups comparable, as keys of `planning.order.NORMALISATIONS`, in words."""
 
 SCOPES = ("all", "inner")
 """Groups that may be pruned: all, or only those inside blocks, so that residual streams keep their width."""

@@ -1,10 +1,12 @@
 """The command line, put together. Results go to stdout, progress and errors to stderr.
 
-Exit codes: 0 done; 2 the input is wrong; 3 the result failed its own check, or a stage failed; 130 interrupted.
+Exit codes: 0 done; 2 the input is wrong; 3 the result failed its own check, or a stage failed; 130 interrupted;
+143 terminated.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -29,12 +31,12 @@ from pxcompress.commands.search import search
 from pxcompress.commands.sweep import sweep
 from pxcompress.commands.verify import verify
 from pxcompress.errors import PxError, StageError
-from pxcompress.guard import interrupt, name_failures
+from pxcompress.guard import interrupt, name_failures, terminate
 
 COMMANDS = (run, sweep, search, certify, verify, explain, inspect, bench, convert, report, methods, doctor)
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, the same as Typer's."""
+ENDED_BY_SIGNAL = {130: "interrupted", 128 + signal.SIGTERM: "terminated"}
+"""Exit codes after signals, Ctrl-C's the same as Typer's, and what is said."""
 
 app = typer.Typer(
     name="pxcompress",
@@ -67,7 +69,8 @@ def _common(
 def main() -> None:
     """Run the command line and exit; one line on stderr for every error, with `--debug` its trace before it."""
     signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, terminate)
+    _open_closed_streams()
     os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore", message="Image size .* could be decompression bomb")  # Pillow's, of large images
     debug = "--debug" in sys.argv[1:]
@@ -84,9 +87,23 @@ def main() -> None:
         print(f"pxcompress: {message}{hint}", file=sys.stderr)
         sys.exit(code)
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:
-            print("pxcompress: interrupted; no result was written", file=sys.stderr)
+        if stop.code in ENDED_BY_SIGNAL:
+            words = "no result was written; trials of a search and steps of a training are kept for the next time"
+            print(f"pxcompress: {ENDED_BY_SIGNAL[stop.code]}; {words}", file=sys.stderr)
         raise
+
+
+def _open_closed_streams() -> None:
+    """Let what is printed go nowhere where the shell has closed stdout or stderr (`>&-`), which Python sets to None.
+
+    A character that the terminal's encoding lacks is printed as "?", instead of ending the command.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _describe_error(error: PxError | OSError) -> tuple[str, int]:

@@ -22,7 +22,7 @@ from pxcompress.passes.collect import power
 from pxcompress.passes.moments import collect_moments
 from pxcompress.types import Batches, Group
 
-LEAST = 1e-9
+LEAST_PRICE = 1e-9
 """Smallest price of a direction, as a share of the mean price, so that unread directions have an order as well."""
 
 
@@ -69,7 +69,7 @@ def find_directions(covariance: Tensor, price: Tensor) -> Tensor:
 
     `covariance` and `price` are those of `measure_streams`.
     """
-    level = LEAST * price.diagonal().mean() + 1e-30
+    level = LEAST_PRICE * price.diagonal().mean() + 1e-30
     values, vectors = torch.linalg.eigh(price + level * torch.eye(len(price), dtype=price.dtype))
     root = vectors * values.clamp_min(level).sqrt() @ vectors.T
     _, ordered = torch.linalg.eigh(root @ covariance @ root)

@@ -20,14 +20,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-SHARE = 32
+UNITS_PER_REMOVAL = 32
 """At most one in this many remaining units is removed before all matrices are updated."""
 
 CANDIDATES = 2
 """Number of candidates for each removal between two updates; among them the cheapest is found exactly."""
 
 
-COMPACT = 0.75
+COMPACT_SHARE = 0.75
 """Matrices are cut to the remaining units once fewer than this share of their units remains."""
 
 
@@ -100,7 +100,7 @@ def eliminate(readers: Sequence[ConsumerStatistics], units: int) -> Tensor:
     names, is_left = torch.arange(units), torch.ones(units, dtype=torch.bool)
     level = 0.0
     while is_left.any():
-        count = max(1, int(is_left.sum()) // SHARE)
+        count = max(1, int(is_left.sum()) // UNITS_PER_REMOVAL)
         candidates = torch.argsort(_compute_saliency(readers, is_left), stable=True)[
             : CANDIDATES * count if count > 1 else 1
         ]
@@ -112,7 +112,7 @@ def eliminate(readers: Sequence[ConsumerStatistics], units: int) -> Tensor:
         for reader in readers:
             reader.fold_(removed_units)
         is_left[removed_units] = False
-        if is_left.double().mean() < COMPACT:
+        if is_left.double().mean() < COMPACT_SHARE:
             remaining_units = is_left.nonzero().flatten()
             readers = [reader.among(remaining_units) for reader in readers]
             names, is_left = names[remaining_units], is_left[remaining_units]

@@ -20,6 +20,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 FEW = 12
 """Most known names that a message lists in full."""
@@ -78,11 +79,27 @@ class StageError(ResultError):
 def unknown(kind: str, name: str, names: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not among `names`; it suggests similar names, or lists all if they are few."""
     names = sorted(names)
-    similar_names = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    similar_names = find_similar(name, names)
     hints = [f"did you mean {' or '.join(similar_names)}?"] if similar_names else []
     if not similar_names or len(names) <= FEW:
         hints.append(f"known: {', '.join(names)}")
     return InputError(f"unknown {kind} {name!r}; {' '.join(hints)}")
+
+
+def suggest_path(path: Path) -> str:
+    """Words that ask for the files and folders beside a missing `path` that are spelt like it; "" if there are none."""
+    path = path.expanduser()
+    try:
+        names = [] if path.exists() else find_similar(path.name, [each.name for each in path.parent.iterdir()])
+    except OSError:
+        return ""
+    return f"; did you mean {' or '.join(repr(str(path.with_name(name))) for name in names)}?" if names else ""
+
+
+def find_similar(name: str, names: Iterable[str]) -> list[str]:
+    """At most three of `names` that are spelt like `name`, the most similar first, whether upper or lower case."""
+    name_by_lower = {each.lower(): each for each in names}
+    return [name_by_lower[lower] for lower in difflib.get_close_matches(name.lower(), name_by_lower, n=3)]
 
 
 def short(text: object, limit: int = 200) -> str:

@@ -23,13 +23,13 @@ from pxcompress.processes import from_first
 from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, Group, Plan, Repair, ScoredModel, Scores
 
-REMOVED = 0.25
+REMOVED_SHARE = 0.25
 """Share of a group's units, those with the lowest scores, that is removed to measure its rate."""
 
-PASSES = 2048
+SAMPLE_PASSES = 2048
 """Number of samples in all that run through pruned models; with many groups each gets fewer samples."""
 
-FEWEST, MOST = 16, 64
+FEWEST_SAMPLES, MOST_SAMPLES = 16, 64
 """Fewest and most samples on which a group is measured."""
 
 LARGEST_SPREAD = 100.0
@@ -47,7 +47,7 @@ def with_measured_rates(
     """
     scored = candidates[0]
     groups = scored.structure.groups
-    samples = min(MOST, max(FEWEST, PASSES // max(len(groups), 1)))
+    samples = min(MOST_SAMPLES, max(FEWEST_SAMPLES, SAMPLE_PASSES // max(len(groups), 1)))
     dense = DenseOutputs(scored.model, spread_samples(held_out, samples), task)
     if repairs:  # one pass for all groups, where `fit` remembers it
         collect_moments(scored.model, input_layouts(scored.model, groups), fit)
@@ -62,9 +62,9 @@ def with_measured_rates(
 
 
 def _list_lowest(group: Group, scored: ScoredModel) -> list[int]:
-    """Indices of the group's units with the lowest scores: the share `REMOVED` of them, at least one."""
+    """Indices of the group's units with the lowest scores: the share `REMOVED_SHARE` of them, at least one."""
     order = torch.argsort(scored.scores[group.name], stable=True).tolist()
-    return list(order[: max(1, round(REMOVED * group.units))])
+    return list(order[: max(1, round(REMOVED_SHARE * group.units))])
 
 
 def _plan_alone(group: Group, units: Sequence[int]) -> Plan:

@@ -36,7 +36,7 @@ def name_failures(block_name: str) -> Iterator[None]:
 
 
 def find_failing_method(trace: TracebackType | None) -> str:
-    """Class and method of the innermost code of a user's own method, such as a task, in a traceback; "" if there is none."""
+    """Class and method of the innermost code of a user's own method in a traceback; "" if there is none."""
     method = ""
     while trace is not None:
         frame, owner = trace.tb_frame, trace.tb_frame.f_locals.get("self")
@@ -59,6 +59,15 @@ def find_failing_layer(trace: TracebackType | None) -> str:
         return ""
     names = {id(module): name for name, module in modules[0].named_modules()}
     return next((name for module in reversed(modules) if (name := names.get(id(module)))), "")
+
+
+class Terminated(SystemExit):
+    """The process was asked to end, unlike other `SystemExit`, which a user's own code may raise."""
+
+
+def terminate(number: int, frame: object) -> None:
+    """A signal handler that ends the process; its exit code is that of a shell for the signal."""
+    raise Terminated(128 + number)
 
 
 _interrupted = threading.Event()

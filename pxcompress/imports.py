@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from pxcompress.errors import ModelError, describe
+from pxcompress.errors import ModelError, describe, find_similar
+from pxcompress.guard import Terminated
 
 
 def find_object(name: str, purpose: str) -> Any:
@@ -21,7 +21,7 @@ def find_object(name: str, purpose: str) -> Any:
             f"{purpose} {name!r} refused: {module_name!r} belongs to Python; expected a module of your own"
         )
     try:
-        with current_directory_importable():
+        with own_code():
             target: Any = importlib.import_module(module_name)
     except Exception as error:  # the user's module may fail in any way
         missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
@@ -29,7 +29,7 @@ def find_object(name: str, purpose: str) -> Any:
         raise ModelError(f"{purpose} {name!r}: importing {module_name!r} failed: {describe(error)}{advice}") from error
     for part in path.split("."):
         if not hasattr(target, part):
-            close_names = difflib.get_close_matches(part, dir(target), n=3)
+            close_names = find_similar(part, dir(target))
             hint = f"did you mean {' or '.join(close_names)}?" if close_names else "expected an object of this name"
             if module_name == "__main__":
                 hint = (
@@ -41,12 +41,22 @@ def find_object(name: str, purpose: str) -> Any:
 
 
 @contextmanager
-def current_directory_importable() -> Iterator[None]:
-    """A context in which modules of the current folder can be imported, before all others."""
+def own_code() -> Iterator[None]:
+    """A context for code of the user's own, which can import from the current folder.
+
+    What it prints goes to stderr, since stdout is for results; where it ends the process, `RuntimeError` is raised.
+    """
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
         importlib.invalidate_caches()
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
+    except Terminated:
+        raise
+    except SystemExit as error:
+        raise RuntimeError(
+            f"it ends the process with exit code {error.code}; put what a script does under: if __name__ == '__main__'"
+        ) from error
     finally:
         sys.path.remove(folder)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pxcompress.data.samples import Samples, Source
 from pxcompress.errors import InputError
 from pxcompress.models.adapter import UNKNOWN, named_outputs, split_batch
-from pxcompress.models.loading import Architecture, Loaded
+from pxcompress.models.loading import Architecture, LoadedModel
 from pxcompress.models.signature import Signature
 from pxcompress.onnx_in import OnnxModule
 from pxcompress.passes.parts import HeldOut
@@ -33,7 +33,7 @@ SEEN = (
 
 
 @dataclass(frozen=True, eq=False)
-class Targeted:
+class TargetBatches:
     """A user's batches with inputs packed as the `signature` says, and targets of any kind; `UNKNOWN` without any."""
 
     batches: Iterable[Any]
@@ -74,13 +74,13 @@ class ModuleData:
     @property
     def splits(self) -> Splits:
         """The samples by role: scoring and repair use the same ones, certify has none."""
-        fit: Batches = Targeted(self.batches, self.signature)
-        held_out: Batches = HeldOut(fit) if self.held_out is None else Targeted(self.held_out, self.signature)
+        fit: Batches = TargetBatches(self.batches, self.signature)
+        held_out: Batches = HeldOut(fit) if self.held_out is None else TargetBatches(self.held_out, self.signature)
         if next(iter(held_out), None) is None:
             held_out = fit
         elif self.held_out is None:
             fit = HeldOut(fit, others=True)
-        test = held_out if self.test is None else Targeted(self.test, self.signature)
+        test = held_out if self.test is None else TargetBatches(self.test, self.signature)
         parts = {"score": fit, "repair": fit, "select": held_out, "certify": (), "test": test}
         ids = {role: _number(role, batches) for role, batches in parts.items()}
         notes = (SEEN,) if self.test is None else ()
@@ -90,7 +90,7 @@ class ModuleData:
 
 
 def workload_of(model: nn.Module, task: Task | None, data: ModuleData) -> Workload:
-    """The workload of a run: `model` in the form of all stages, its user's data, and the task.
+    """The workload of a run: `model` as all stages take it (one tensor in, logits out), its user's data, and the task.
 
     Without a `task` it is a classification if the model returns logits (n, classes) and the test samples have labels;
     else models are judged by their agreement. Raises `InputError` for targets that do not fit.
@@ -107,7 +107,7 @@ def workload_of(model: nn.Module, task: Task | None, data: ModuleData) -> Worklo
         named = named_outputs(model, inputs[:2].to(device_of(model)), task.output_name)
         task.check({name: value.detach().cpu() for name, value in named.items()}, targets[:2])
     classes = _name_classes(data.classes, outputs) if isinstance(task, Classification) else tuple(data.classes)
-    loaded = Loaded(
+    loaded = LoadedModel(
         model,
         _describe_architecture(model),
         data.preprocessing or Preprocessing(tuple(data.example.shape[1:]), inputs=data.signature.inputs),

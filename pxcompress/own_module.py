@@ -16,7 +16,7 @@ from pxcompress.clock import Clock
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import InputError
 from pxcompress.guard import name_failures
-from pxcompress.models.adapter import Adapted, Adapter, Inputs, adapt_module, all_outputs, release_
+from pxcompress.models.adapter import AdaptedModule, Adapter, Inputs, adapt_module, all_outputs, release_
 from pxcompress.models.rewrite import rewrite_plain, unwrap
 from pxcompress.models.signature import Logits
 from pxcompress.models.suited import check_suited
@@ -131,8 +131,8 @@ class ModuleResult(PruneResult):
                     files = export(building, run.recipe, workload, slim)
                 return prove(place, workload, slim, files, run)
 
-    def _adapt_both(self, test: Iterable[Any] | None) -> tuple[Adapted, Adapted]:
-        """The dense and the slim module in the form of all stages; whole numbers have the range of all batches."""
+    def _adapt_both(self, test: Iterable[Any] | None) -> tuple[AdaptedModule, AdaptedModule]:
+        """The dense and the slim module as all stages take them, whole-number inputs with the range of all batches."""
         batches = [each for each in (self.batches, self.options.held_out, test) if each is not None]
         dense, slim = (
             adapt_module(each, self.example, AllBatches(batches), self.options.start)
@@ -170,11 +170,11 @@ def compress_module(model: nn.Module, example: Inputs, batches: Iterable[Any], o
 
     `example` is one input, shape (1, ...), or a tuple or dict of them: the module is called as model(x),
     model(*inputs) or model(**inputs). `batches`, read several times, are inputs or (inputs, labels) and serve scoring
-    and repair. What else may be said are the fields of `ModuleOptions`, as keywords:
+    and repair. Further options are the fields of `ModuleOptions`, as keywords:
 
         slim = compress_module(net, (image, sound), batches, 0.5, logits=lambda out: out["class"], budget="macs")
 
-    Everything that comes out keeps its shape. `result.agreements` says how near outputs are to those of `model` on
+    All outputs keep their shapes. `result.agreements` says how near outputs are to those of `model` on
     samples that nothing was fitted to; `result.save(folder)` writes a run folder. Raises `InputError` for what cannot
     be handled, before any work, else as `prune_and_repair` does.
     """
@@ -196,7 +196,7 @@ def compress_module(model: nn.Module, example: Inputs, batches: Iterable[Any], o
     return ModuleResult(**values, run=replace(run, parts={}), example=example, batches=batches, options=options)
 
 
-def _split_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | None) -> dict[str, Batches]:
+def _split_parts(module: AdaptedModule, net: nn.Module, held_out: Iterable[Any] | None) -> dict[str, Batches]:
     """Batches by role: those to fit to, and those to choose on, `held_out` or, if there are enough, a part of the
     module's.
     """
@@ -211,7 +211,7 @@ def _split_parts(module: Adapted, net: nn.Module, held_out: Iterable[Any] | None
     return parts if next(iter(held_out_batches), None) is None else {**parts, "held-out": held_out_batches}
 
 
-def _check_answers(module: Adapted, pruning: Pruning) -> None:
+def _check_answers(module: AdaptedModule, pruning: Pruning) -> None:
     """Raise `InputError` for options that need labels or logits which the user's module or batches do not have."""
     needs_labels = pruning.class_scores or pruning.temperature_scaling
     needs_labels |= any(SCORERS.build(text).target == "label" for text in pruning.scorers)

@@ -20,7 +20,7 @@ from pxcompress.notes import Note, silent
 from pxcompress.passes.parts import watch_batches
 from pxcompress.processes import from_first, is_first, processes, rank, same_weights_, share_parts
 from pxcompress.recipe import Goal, Recipe
-from pxcompress.recipe.goal import MEASURED
+from pxcompress.recipe.goal import MEASURED_STEP
 from pxcompress.repair import REPAIRS
 from pxcompress.report.record import Report
 from pxcompress.run import Run
@@ -105,7 +105,7 @@ def prove(place: Path, workload: Workload, slim: PruneResult, files: Files, run:
 
 def with_measured_alignment(recipe: Recipe, clock: Clock) -> Recipe:
     """`recipe`, in which a `round_to` of 0 is replaced by the best step of widths, measured on this machine."""
-    if recipe.round_to != MEASURED:
+    if recipe.round_to != MEASURED_STEP:
         return recipe
     bench = recipe.bench
     with clock.stage("alignment"):

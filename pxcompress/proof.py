@@ -15,7 +15,7 @@ from pxcompress.types import Kind
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Signed = Annotated[float, Field(allow_inf_nan=False)]
+FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
 """A finite number, as a report may contain it."""
 
 
@@ -55,9 +55,9 @@ class Metric:
 class Estimate:
     """A figure with its 95 % interval: a model's quality, or a change of it, pruned minus dense."""
 
-    value: Signed
-    low: Signed
-    high: Signed
+    value: FiniteNumber
+    low: FiniteNumber
+    high: FiniteNumber
 
     @property
     def is_shown(self) -> bool:
@@ -204,7 +204,7 @@ class StageTime:
     name: str
     seconds: Positive
     peak_rss_bytes: Count
-    quality_after: Signed | None = None
+    quality_after: FiniteNumber | None = None
 
 
 @dataclass(frozen=True)
@@ -268,10 +268,10 @@ class ExplanationSimilarity:
 
     samples: Count
     composite: str
-    cosine: Signed
-    rank_correlation: Signed
+    cosine: FiniteNumber
+    rank_correlation: FiniteNumber
     top_overlap: Positive
-    unrelated: Signed = 0.0
+    unrelated: FiniteNumber = 0.0
 
     @property
     def least_cosine(self) -> float:

@@ -30,13 +30,13 @@ _REGISTERED = re.compile(r'^@[A-Z]+\.register\("([^"]+)"\)$', re.MULTILINE)
 """Matches the source line that registers a method, with its name as the group."""
 
 _METHOD = re.compile(r"([^:=]*(?::[A-Za-z_][\w.]*(?=:|$))?):?(.*)", re.DOTALL)
-"""Matches the text of a method; groups are its name, which is package.module:Class for a user's own, and its options."""
+"""Matches the text of a method; groups: its name, which is package.module:Class for a user's own, and its options."""
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
 
-def option(
+def option(  # noqa: PLR0913  (all but two describe the option to those who read it)
     default: Any,
     help: str,
     *,

@@ -48,7 +48,10 @@ class Run:
         return self.parts.get("select", self.parts.get("held-out", ()))
 
     def with_moment_cache(self, role: str, model: nn.Module) -> Run:
-        """A copy of this run that caches the moments of the dense `model` on the samples of `role`."""
+        """A copy of this run that caches the moments (means and covariances of layer inputs) of the dense `model`.
+
+        They are those on the samples of `role`, such as "score" or "repair".
+        """
         return replace(self, parts={**self.parts, role: MomentCache(self.parts[role], model)})
 
     def remember_moments_of(self, model: nn.Module) -> None:
@@ -59,7 +62,7 @@ class Run:
                 part.model = model
 
     def clear_solutions(self, role: str) -> None:
-        """Free the results that scorers cached for the moments of `role`; the moments stay."""
+        """Free what scorers computed from the cached moments of `role` and cached beside them; the moments stay."""
         part = self.parts[role]
         for each in part.moments.values() if isinstance(part, MomentCache) else ():
             each.solutions.clear()

@@ -24,7 +24,7 @@ from pxcompress.graph import (
     own_all_norms,
     prune,
     removal_error,
-    settle_streams,
+    restore_layer_norms,
 )
 from pxcompress.models.loading import classifier_names
 from pxcompress.passes.memory import in_smaller_batches
@@ -91,7 +91,7 @@ def plan_and_cut(scored: ScoredModel, run: Run, *, on_file: bool = False) -> Pru
     for ratio in later:
         slim = cut_further(scored, slim, ratio, run)
     slim = with_temperature(slim, scored.example, run)
-    return replace(slim, pruned=settle_streams(slim.pruned), attempts=attempts)
+    return replace(slim, pruned=restore_layer_norms(slim.pruned), attempts=attempts)
 
 
 def price_groups(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
@@ -157,7 +157,7 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
     scored = _choose_scored(candidates, run)
     if short := run.short_of_samples:
         name, (features, samples) = max(short.items(), key=lambda item: item[1][0])
-        remainder = f", and {len(short) - 1} others read more than there are samples" if len(short) > 1 else ""
+        remainder = f" (of {len(short)} such layers the widest)" if len(short) > 1 else ""
         clock.add_note(
             f"few samples: {name} reads {features} features of {samples} samples{remainder}; what feeds it stays wider "
             "than more samples would show to be needed"
@@ -172,9 +172,9 @@ def score(model: nn.Module, example: Tensor, run: Run) -> ScoredModel:
 def _choose_scored(candidates: Sequence[ScoredModel], run: Run) -> ScoredModel:
     """The candidate whose pruned model is most similar to the dense one on held-out samples.
 
-    All candidates score the same model. Each is pruned to the recipe's ratio and repaired by what absorbs; the first
-    wins a tie. If the plan compares scores of different groups, the first one as it is competes with all at measured
-    exchange rates.
+    All candidates score the same model. Each is pruned to the recipe's ratio and gets the repairs of the phase
+    "absorb"; the first one wins a tie. If the plan compares scores of different groups, the candidates are the first
+    one unchanged, and all of them with the scores of each group multiplied by its measured exchange rate.
     """
     if len(candidates) == 1:
         return candidates[0]
@@ -263,8 +263,8 @@ class _RepairedModel:
 def _repair(scored: ScoredModel, pruned: Pruned, run: Run) -> tuple[Pruned, Agreements | None]:
     """Apply all repairs that help, in order, then remove units that do nothing; returns model and agreements.
 
-    A repair helps if it brings the outputs on held-out samples nearer to the dense model's; a refit is judged with the
-    repairs that follow it. What trains on labels follows them, and is kept. Without held-out samples all are kept.
+    A repair helps if it brings the outputs on held-out samples nearer to the dense model's; a refit is judged together
+    with the repairs that follow it. Training on labels is always kept. Without held-out samples all repairs are kept.
     """
     dense = DenseOutputs(pruned.whole.dense, run.held_out, run.task) if run.held_out else None
     _measure_quality(pruned, run)
@@ -361,12 +361,12 @@ def ever_smaller(scored: ScoredModel, ratios: Sequence[float], run: Run) -> Iter
 def _cut_path(scored: ScoredModel, plans: Sequence[Plan], run: Run) -> Iterator[PruneResult]:
     price = scored.price
     empty_plan = Plan({}, price.budget, price.unit, price({}), price({}), price({}))
-    yield _make_result(scored, settle_streams(prune(scored.model, scored.structure.groups, empty_plan)))
+    yield _make_result(scored, restore_layer_norms(prune(scored.model, scored.structure.groups, empty_plan)))
     for plan in plans:
         with run.clock.stage(f"cut {1 - plan.cost_planned / plan.cost_dense:.1%} of the {plan.unit}"):
             slim = with_temperature(cut(scored, plan, run.without_progress()), scored.example, run.without_progress())
         _measure_quality(slim.pruned, run)
-        yield replace(slim, pruned=settle_streams(slim.pruned))
+        yield replace(slim, pruned=restore_layer_norms(slim.pruned))
 
 
 def _make_result(scored: ScoredModel, pruned: Pruned) -> PruneResult:

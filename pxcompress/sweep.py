@@ -16,12 +16,12 @@ from pxcompress.cost.count import count_macs, count_params
 from pxcompress.deploy.environment import environment
 from pxcompress.deploy.runtime import check_provider
 from pxcompress.errors import BudgetError, InputError
-from pxcompress.graph import settle_streams
+from pxcompress.graph import restore_layer_norms
 from pxcompress.notes import Note
 from pxcompress.pipeline import open_run, with_measured_alignment
 from pxcompress.proof import Metric
 from pxcompress.recipe import Bench, Recipe
-from pxcompress.recipe.goal import MEASURED
+from pxcompress.recipe.goal import MEASURED_STEP
 from pxcompress.run import Run
 from pxcompress.run_folder.names import RECIPE
 from pxcompress.run_folder.place import check_place, whole_folder
@@ -92,16 +92,16 @@ def sweep(
             unreachable,
             place,
         )
-        (folder / RECIPE).write_text(recipe.to_json())
-        (folder / "sweep.json").write_text(to_json(result))
-        (folder / "sweep.csv").write_text(to_csv(result))
+        (folder / RECIPE).write_text(recipe.to_json(), encoding="utf-8")
+        (folder / "sweep.json").write_text(to_json(result), encoding="utf-8")
+        (folder / "sweep.csv").write_text(to_csv(result), encoding="utf-8")
         draw(result, folder / "sweep.svg")
     return result
 
 
 def _check_bench(recipe: Recipe) -> None:
     """Raise `InputError` for options on latency that have no effect, or cannot be met on this machine."""
-    if recipe.bench != Bench() and not recipe.budget.startswith("latency") and recipe.round_to != MEASURED:
+    if recipe.bench != Bench() and not recipe.budget.startswith("latency") and recipe.round_to != MEASURED_STEP:
         raise InputError(
             f"--provider, --batch-size and --threads say how milliseconds are measured, and budget {recipe.budget!r} "
             "has none; give --budget latency, or leave them out"
@@ -119,7 +119,7 @@ def _measure_points(scored: ScoredModel, ratios: Sequence[float], run: Run) -> I
         except BudgetError:
             return  # nor is any larger one reached
         with run.clock.stage(f"ratio {ratio:g}"):
-            pruned = settle_streams(cut(scored, plan, run.without_progress()).pruned)
+            pruned = restore_layer_norms(cut(scored, plan, run.without_progress()).pruned)
         model = pruned.model
         value = quality_on_select(model, scored.model, run, task)
         run.clock.quality(task.metric, value)

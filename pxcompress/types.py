@@ -171,7 +171,7 @@ class Group:
 
     @property
     def rows_beside(self) -> int:
-        """Number of rows in its layers beyond its units: 1 in rotated streams, in place of the mean."""
+        """Number of rows that its layers have beside those of its units: 1 in rotated streams, for the mean, else 0."""
         return 1 if self.kind == "direction" else 0
 
     @property
@@ -181,7 +181,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Fixed:
+class FixedLayer:
     """A layer whose outputs all stay, and the reason."""
 
     name: str
@@ -194,7 +194,7 @@ class Structure:
     """The groups of a model that can be pruned, and the layers that cannot."""
 
     groups: tuple[Group, ...]
-    fixed: tuple[Fixed, ...] = ()
+    fixed: tuple[FixedLayer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ class ScoredModel:
 class Attempt:
     """One attempt to fit a budget: cost foreseen by the plan, measured on its file, and allowed, in the budget's unit.
 
-    From the second turn on, `planned` is corrected by what was measured in the one before.
+    From the second attempt on, `planned` is corrected by what was measured in the one before.
     """
 
     planned: float
@@ -293,9 +293,9 @@ class Attempt:
 class Agreement:
     """How similar a pruned model's outputs are to the dense one's on `samples` samples, without labels.
 
-    `share` is in [0, 1]: for logits the share of samples with the same largest class, for other outputs 1 less the
-    error as a share of the outputs' variance, as a mean over samples. `divergence`, 0 for equal outputs, is what small
-    changes show in: the mean KL divergence from the dense model's distribution over classes, or the error's share.
+    `share` is in [0, 1]: for logits the share of samples with the same predicted class, for other outputs 1 minus the
+    squared error divided by the variance of the dense model's outputs, as a mean over samples. `divergence` is 0 for
+    equal outputs and shows smaller changes: for logits the mean KL divergence, for others that relative error.
     """
 
     samples: int

@@ -23,7 +23,7 @@ from pxcompress.models.adapter import named_outputs
 from pxcompress.models.hugging_face import gives_embeddings
 from pxcompress.models.input_scale import with_values
 from pxcompress.models.inputs import with_whole_images
-from pxcompress.models.loading import Loaded, load_model
+from pxcompress.models.loading import LoadedModel, load_model
 from pxcompress.models.onnx_file import ports_for
 from pxcompress.models.task import slice_classes
 from pxcompress.notes import Note
@@ -42,11 +42,11 @@ from pxcompress.types import ImageSize, Splits
 class Whole:
     """The model and data with all classes, from which some were selected; `outputs` are the selected ones."""
 
-    loaded: Loaded
+    loaded: LoadedModel
     source: Source
     outputs: tuple[int, ...]
 
-    def slice_outputs(self, example: Tensor) -> Loaded:
+    def slice_outputs(self, example: Tensor) -> LoadedModel:
         """The model with the selected outputs only; `example` is an input (1, ...). Raises `ModelError`."""
         model = slice_classes(self.loaded.model, example, self.outputs)
         names = tuple(self.loaded.class_names[output] for output in self.outputs if self.loaded.class_names)
@@ -60,7 +60,7 @@ class Workload:
     `whole` is set if only some classes of both are used.
     """
 
-    loaded: Loaded
+    loaded: LoadedModel
     source: Source
     splits: Splits
     task: Task
@@ -75,7 +75,8 @@ class Workload:
 def load_workload(request: ModelAndData) -> Workload:
     """Load the model and data of `request`, restricted to its classes, and choose the task.
 
-    Pretrained weights are loaded only if the data are the user's own.
+    Pretrained weights are loaded only if the data are the user's own. Raises `InputError` for options that do not fit
+    the data or the task.
     """
     if request.data == IN_PYTHON:
         raise InputError(
@@ -114,7 +115,7 @@ def load_workload(request: ModelAndData) -> Workload:
     return Workload(uncut.slice_outputs(splits.example), part, splits, task, uncut)
 
 
-def _load_model(request: ModelAndData, source: Source, task: Task) -> Loaded:
+def _load_model(request: ModelAndData, source: Source, task: Task) -> LoadedModel:
     """The model, with as many outputs as the data need if they say so."""
     with seeded(request.seed):
         loaded = load_model(
@@ -142,7 +143,7 @@ def _choose_input_size(request: ModelAndData, source: Source) -> int | ImageSize
     return request.input_size or source.native_size
 
 
-def _make_judged(task: Task, loaded: Loaded, splits: Splits) -> Loaded:
+def _make_judged(task: Task, loaded: LoadedModel, splits: Splits) -> LoadedModel:
     """The model with the logits of `task`, whatever it returns. Raises `InputError` if its outputs do not fit."""
     inputs, targets = next(iter(splits.score))
     with evaluating(loaded.model), torch.no_grad():

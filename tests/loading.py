@@ -10,12 +10,12 @@ from timm.models import save_for_hf
 from torch import nn
 
 from pxcompress.errors import ModelError
-from pxcompress.models.loading import Loaded, load_model
+from pxcompress.models.loading import LoadedModel, load_model
 
 SMALL = "test_resnet"
 
 
-def load(name: str, **options: object) -> Loaded:
+def load(name: str, **options: object) -> LoadedModel:
     return load_model(name, **{"classes": 4, "input_size": 32, "device": "cpu", **options})
 
 

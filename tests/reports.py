@@ -37,7 +37,7 @@ from pxcompress.report.summary import (
     wilson_interval,
 )
 from pxcompress.tasks.classification import Classification
-from pxcompress.types import Fixed
+from pxcompress.types import FixedLayer
 
 ENVIRONMENT = Environment(
     **dict.fromkeys((field.name for field in dataclasses.fields(Environment)), "1"),
@@ -140,9 +140,9 @@ def make_report(low: float = 3.9, high: float = 4.1, p50: float = 3.0, **changes
             GroupWidth("blocks.0.attn", "head", 12, 12),
         ),
         fixed=(
-            Fixed("fc", 2, "it is the classifier"),
-            Fixed("stem", 8, "it is a stem"),
-            Fixed("stem2", 9, "it is a stem"),
+            FixedLayer("fc", 2, "it is the classifier"),
+            FixedLayer("stem", 8, "it is a stem"),
+            FixedLayer("stem2", 9, "it is a stem"),
         ),
         plan=PlanCosts("macs", "MACs", 80e6, 20e6, 40e6),
         folder="exported/run",

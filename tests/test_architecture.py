@@ -17,9 +17,10 @@ ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
     ("errors", "types", "state", "elimination", "notes", "columns"),
+    ("guard",),
     ("imports",),
     ("registry",),
-    ("checks", "guard", "cache", "proof", "layout", "processes"),
+    ("checks", "cache", "proof", "layout", "processes"),
     ("choices",),
     ("passes", "certify", "onnx_in"),
     ("models",),
@@ -238,6 +239,15 @@ def _participles(tree: ast.AST) -> set[str]:
     return names & PARTICIPLES
 
 
+def test_text_files_name_their_encoding() -> None:
+    """The default is that of the machine: on some, class names would be written that nobody else can read."""
+    for path in ROOT.rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                is_text = call.func.attr in ("read_text", "write_text")
+                assert not is_text or "encoding" in {each.arg for each in call.keywords}, f"{path}:{call.lineno}"
+
+
 def test_names_say_what_they_hold() -> None:
     assert not {path: names for path in (*FILES, *TESTS) if (names := _participles(ast.parse(path.read_text())))}
 
@@ -280,6 +290,19 @@ def _stale_names(tree: ast.AST, elsewhere: set[str]) -> set[str]:
     documented = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)]
     words = {word for node in documented for word in re.findall(r"`(_?[a-z]\w+)`", ast.get_docstring(node) or "")}
     return words - own - elsewhere
+
+
+def _broken_summaries(tree: ast.Module) -> list[str]:
+    """First paragraphs of docstrings that end in the middle of a sentence, as after a cut at the wrong place."""
+    documented = (each for each in ast.walk(tree) if isinstance(each, (ast.Module, ast.ClassDef, ast.FunctionDef)))
+    summaries = ((ast.get_docstring(each) or ".").split("\n\n")[0] for each in documented)
+    return [summary for summary in summaries if not re.search(r"[.:?!\])]$", summary)]
+
+
+def test_summaries_are_whole_sentences() -> None:
+    broken = {str(path): _broken_summaries(ast.parse(path.read_text())) for path in FILES}
+    assert not {path: summaries for path, summaries in broken.items() if summaries}
+    assert _broken_summaries(ast.parse('"""T = |W\n\n| + b."""')) == ["T = |W"]
 
 
 def test_docstrings_name_what_there_is() -> None:

@@ -7,7 +7,7 @@ with attributed(model, parse_composite("gamma"), example) as ruled:
 
 from pxcompress.attribution.attention import SOFTMAX_RULES, has_attention
 from pxcompress.attribution.composites import COMPOSITES, Composite, parse_composite
-from pxcompress.attribution.engine import Attributed, Flow, RuledLayer, UnruledFunction, attributed
+from pxcompress.attribution.engine import AttributedModel, Flow, RuledLayer, UnruledFunction, attributed
 from pxcompress.attribution.plrp import VARIANTS, RelevancePruning
 from pxcompress.attribution.rules import RULES
 
@@ -16,7 +16,7 @@ __all__ = [
     "RULES",
     "SOFTMAX_RULES",
     "VARIANTS",
-    "Attributed",
+    "AttributedModel",
     "Composite",
     "Flow",
     "RelevancePruning",

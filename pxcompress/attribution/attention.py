@@ -1,7 +1,7 @@
 """Rules for attention: softmax, fused or spelled-out scaled dot product, nn.MultiheadAttention.
 
-AttnLRP: Achtibat et al. 2024. CP-LRP: Ali et al. 2022. z+ through the softmax: what "Pruning by Explaining Revisited"
-searches beside them.
+AttnLRP: Achtibat et al. 2024. CP-LRP: Ali et al. 2022. The z+ rule through the softmax is a third choice in the search
+of "Pruning by Explaining Revisited".
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class _SoftmaxZPlus(torch.autograd.Function):
 
 
 def _keep_gradient(func: Handler, *args: Any, **kwargs: Any) -> Any:
-    """Call `func` with its ordinary gradient, the rule "cp".
+    """Call `func` with its ordinary gradient, as the rule "cp" (CP-LRP) wants it.
 
-    `marks.prepare_call` has detached attention weights already.
+    That rule takes attention weights as constants; `marks.prepare_call` has detached them before this call.
     """
     return func(*args, **kwargs)
 
@@ -165,7 +165,7 @@ def _additive_mask(
 ) -> Tensor | None:
     """Attention mask and padding mask as one tensor to add to scores, broadcastable to `shape`.
 
-    True in them means "ignore".
+    True in them means "ignore". None if there is no mask.
     """
     batch, heads, _, source = shape
     attention, padding = parameters["attn_mask"], parameters["key_padding_mask"]

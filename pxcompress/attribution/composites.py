@@ -196,7 +196,7 @@ def _parse_softmax(text: str) -> str:
 
 
 def _parse_choice(text: str) -> Choice:
-    """Parse "rule" or "rule for convolutions/rule for linear layers"."""
+    """Parse "rule" or "rule for convolutions/rule for linear layers". Raises `InputError`."""
     choices = [_parse_rule(piece.strip()) for piece in text.split("/")]
     if len(choices) > 2:
         raise InputError(f"{text!r} names {len(choices)} rules; expected one, or two: convolutions/linear layers")
@@ -204,7 +204,7 @@ def _parse_choice(text: str) -> Choice:
 
 
 def _parse_rule(text: str) -> Choice:
-    """Parse "name" or "name(number;number)" as the rules for convolutions and linear layers."""
+    """Parse "name" or "name(number;number)" as the rules for convolutions and linear layers. Raises `InputError`."""
     match = re.fullmatch(r"([\w-]+)\s*(?:\(([^()]*)\))?", text)
     if match is None:
         raise InputError(f"rule {text!r} cannot be read; expected name or name(number;number), for example gamma(0.25)")

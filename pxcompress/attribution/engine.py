@@ -25,7 +25,7 @@ from pxcompress.attribution.attention import ATTENTION, multi_head_attention
 from pxcompress.attribution.canonize import fold_batchnorm
 from pxcompress.attribution.composites import Composite, Part, split_by_depth
 from pxcompress.attribution.layers import LINEAR_FUNCTIONS, as_layer, bind
-from pxcompress.attribution.marks import SOFTMAXES, STEPS, Call, changes_in_place, prepare_call, results_in, set_mark_
+from pxcompress.attribution.marks import JUMPS, SOFTMAXES, Call, changes_in_place, prepare_call, results_in, set_mark_
 from pxcompress.attribution.plrp import RelevancePruning
 from pxcompress.attribution.reach import Reach
 from pxcompress.attribution.rule_passes import apply_rule, keep_before_change
@@ -81,7 +81,7 @@ class Flow:
 
 
 @dataclass(frozen=True, eq=False)
-class Attributed:
+class AttributedModel:
     """A copy of a model whose gradients follow LRP rules, its layers in executed order, and functions without a rule.
 
     With `out = attributed.model(x)`, `x.requires_grad` and a start relevance `start` of the shape of `out`,
@@ -132,7 +132,7 @@ class _TracedCall(NamedTuple):
 @contextmanager
 def attributed(
     model: nn.Module, composite: Composite | None, example: Tensor | None, pruning: RelevancePruning | None = None
-) -> Iterator[Attributed]:
+) -> Iterator[AttributedModel]:
     """A context with a copy of `model` whose gradients follow the rules of `composite`; None keeps ordinary gradients.
 
     With `pruning` every layer but the first passes on only the relevances that it leaves (PLRP). The copy is in eval
@@ -160,7 +160,7 @@ def attributed(
 
         object.__setattr__(twin, "forward", forward_with_rules)
         try:
-            yield Attributed(twin, layers, _list_unruled(twin, mode.unruled, unfolded_names), mode)
+            yield AttributedModel(twin, layers, _list_unruled(twin, mode.unruled, unfolded_names), mode)
         finally:
             object.__setattr__(twin, "forward", forward)
 
@@ -212,7 +212,7 @@ class _Rules(TorchFunctionMode):
             return self.reach.run(forward, source, all_outputs=all_outputs)
 
     def prepare(self, twin: nn.Module, example: Tensor, expected: Any) -> tuple[RuledLayer, ...]:
-        """Run the copy once to find its layers, give each a rule, and check that its output equals `expected`."""
+        """Run the copy once, and give each layer a rule. Raises `ModelError` if its output is not `expected`."""
         output = self._run_watched(twin, example)
         check_same(expected, output, type(twin).__name__)
         if not transformer.carries_gradient(output):
@@ -237,7 +237,7 @@ class _Rules(TorchFunctionMode):
             return self.run(partial(twin, source), source, all_outputs=True)
 
     def _bind_rules(self, twin: nn.Module) -> tuple[RuledLayer, ...]:
-        """Give every layer that ran its rule by depth, and list them."""
+        """Give every layer that ran its rule by depth, and list them. Raises `ModelError`."""
         assert self._composite is not None
         if not self._kinds:
             raise ModelError(
@@ -257,7 +257,7 @@ class _Rules(TorchFunctionMode):
 
     @contextmanager
     def tracing(self, twin: nn.Module) -> Iterator[list[_TracedCall]]:
-        """A context whose list is filled with the calls of one forward pass, each tensor with one reader and writer."""
+        """A context that yields a list, which a forward pass in the context fills with its calls of ruled functions."""
         unruled = self.unruled.copy()
         self._trace = []
         try:
@@ -314,7 +314,7 @@ class _Rules(TorchFunctionMode):
     def _mark_result(self, name: str, call: Call, result: Any) -> Any:
         """`result` with the mark that says which softmaxes it comes from."""
         mark = call.mark
-        if name in STEPS and isinstance(result, Tensor):
+        if name in JUMPS and isinstance(result, Tensor):
             result = result.detach()
         if name in SOFTMAXES:
             mark = mark._replace(softmaxes=mark.softmaxes + 1, results=frozenset((self._softmaxes,)))
@@ -395,4 +395,4 @@ class _Rules(TorchFunctionMode):
 
 def _is_plain(name: str, args: tuple[Any, ...]) -> bool:
     """Whether a function's ordinary gradient is its LRP rule, as of sums, and of BatchNorm with fixed statistics."""
-    return name in transformer.PLAIN or (name == "batch_norm" and len(args) > 1 and args[1] is not None)
+    return name in transformer.PLAIN_FUNCTIONS or (name == "batch_norm" and len(args) > 1 and args[1] is not None)

@@ -47,7 +47,10 @@ class Layer:
     sample_axis: int = 0
 
     def by_sample(self, a: Tensor) -> Tensor:
-        """An input-shaped tensor as a matrix with a row for every sample."""
+        """An input-shaped tensor as a matrix with a row for every sample.
+
+        Raises `ModelError` if the rows are not divided evenly among the samples.
+        """
         rows = a.movedim(self.sample_axis, 0)
         samples = self.samples or len(rows)
         if len(rows) % samples:

@@ -1,8 +1,9 @@
-"""What a pass knows of every tensor that gradients flow into: which softmaxes it stands behind, and what reads it.
+"""Marks on tensors during a forward pass, by which softmaxes that are attention are told from others.
 
 A softmax whose result weighs values (attention, pooling by weights, split attention) is a constant under the rule "cp".
-One whose result leaves the model, or is summed up with constants, is no attention: relevance flows through it. What
-tells the two apart is the product with values that stand behind fewer softmaxes, so that is where weights are detached.
+One whose result is an output of the model, or is combined with constants alone, is no attention: relevance flows
+through it. Each tensor is marked with the number of softmaxes before it. A product of two tensors with different
+numbers is that of attention weights and values, so that is where the weights are detached.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from pxcompress.attribution.transformer import PLAIN, carries_gradient
+from pxcompress.attribution.transformer import PLAIN_FUNCTIONS, carries_gradient
 
 SOFTMAXES = frozenset(("softmax", "log_softmax"))
 FUSED = "scaled_dot_product_attention"
 
-STEPS = frozenset(("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside"))
+JUMPS = frozenset(("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside"))
 """Functions that are constant between jumps, such as rounding, and so pass no gradient to what they read."""
 
-SHAPED = frozenset(
+REARRANGING_FUNCTIONS = frozenset(
     """
     __get__ __getitem__ view view_as reshape reshape_as flatten unflatten squeeze unsqueeze permute transpose swapaxes
     movedim t expand expand_as select narrow chunk split unbind index_select contiguous clone float double to type_as
@@ -29,17 +30,19 @@ SHAPED = frozenset(
 )
 """Functions that may stand between a final softmax and the output: they only move, average or pick values."""
 
-SCALED = frozenset(("mul", "multiply", "__rmul__", "div", "true_divide", "divide"))
+SCALING_FUNCTIONS = frozenset(("mul", "multiply", "__rmul__", "div", "true_divide", "divide"))
 """Functions that may stand between a final softmax and the output only if their other factor is a plain number."""
 
 
-CHANGING = frozenset(("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__"))
+IN_PLACE_OPERATORS = frozenset(
+    ("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ipow__")
+)
 """Operators that change their left side in place, by the name of their method."""
 
 
 def changes_in_place(name: str) -> bool:
     """Whether the function `name` changes its first argument in place."""
-    return name in CHANGING or (name.endswith("_") and not name.endswith("__"))
+    return name in IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
 
 
 class Mark(NamedTuple):
@@ -86,7 +89,7 @@ def prepare_call(
     """The arguments with which the function `name` is to be called, some detached, and the mark of its result.
 
     Where softmaxes are `constant`, attention weights are detached from the product with values, unless they come from a
-    gate. What a gate's results meet first is detached instead, since relevance reaches that by other ways.
+    gate. What is first combined with a gate's results is detached too, since relevance reaches it by other paths.
     """
     tensors = list(_list_tensors((args, kwargs)))
     if not tensors:
@@ -113,7 +116,7 @@ def _list_weights(name: str, tensors: list[Tensor], args: tuple[Any, ...], kwarg
     if name == FUSED:
         value = args[2] if len(args) > 2 else kwargs["value"]
         return [tensor for tensor in tensors if tensor is not value]
-    if name in PLAIN:
+    if name in PLAIN_FUNCTIONS:
         return []
     least_softmaxes = min(mark_of(tensor).softmaxes for tensor in tensors)
     return [tensor for tensor in tensors if mark_of(tensor).softmaxes > least_softmaxes]
@@ -121,8 +124,8 @@ def _list_weights(name: str, tensors: list[Tensor], args: tuple[Any, ...], kwarg
 
 def _list_results(name: str, tensors: list[Tensor], args: tuple[Any, ...]) -> frozenset[int]:
     """Numbers of the softmax calls whose results the function passes on unchanged but for place and scale."""
-    by_number = name in SCALED and sum(isinstance(arg, Tensor) for arg in args) == 1
-    if name not in SHAPED and not by_number:
+    by_number = name in SCALING_FUNCTIONS and sum(isinstance(arg, Tensor) for arg in args) == 1
+    if name not in REARRANGING_FUNCTIONS and not by_number:
         return frozenset()
     return frozenset().union(*(mark_of(tensor).results for tensor in tensors))
 

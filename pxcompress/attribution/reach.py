@@ -1,9 +1,10 @@
-"""A gradient for every layer that runs: scores read one at each, and autograd leaves out what it does not need.
+"""Makes a backward pass reach every layer that runs, since scores read a gradient at each of them.
 
-Three kinds of layers have none. What a layer reads may not depend on the input (queries, tables of positions): it is
-tied to the input by a gradient of zero. Its results may reach the output through constant attention weights alone: such
-a layer is a gate, and has the gradient through the softmax. Or they reach it by no gradient at all (rounded, detached,
-thrown away): then its results count as if the whole output came from them, shared by their squares.
+Autograd leaves out three kinds of layers. What a layer reads may not depend on the input (queries, tables of
+positions): it is tied to the input by a gradient of zero. Its results may reach the output through attention weights
+alone, which are constants: such a layer is a gate, and gets the gradient through the softmax. Or they reach it by no
+gradient at all (rounded, detached, unused): then relevance is given to them as if the whole output came from them,
+in proportion to their squares.
 """
 
 from __future__ import annotations
@@ -73,7 +74,10 @@ class Reach:
         return bool(self.gates)
 
     def find_lost(self, out: Tensor) -> None:
-        """Find calls that have no gradient even with open gates; of each way to the output, only the last such call."""
+        """Find the calls that still have no gradient when gates let it pass, and store them in `lost`.
+
+        Of calls that lead to each other only the last one is stored, since a gradient there reaches those before it.
+        """
         calls_without_gradient = self._list_unreached(out, list(self.outputs))
         lost_calls = []
         while calls_without_gradient:

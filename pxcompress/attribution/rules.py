@@ -28,8 +28,9 @@ STABILIZER = 1e-6
 """A small number that zennit adds to denominators, with their sign, against division by zero."""
 
 _MANY_INPUTS = 64
-"""Inputs an output from which `AlphaBeta` may compute by differences: neither sign's share is then small enough to be
-lost.
+"""Fewest inputs per output with which `AlphaBeta` may compute by differences of sums.
+
+With fewer, the contributions of one sign may be so small a part of the sums that rounding loses them.
 """
 
 
@@ -128,10 +129,10 @@ def _stabilise(total: Tensor) -> Tensor:
     return total.add(total.sign(), alpha=STABILIZER).masked_fill_(total == 0, math.inf)
 
 
-def _halve(twice: Tensor, total: Tensor) -> Tensor:
-    """The denominator twice / 2, with the stabiliser added.
+def _halve_(twice: Tensor, total: Tensor) -> Tensor:
+    """Turn `twice` into the denominator twice / 2 + stabiliser, in place, and return it.
 
-    Infinity where it is only rounding error next to `total`.
+    It becomes infinity where it is only rounding error next to `total`.
     """
     return twice.div_(2).masked_fill_(twice <= 1e-6 * total, math.inf).add_(STABILIZER)
 
@@ -186,14 +187,11 @@ class AlphaBeta(Rule):
     def _share_by_absolute_values(
         self, layer: Layer, a: Tensor, z: Tensor, relevance: Tensor, shape: torch.Size
     ) -> Tensor:
-        """The multiplier by absolute values: with T = |W
-
-        a| + |b|, positive contributions are (T + z) / 2, negative (z - T) / 2.
-        """
+        """The multiplier by absolute values: with T = |W||a| + |b|, contributions are (T + z) / 2 and (z - T) / 2."""
         weight = layer.weight.abs()
         total = layer.forward(a.abs(), weight, None if layer.bias is None else layer.bias.abs())
-        positive_share = self.alpha * relevance / _halve(total + z, total)
-        negative_share = self.beta * relevance / _halve(total - z, total).neg_()
+        positive_share = self.alpha * relevance / _halve_(total + z, total)
+        negative_share = self.beta * relevance / _halve_(total - z, total).neg_()
         signed = layer.transpose(positive_share - negative_share, layer.weight, shape)
         return signed.add_(
             layer.transpose(positive_share.add_(negative_share), weight, shape).mul_(_take_sign(a))
@@ -207,7 +205,10 @@ class AlphaBeta(Rule):
         relevance: Tensor,
         shape: torch.Size,
     ) -> tuple[Tensor, Tensor | None]:
-        """Multipliers of the positive and of the negative inputs, from the contributions of one sign only."""
+        """Multipliers of the positive and of the negative inputs, from the contributions of one sign only.
+
+        The latter are None where `inputs` has no negative ones. Overwrites `relevance`.
+        """
         like, unlike, minus = weights
         bias = layer.bias
         if bias is not None:

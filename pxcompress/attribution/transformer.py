@@ -3,7 +3,7 @@
 Each handler stands in for one torch function while a model runs forward: same output, and a gradient that is a
 relevance rule (AttnLRP, Achtibat et al. 2024). The engine calls them through a `TorchFunctionMode`, so a model's own
 code, modules and functional calls alike, needs no change. Functions that are linear or piecewise linear without a bias
-(`PLAIN`) keep their gradient, which is their rule.
+(`PLAIN_FUNCTIONS`) keep their gradient, which is their rule.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 Handler = Callable[..., Any]
 
-PLAIN = frozenset(
+PLAIN_FUNCTIONS = frozenset(
     """
     add __radd__ sub __rsub__ rsub neg add_ sub_ sum mean cumsum addmm abs clone contiguous to float double half
     bfloat16 type_as detach requires_grad_ __get__ cat concat concatenate stack hstack vstack reshape reshape_as view

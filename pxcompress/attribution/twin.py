@@ -39,7 +39,7 @@ def default_example(model: nn.Module) -> Tensor:
 
 
 def give_identity_rules_(twin: nn.Module) -> None:
-    """Give modules that compute x * gate(x) step by step the rule of one activation."""
+    """Give modules that compute x * gate(x) step by step the identity rule, as if they were one activation function."""
     for module in twin.modules():
         if type(module).__name__ in transformer.SELF_GATED and not type(module).__module__.startswith("torch."):
             rule = partial(

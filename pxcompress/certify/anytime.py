@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pxcompress.certify.learn_then_test import BETS, Array, log_capitals, log_wealth
-from pxcompress.certify.path import Candidate, Certificate, ClassResult, RiskLimit, Tested, certify, judge
+from pxcompress.certify.path import Candidate, Certificate, CertificateRow, ClassResult, RiskLimit, certify, judge
 from pxcompress.errors import InputError
 
-Part = TypeVar("Part", Tested, ClassResult)
+Part = TypeVar("Part", CertificateRow, ClassResult)
 """Type of a row of a certificate: of a whole model, or of one class of it."""
 
 STAKE = 0.5
@@ -30,9 +30,10 @@ STAKE = 0.5
 class Budget:
     """The samples and the error budget that an anytime test may use of a split.
 
-    It looks at samples from place `begins` to place `ends`, of `samples` in all. `total` is the allowed chance that any
-    certificate on them is wrong, `left` what earlier tests left of it; this one uses the share `stake`. A `resumed`
-    test goes on with the stake of an earlier one.
+    It looks at the samples numbered from `begins` up to `ends`, of `samples` in all. `total` is the allowed chance that
+    any certificate on them is wrong, `left` what earlier tests left of it, and `stake` the part that this test uses up
+    if it is `lost`, which means that a model of its path did not pass. A `resumed` test goes on with the stake of an
+    earlier one.
     """
 
     total: float
@@ -51,7 +52,7 @@ class Budget:
 
     @property
     def words(self) -> str:
-        """A sentence on what the test used of the samples and of the error budget, and what remains."""
+        """Words on what the test used of samples and error budget, and what remains unless it continued another."""
         if self.resumed:
             return (
                 f"samples {self.begins + 1} to {self.ends} of {self.samples} were looked at, going on from an earlier "
@@ -83,7 +84,7 @@ def certify_anytime(
     limit: RiskLimit,
     budget: Budget,
     classes: Mapping[str, Array] | None = None,
-    before: Sequence[Tested] = (),
+    before: Sequence[CertificateRow] = (),
 ) -> tuple[Certificate, Budget]:
     """Certify a path of models by a test that may stop early, on the samples from where the `budget` begins.
 
@@ -96,7 +97,7 @@ def certify_anytime(
     masks = {name: mask[:stop] for name, mask in masks.items()}
     candidates = [each._replace(losses=np.asarray(each.losses)[:stop]) for each in candidates]
     rows = certify(candidates, limit, masks).rows
-    earlier: Sequence[Tested | None] = before or [None] * len(rows)
+    earlier: Sequence[CertificateRow | None] = before or [None] * len(rows)
     rows = tuple(
         _with_capital(row, np.asarray(candidate.losses), limit, masks, one)
         for row, candidate, one in zip(rows, candidates, earlier, strict=True)
@@ -106,15 +107,17 @@ def certify_anytime(
 
 
 def _with_capital(
-    row: Tested, losses: Array, limit: RiskLimit, masks: Mapping[str, Array], before: Tested | None
-) -> Tested:
+    row: CertificateRow, losses: Array, limit: RiskLimit, masks: Mapping[str, Array], before: CertificateRow | None
+) -> CertificateRow:
     """`row` with the capital of each of its bets after these losses, added to what an earlier test (`before`) has
     seen.
     """
     if not masks:
-        return _go_on(row, losses, limit, before)
+        return _continue_test(row, losses, limit, before)
     earlier = {each.name: each for each in before.classes} if before else {}
-    classes = tuple(_go_on(each, losses[masks[each.name]], limit, earlier.get(each.name)) for each in row.classes)
+    classes = tuple(
+        _continue_test(each, losses[masks[each.name]], limit, earlier.get(each.name)) for each in row.classes
+    )
     return replace(
         row,
         n=row.n + (before.n if before else 0),
@@ -124,7 +127,7 @@ def _with_capital(
     )
 
 
-def _go_on(row: Part, losses: Array, limit: RiskLimit, before: Tested | ClassResult | None) -> Part:
+def _continue_test(row: Part, losses: Array, limit: RiskLimit, before: CertificateRow | ClassResult | None) -> Part:
     """`row` for these losses after the earlier ones in `before`: summed counts, the largest wealth so far, and the last
     capitals.
     """
@@ -144,7 +147,10 @@ def _go_on(row: Part, losses: Array, limit: RiskLimit, before: Tested | ClassRes
 
 
 def stopping_time(
-    path: Sequence[Array], limit: RiskLimit, classes: Mapping[str, Array] | None = None, before: Sequence[Tested] = ()
+    path: Sequence[Array],
+    limit: RiskLimit,
+    classes: Mapping[str, Array] | None = None,
+    before: Sequence[CertificateRow] = (),
 ) -> int:
     """How many losses (n,) of every model the test must look at until it knows which models pass; at most n.
 
@@ -162,13 +168,12 @@ def stopping_time(
     return min(needed_samples, len(path[0]))
 
 
-def _decide(losses: Array, limit: RiskLimit, classes: Mapping[str, Array], before: Tested | None) -> tuple[int, int]:
-    """How many losses it takes until a model passes in all classes, and until it fails in one; n + 1 means never.
-
-    N + 1 stands for never.
-    """
+def _decide(
+    losses: Array, limit: RiskLimit, classes: Mapping[str, Array], before: CertificateRow | None
+) -> tuple[int, int]:
+    """How many of n losses it takes until a model passes in all classes, and until it fails in one; n + 1: never."""
     masks = classes or {"": np.ones(len(losses), dtype=bool)}
-    earlier: Mapping[str, Tested | ClassResult] = {}
+    earlier: Mapping[str, CertificateRow | ClassResult] = {}
     if before is not None:
         earlier = {each.name: each for each in before.classes} if classes else {"": before}
     passes, fails = 0, len(losses) + 1

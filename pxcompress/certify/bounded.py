@@ -65,9 +65,9 @@ def mean_interval(values: ArrayLike, delta: float = 0.05) -> MeanInterval:
 
 
 def _largest(possible: Callable[[float], bool], low: float) -> float:
-    """The largest number in [low, 1] for which `possible` is true, by bisection, rounded up.
+    """The largest number in [low, 1] for which `possible` is true, by bisection.
 
-    It must be true for all below.
+    `possible` must be true below that number and false above it. The result is the upper end of the last interval.
     """
     high = 1.0
     for _ in range(_STEPS):

@@ -75,7 +75,7 @@ def softmax(outputs: ArrayLike) -> Floats:
 
 
 def calibration_error(confidence: ArrayLike, right: ArrayLike, bins: int = BINS) -> float:
-    """Expected calibration error: the mean distance between confidence and accuracy over bins of equal width.
+    """Expected calibration error: |mean confidence - accuracy| of bins of equal width, weighted by their samples.
 
     `confidence` (n,) are the probabilities of the predicted classes, `right` (n,) says which of these are true.
     """

@@ -39,9 +39,10 @@ def random_order(n: int, split: str) -> Array:
 def samples_to_label(risk: str, predicted: ArrayLike, order: Array, *, anytime: bool) -> Array:
     """Positions of the samples that need a label, in the order in which labels are worth most.
 
-    `predicted` (models, n) are classes, the dense model's first. A fixed-size test goes through the path model by
-    model: those on which its first models disagree come first, so that labelling can stop where the path does. An
-    anytime test goes through the samples by `order`.
+    They are those on which any model predicts another class than the dense one; none where the risk needs no labels.
+    `predicted` (models, n) are classes, the dense model's in the first row, then those of ever smaller models. `order`
+    (n,) is the order of the samples in an anytime test, which the result keeps. A fixed-size test looks at one model
+    after the other, so samples on which the first models disagree come first: labelling can stop where the test does.
     """
     values = np.asarray(predicted)
     differs = values[1:] != values[0]

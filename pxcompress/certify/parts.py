@@ -59,7 +59,7 @@ class Part:
     def mask(self, dense: ArrayLike) -> Array | None:
         """Boolean mask (n,) of the samples that count, from the dense model's logits (n, classes).
 
-        None if all count.
+        None if all count. Raises `ValueError` while no threshold is set.
         """
         if self.coverage is None:
             return None

@@ -140,7 +140,7 @@ def by_class(labels: ArrayLike, names: Sequence[str]) -> dict[str, Array]:
 
 
 def _classes(outputs: ArrayLike, model_name: str) -> Array:
-    """Predicted classes (n,) of logits (n, classes); classes stay as they are."""
+    """Predicted classes (n,) of logits (n, classes); classes stay as they are. Raises `InputError`."""
     values = np.asarray(outputs)
     if values.ndim == 2 and np.isfinite(values).all():
         return values.argmax(axis=1)
@@ -201,7 +201,7 @@ class RiskLimit:
 
 
 class Candidate(NamedTuple):
-    """A model of a path: its size (in any unit; smaller is better) and its losses (n,), in the order of the samples."""
+    """A model of a path, a fixed sequence of ever smaller models: its size, in any unit, and its losses (n,)."""
 
     name: str
     size: float
@@ -210,7 +210,7 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True)
 class ClassResult:
-    """The test's result on the samples of one class; `capital` as in `Tested`."""
+    """The test's result on the samples of one class; `capital` as in `CertificateRow`."""
 
     name: str
     n: int
@@ -220,7 +220,7 @@ class ClassResult:
 
 
 @dataclass(frozen=True)
-class Tested:
+class CertificateRow:
     """The test's result for one model.
 
     `errors` is the sum of its losses, `p_value` the largest of those of its classes. `capital` holds, for an anytime
@@ -236,26 +236,26 @@ class Tested:
     capital: tuple[float, ...] = ()
 
     @property
-    def weakest(self) -> Tested | ClassResult:
+    def weakest(self) -> CertificateRow | ClassResult:
         """The class with the largest p-value; the row itself where classes are not tested by themselves."""
         return max(self.classes, key=lambda each: each.p_value, default=self)
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """The outcome for a path of models: `chosen` is the index of the smallest certified one, None if none is.
+    """The outcome for a path of models: `chosen` is the index in `rows` of the smallest model that is certified.
 
-    `chosen` is the row of the smallest certified model; if None the dense model stays.
+    If it is None no model is certified, and the dense one stays.
     """
 
     limit: RiskLimit
-    rows: tuple[Tested, ...]
+    rows: tuple[CertificateRow, ...]
     certified: tuple[bool, ...]
     chosen: int | None
 
     @property
     def chosen_name(self) -> str | None:
-        """Name of the chosen candidate."""
+        """Name of the chosen candidate; None if none is chosen."""
         return None if self.chosen is None else self.rows[self.chosen].name
 
     def at(self, delta: float) -> Certificate:
@@ -296,7 +296,7 @@ def _check_order(candidates: Sequence[Candidate]) -> None:
         names.add(candidate.name)
 
 
-def _test(candidate: Candidate, limit: RiskLimit, masks: Mapping[str, ArrayLike]) -> Tested:
+def _test(candidate: Candidate, limit: RiskLimit, masks: Mapping[str, ArrayLike]) -> CertificateRow:
     values = np.asarray(candidate.losses, dtype=np.float64)
     low, high = RISKS[limit.risk].low, RISKS[limit.risk].high
     if values.ndim != 1:
@@ -311,10 +311,10 @@ def _test(candidate: Candidate, limit: RiskLimit, masks: Mapping[str, ArrayLike]
     )
     p_values = [each.p_value for each in classes] or [limit.p_value(values)]
     errors, p_value = float(values.sum()), max(p_values)
-    return Tested(candidate.name, float(candidate.size), len(values), errors, p_value, classes)
+    return CertificateRow(candidate.name, float(candidate.size), len(values), errors, p_value, classes)
 
 
-def judge(limit: RiskLimit, rows: tuple[Tested, ...]) -> Certificate:
+def judge(limit: RiskLimit, rows: tuple[CertificateRow, ...]) -> Certificate:
     """Which models of a path pass, by the p-values in its `rows`."""
     passes = fixed_sequence([row.p_value for row in rows], limit.delta)
     certified = tuple(place < passes for place in range(len(rows)))
@@ -353,9 +353,10 @@ def _format_percent(share: float) -> str:
 
 
 def check_samples(n: int, limit: RiskLimit, purpose: str = "to certify on") -> None:
-    """Raise `DataError` where n samples could not pass even if no prediction went wrong.
+    """Raise `DataError` for so few samples, `n`, that no model could pass, not even one without a single error.
 
-    `purpose` says in words which samples were counted: those of the smallest class, where every class must pass.
+    Nothing is raised for alpha <= 0, where the number needed is not known beforehand. `purpose` follows the number in
+    the message, such as "of class 'cat'", where every class must pass and n counts those of the smallest.
     """
     # With alpha <= 0 (accuracy-drop) only a model better than the dense one passes: no number is known before.
     if limit.alpha <= 0 or n >= (fewest := _count_needed(limit)):
@@ -381,7 +382,7 @@ class Spent(NamedTuple):
 
 
 def spent(uses: int, delta: float) -> Spent:
-    """What several certificates on one split still promise together: `uses` earlier ones and this one, by Bonferroni.
+    """What several certificates on one split promise together: `uses` (>= 0) earlier ones and this one, by Bonferroni.
 
     delta / (uses + 1) is for all uses together, so the earlier ones are judged anew, too (`Certificate.at`). It covers
     trying again after a failure; it does not cover a path that was built with the earlier losses in view.

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pxcompress.certify.anytime import Budget
 from pxcompress.certify.parts import Part
-from pxcompress.certify.path import Certificate, RiskLimit, Tested, judge, sentence, spent
+from pxcompress.certify.path import Certificate, CertificateRow, RiskLimit, judge, sentence, spent
 from pxcompress.errors import InputError
 
 
@@ -52,7 +52,7 @@ class CertificateRecord:
     delta: float
     scope: str
     bound: str
-    rows: tuple[Tested, ...]
+    rows: tuple[CertificateRow, ...]
     certified: tuple[bool, ...]
     chosen: int | None
     chosen_name: str | None

@@ -1,8 +1,8 @@
-"""Are the samples fresh: do they serve no other role, and which certificates were made on them before.
+"""Keeps a record of which certificates were made on which samples, and checks that samples serve no other role.
 
-The record of used splits is kept in the cache folder. Every certificate holds by itself; several made on the same
-samples share the chance of error. So each is counted, and whoever uses samples again is told (`certify.spent`), also
-where they are a part of other data now.
+The record is in the cache folder. Every certificate holds by itself, but several that were made on the same samples
+share the chance of error. So each is counted, and a user who certifies on samples again is told what that means
+(`certify.spent`), also if the samples are now a part of other data.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def add_use(data: str, split: str, samples: Iterable[str], use: Use) -> int:
     others = tuple(each for each in record.get(key, Split()).uses if each.certificate != use.certificate)
     record[key] = Split(tuple(samples), (*others, use))
     with whole_file(path) as beside:
-        beside.write_text(json.dumps({name: asdict(each) for name, each in record.items()}))
+        beside.write_text(json.dumps({name: asdict(each) for name, each in record.items()}), encoding="utf-8")
     seen = set(record[key].list_seen(use))
     elsewhere = [(part, each) for name, part in record.items() if name != key for each in part.uses]
     return sum(each.overlaps(use) for each in others) + sum(
@@ -121,7 +121,7 @@ def _read(path: Path) -> dict[str, Split]:
     if not path.exists():
         return {}
     try:
-        return {name: _split(content) for name, content in json.loads(path.read_text()).items()}
+        return {name: _split(content) for name, content in json.loads(path.read_text(encoding="utf-8")).items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise InputError(
             f"the record of used splits {str(path)!r} is damaged ({error}); remove it, and take every split as used"

@@ -29,7 +29,7 @@ def bench(
     ] = False,
     precision: Annotated[
         str,
-        typer.Option(help=f"Time float32 files in these: {', '.join(TARGETS)}, with commas.  [default: as they are]"),
+        typer.Option(help=f"Convert to these first: {', '.join(TARGETS)}, with commas.  [default: as they are]"),
     ] = "",
     data: Annotated[
         str,
@@ -37,7 +37,7 @@ def bench(
     ] = "",
     threads: Threads = 0,
     input_size: Annotated[
-        int | None, typer.Option(help="Side of the square input, pixels, where the file leaves it open.")
+        int | None, typer.Option(help="Side of the square input, pixels, where the file leaves it open.", min=1)
     ] = None,
     shapes: Annotated[
         str, typer.Option(help="Sizes of one sample of inputs that the file leaves open: ids:128,image:3x224x224.")
@@ -47,7 +47,7 @@ def bench(
     """Time ONNX files: latency, throughput, nodes per provider.
 
     A provider that cannot be used is left out and named, unless it is the only one. With --precision every file is
-    converted first; what is made is not kept: `run --targets` writes files to ship.
+    converted first, and the converted files are deleted at the end: `run --targets` writes files to ship.
     """
     from pxcompress.deploy.bench import BenchConditions, choose_providers
     from pxcompress.deploy.bench import bench as time_files

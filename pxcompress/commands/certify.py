@@ -16,6 +16,7 @@ from pxcompress.commands.options import AsJson, Confidence, Coverage, Part, Quie
 from pxcompress.commands.terminal import notes
 from pxcompress.errors import InputError, ResultError
 from pxcompress.recipe import Guarantee
+from pxcompress.recipe.model_and_data import MOST_SEED
 
 if TYPE_CHECKING:
     from pxcompress.certify.record import CertificateRecord
@@ -39,7 +40,8 @@ class Request:
     data: Annotated[
         str,
         typer.Option(
-            help="Labelled data, as for `run --data`; nearly all of them count where no run has seen any.  "
+            help="Labelled data, as for `run --data`: of data that a run has used, the samples that it reserved for "
+            "certificates; of new data, nearly all.  "
             "[default: the run folder's]"
         ),
     ] = ""
@@ -66,7 +68,10 @@ class Request:
     ] = None
     group: Annotated[
         str,
-        typer.Option(help="A text column of the table of samples or losses; the risk must hold for each of its words."),
+        typer.Option(
+            help="A text column of the table of samples or losses; the bound on the risk must hold for each of its "
+            "values."
+        ),
     ] = ""
     anytime: Annotated[
         bool,
@@ -84,7 +89,12 @@ class Request:
     part: Part = None
     coverage: Coverage = None
     seed: Annotated[
-        int, typer.Option(help="The --seed that `run` had: it decides which samples are kept for certificates.")
+        int,
+        typer.Option(
+            help="The --seed that `run` had: it decides which samples are kept for certificates.",
+            min=0,
+            max=MOST_SEED,
+        ),
     ] = 0
     provider: Annotated[
         str,
@@ -94,9 +104,7 @@ class Request:
     as_json: AsJson = False
 
     def refuse(self, names: Sequence[str], beside: str) -> None:
-        """Raise `InputError` if one of the options `names` is given together with the option `beside`, which decides
-        the same.
-        """
+        """Raise `InputError` if one of the options `names` is given, since `beside` is given and decides the same."""
         if extra := [name for name in names if getattr(self, name)]:
             flag = "a model" if extra[0] == "files" else f"--{extra[0].replace('_', '-')}"
             raise InputError(f"{flag} is given with {beside}, which says what is tested; leave it out")
@@ -141,9 +149,12 @@ def certify(request: Request) -> None:
     Without labels, it takes two steps: `--unlabelled DIR` writes the images to label to --out (to_label.html for a
     browser, to_label.csv for a spreadsheet), and `--answers FILE` certifies with the labels that you filled in.
     """
+    from pxcompress.run_folder.place import check_folder
+
+    check_folder(request.place)
     if request.answers is not None:
         request.refuse((*_MODELS, *_GOAL, "losses", "anytime", "group", "resume"), "--answers")
-        _show(_go_on(request, request.answers), request)
+        _show(_certify_labels(request, request.answers), request)
     elif request.losses is not None:
         request.refuse(_MODELS, "--losses")
         _show(_certify_losses(request, request.losses), request, request.out)
@@ -162,7 +173,7 @@ _GOAL = ("max_drop", "confidence", "risk")
 """Options that say which guarantee to certify."""
 
 
-def _go_on(request: Request, answers: Path) -> CertificateRecord:
+def _certify_labels(request: Request, answers: Path) -> CertificateRecord:
     """The certificate from the labels in the file `answers`."""
     from pxcompress.run_folder.labelling import certify_answers
 
@@ -179,7 +190,7 @@ def _certify_losses(request: Request, table: Path) -> CertificateRecord:
 
 
 def _certify_models(request: Request) -> CertificateRecord:
-    """Certify models on labelled data."""
+    """Certify models on labelled data. Raises `InputError`."""
     from pxcompress.run_folder.model_files import certify_files
 
     procedure = request.procedure()
@@ -200,7 +211,7 @@ def _ask_for_labels(request: Request) -> None:
     files = request.files or []
     questions = request_labels(files, request.unlabelled, guarantee, request.place, procedure, note)
     if not questions.to_label:
-        _show(_go_on(request, request.place / QUESTIONS), request)
+        _show(_certify_labels(request, request.place / QUESTIONS), request)
     elif request.as_json:
         print(json.dumps(dataclasses.asdict(questions), indent=1))
     else:
@@ -224,11 +235,10 @@ def _to_do(request: LabelRequest, folder: Path) -> str:
 def _show(record: CertificateRecord, request: Request, out: Path | None = None) -> None:
     """Print a certificate, and write it to `out` if given. Raises `ResultError` where it certifies no smaller model."""
     from pxcompress.report.table import format_certificate
-    from pxcompress.run_folder.certificate import FILE
+    from pxcompress.run_folder.certificate import FILE, write_record
 
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / FILE).write_text(json.dumps(dataclasses.asdict(record), indent=1))
+        write_record(record, out)
     print(json.dumps(dataclasses.asdict(record), indent=1) if request.as_json else format_certificate(record))
     if request.answers is None:
         written = f"written to {out / FILE}; check it with pxcompress verify {out}" if out else NOT_WRITTEN

@@ -17,18 +17,20 @@ from pxcompress.commands.options import AsJson
 def convert(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     to: Annotated[str, typer.Option(help=f"Ecosystem: {one_of(CONVERSIONS)}.")],
-    out: Annotated[Path | None, typer.Option(help="What is written.  [default: FOLDER/model with its suffix]")] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples a call that the result takes.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Path of the converted model.  [default: FOLDER/model with its suffix]")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples per call that the converted model takes.")] = 1,
     precision: Annotated[
         str, typer.Option(help=f"For tensorrt, which of the folder's files: {one_of(TARGETS)}.  [default: fp32]")
     ] = "",
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file or folder --out if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert the slim model to TensorRT, LiteRT, Core ML, ExecuTorch.
 
-    The result is compared with PyTorch where it runs on this machine. Each needs the package of its converter,
-    which is named where it is missing.
+    The result is compared with PyTorch if it runs on this machine. Every target needs the package of its converter;
+    if that is missing, the error names it.
     """
     from pxcompress.report.table import format_conversion
     from pxcompress.run_folder.converted import convert_folder

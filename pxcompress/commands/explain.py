@@ -20,10 +20,11 @@ def explain(
     data: Annotated[str, typer.Option(help="Other data to explain, or where the run's are now.")] = "",
     method: Annotated[str, typer.Option(help="lrp, or pruned LRP: plrp-lambda or plrp-m.")] = "lrp",
     share: Annotated[
-        float | None, typer.Option(help="Relevance mass that pruned LRP drops in each layer.  [default: chosen]")
+        float | None,
+        typer.Option(help="Share of relevance that pruned LRP drops in each layer.  [default: the best of several]"),
     ] = None,
     composite: Annotated[
-        str, typer.Option(help="Rules; see `pxcompress methods`.  [default: those of the run's scorer]")
+        str, typer.Option(help="LRP rules; see `pxcompress methods`.  [default: those of the run's scorer]")
     ] = "",
     samples: Annotated[int | None, typer.Option(help="Inputs of the test split to compare.  [default: 128]")] = None,
     out: Annotated[Path | None, typer.Option(help="Another folder for page, record and figures.")] = None,
@@ -32,16 +33,19 @@ def explain(
 ) -> None:
     """Show what the dense and the pruned model look at, side by side.
 
-    Cases are added to FOLDER/report.html, with explain.json and figures in explain/ beside it, in place of those of an
-    earlier call; models, plan and hashes of the run stay as they are, and with --out all of FOLDER does.
+    The comparison is added to FOLDER/report.html, with explain.json and figures in explain/ beside it; that of an
+    earlier call is replaced. Nothing else in FOLDER changes, and with --out nothing at all.
     """
     from pxcompress.explain.compare import SAMPLES, ExplanationRequest
     from pxcompress.explain.compare import explain as explained
     from pxcompress.explain.folder import write
     from pxcompress.report.explanation import format_explanation, format_explanation_json
+    from pxcompress.run_folder.place import check_folder
 
     if image and samples is not None:
         raise InputError(f"--samples {samples} has no effect beside --image; leave one out")
+    if out is not None:
+        check_folder(out)
     request = ExplanationRequest(method, composite, share, SAMPLES if samples is None else samples)
     explanation = explained(folder, image or None, data, request, notes(quiet))
     page = write(explanation, folder, out)

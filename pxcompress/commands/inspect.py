@@ -17,22 +17,22 @@ from pxcompress.errors import InputError
 def inspect(
     model: Model,
     checkpoint: Checkpoint = None,
-    classes: Annotated[int | None, typer.Option(help="Classes of the data.  [default: the model's own]")] = None,
+    classes: Annotated[int | None, typer.Option(help="Number of classes.  [default: the model's own]")] = None,
     input_size: InputSize = None,
     task: Annotated[
         str, typer.Option(help="As for `run`: agreement takes any outputs.  [default: classification, or by --data]")
     ] = "",
     relevance: Annotated[
-        bool, typer.Option("--relevance", help="Add relevance in and out of every layer, and what has no rule.")
+        bool, typer.Option("--relevance", help="List LRP relevance in and out of layers, and functions without a rule.")
     ] = False,
     composite: Annotated[
-        str, typer.Option(help="Rules of --relevance; see `pxcompress methods`.  [default: the scorer lrp's]")
+        str, typer.Option(help="LRP rules for --relevance; see `pxcompress methods`.  [default: the scorer lrp's]")
     ] = "",
     data: Annotated[
         str,
         typer.Option(
-            help="Images of --relevance, as for `run`, with the weights `run` uses, or arrays that say the sizes which "
-            "an ONNX file leaves open.  [default: noise]"
+            help="Inputs for --relevance, as for `run --data`; the model gets the weights that it has there. Without "
+            "--relevance: arrays with the sizes that an ONNX file leaves open.  [default: noise]"
         ),
     ] = "",
     latency: Annotated[
@@ -45,7 +45,7 @@ def inspect(
 ) -> None:
     """List what can be removed from a model, what stays, and why.
 
-    Costs are listed with it. No data are needed, but for --relevance.
+    Costs are listed with it. No data are needed.
     """
     from pxcompress.cost.latency import Conditions
     from pxcompress.inspection.conservation import conservation

@@ -60,7 +60,7 @@ def takes_recipe(*, without: tuple[str, ...] = (), **preset: Any) -> Callable[[C
     """A decorator that turns the command's first parameter, a recipe, into one option for each field of a recipe.
 
     Fields named in `without` ("bench" and "guarantee" stand for all of theirs) have no option, but may have a
-    value in `preset`. With --config a file holds the recipe, and what is said beside it counts more.
+    value in `preset`. With --config a file has the recipe, and options on the command line replace its values.
     """
 
     def decorate(command: Command) -> Command:
@@ -134,13 +134,16 @@ def recipe_of(options: Mapping[str, Any], config: Path | None) -> Recipe:
             content["budget"] = _drop_options(content["budget"], part)
     if content["guarantee"] and "max_drop" not in content["guarantee"]:
         raise InputError(f"--{next(iter(content['guarantee']))} has no effect without --max-drop; add it")
-    content = {key: value for key, value in content.items() if key not in _list_void_fields(content, options)} | options
+    content = {
+        key: value for key, value in content.items() if key not in _list_replaced_fields(content, options)
+    } | options
     if "model" not in content:
         raise InputError("no model is given; say --model NAME, or --config FILE with one")
-    return Recipe.from_dict({key: value for key, value in content.items() if value is not None})
+    source = "the recipe" if config is None else f"config {str(config)!r}"
+    return Recipe.from_dict({key: value for key, value in content.items() if value is not None}, source)
 
 
-def _list_void_fields(content: Mapping[str, Any], options: Mapping[str, Any]) -> set[str]:
+def _list_replaced_fields(content: Mapping[str, Any], options: Mapping[str, Any]) -> set[str]:
     """Fields of a file's `content` that `options` on the command line replace: other goals, and what depended on
     them.
     """
@@ -191,9 +194,9 @@ def _make_keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter
 
 
 def _split_names(text: str) -> tuple[str, ...]:
-    """Names from `text`: separated by commas, or one on each line of the file with this name."""
+    """Names from `text`: separated by commas, or one on each line of the file with this name. Raises `InputError`."""
     try:
-        parts = Path(text).read_text().splitlines() if os.path.isfile(text) else text.split(",")
+        parts = Path(text).read_text(encoding="utf-8-sig").splitlines() if os.path.isfile(text) else text.split(",")
     except UnicodeDecodeError as error:
         raise InputError(f"{text!r} is not a text file; expected one with a name per line") from error
     names = tuple(name for part in parts if (name := part.strip()))
@@ -203,7 +206,7 @@ def _split_names(text: str) -> tuple[str, ...]:
 
 
 def _parse_factor(text: str) -> float:
-    """Parse a factor: "2x" or "2" is 2.0."""
+    """Parse a factor: "2x" or "2" is 2.0. Raises `InputError`."""
     try:
         return float(text.removesuffix("x"))
     except ValueError:
@@ -211,7 +214,7 @@ def _parse_factor(text: str) -> float:
 
 
 def read_input_size(text: str) -> int | tuple[int, int]:
-    """Parse an input size: "224" is 224, "384x640" is (384, 640)."""
+    """Parse an input size: "224" is 224, "384x640" is (384, 640). Raises `InputError` for other text."""
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.strip().isdigit() for side in sides):
         raise InputError(f"input-size is {text!r}; expected a side in pixels, such as 224, or HEIGHTxWIDTH")
@@ -220,7 +223,7 @@ def read_input_size(text: str) -> int | tuple[int, int]:
 
 
 def _parse_bytes(text: str) -> int:
-    """Parse a size in bytes: "20MB" or "20000000" is 20000000."""
+    """Parse a size in bytes: "20MB" or "20000000" is 20000000. Raises `InputError`."""
     parts = re.fullmatch(r"([0-9.]+) *([a-zA-Z]*)", text.strip())
     try:
         return round(float(parts[1]) * SIZES[parts[2].upper()])  # type: ignore[index]
@@ -229,7 +232,7 @@ def _parse_bytes(text: str) -> int:
 
 
 def _parse_step(text: str) -> int:
-    """Parse a step of widths: "8" is 8; the name of an ecosystem gives the step that suits it."""
+    """Parse a step of widths: "8" is 8; the name of an ecosystem gives the step that suits it. Raises `InputError`."""
     from pxcompress.deploy.converters import CONVERTERS
 
     if text in CONVERTERS:
@@ -242,7 +245,7 @@ def _parse_step(text: str) -> int:
 
 
 def _parse_repairs(texts: tuple[str, ...]) -> tuple[str, ...]:
-    """The repairs in order; "none" alone means no repair."""
+    """The repairs in order; "none" alone means no repair. Raises `InputError`."""
     if "none" in texts and len(texts) > 1:
         raise InputError("--repair none is given with other repairs; leave it out, or them")
     return () if texts == ("none",) else texts
@@ -253,7 +256,7 @@ def _read_scorer(text: str) -> str:
     if not text.startswith("@"):
         return text
     try:
-        return str(json.loads(Path(text[1:]).read_text())["scorer"])
+        return str(json.loads(Path(text[1:]).read_text(encoding="utf-8-sig"))["scorer"])
     except OSError as error:
         raise InputError(f"--score {text!r} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:

@@ -19,11 +19,13 @@ def report(
     figures: Annotated[Path | None, typer.Option(help="Folder to write the figures to, as SVG and PNG.")] = None,
 ) -> None:
     """Print the table of a run, or a comparison of several runs."""
+    from pxcompress.cache import whole_file
     from pxcompress.report.build import check_files, read_report
     from pxcompress.report.card import to_card
     from pxcompress.report.compare import to_comparison, to_comparison_table
     from pxcompress.report.figures import write_figures
     from pxcompress.report.table import to_table
+    from pxcompress.run_folder.place import check_folder, name_unwritable
 
     if card and len(folders) > 1:
         raise InputError(
@@ -31,16 +33,20 @@ def report(
         )
     if out is not None and out.exists() and not force:
         raise InputError(f"{str(out)!r} exists; choose another --out or give --force")
+    for place in filter(None, (out and out.parent, figures)):
+        check_folder(place)
     names = _name_folders(folders)
     reports = {name: read_report(folder) for name, folder in zip(names, folders, strict=True)}
     for folder, run_report in zip(folders, reports.values(), strict=True):
         check_files(folder, run_report.sha256)
     first_report, note = next(iter(reports.values())), notes(quiet=False)
     if out is not None:
-        out.write_text(to_comparison(reports))
+        with name_unwritable(out), whole_file(out) as beside:
+            beside.write_text(to_comparison(reports), encoding="utf-8")
         note(f"page: {out}")
     if figures is not None:
-        note(f"figures: {len(write_figures(reports, figures))} files in {figures}")
+        with name_unwritable(figures):
+            note(f"figures: {len(write_figures(reports, figures))} files in {figures}")
     if card:
         print(to_card(first_report), end="")
     else:

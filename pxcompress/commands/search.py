@@ -54,8 +54,8 @@ def search(
 ) -> None:
     """Search the scores, ranking and repairs that suit a model best.
 
-    A search that was stopped goes on when the same command is given again. The folder gets composite.json (for `run
-    --score @...`), search.json and search.html. Nothing is measured on the test or certify split.
+    A search that was stopped goes on when the same command is given again. The folder gets search.json, search.html and
+    composite.json, for `run --score @FOLDER/composite.json`. Nothing is measured on the test or certify split.
     """
     from pxcompress.columns import align
     from pxcompress.report.summary import format_command

@@ -79,7 +79,7 @@ def _run_counted(model: nn.Module, example: Tensor) -> tuple[FlopCounterMode, Un
 
 
 def _name(path: str, model: nn.Module) -> str:
-    """A module's name, from the counter's path, which begins with the class name of the model."""
+    """A module's name, from the counter's path, which begins with the class name of the model; "" for the model."""
     return "" if path == "Global" else path.removeprefix(type(model).__name__).removeprefix(".")
 
 

@@ -12,14 +12,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 Shape = tuple[int, ...]
 
-COMPARING = ("nms",)
+COMPARISON_OPERATORS = ("nms",)
 """Operators of other libraries that only compare and sort, so that no multiplications are missed."""
 
-MULTIPLYING = ("_fft", "linalg_", "cholesky", "lu_", "triangular_solve", "_cudnn_", "miopen_", "mkldnn_", "_thnn_fused")
+MULTIPLYING_PREFIXES = (
+    "_fft",
+    "linalg_",
+    "cholesky",
+    "lu_",
+    "triangular_solve",
+    "_cudnn_",
+    "miopen_",
+    "mkldnn_",
+    "_thnn_fused",
+)
 """Beginnings of the names of PyTorch operators that multiply a lot and have no formula here."""
 
-ELEMENTWISE = ("linalg_vector_norm", "linalg_cross")
-"""Operators whose names match `MULTIPLYING`, but which multiply no more than an element-wise operator."""
+ELEMENTWISE_OPERATORS = ("linalg_vector_norm", "linalg_cross")
+"""Operators whose names match `MULTIPLYING_PREFIXES`, but which multiply no more than an element-wise operator."""
 
 
 def _recurrent_layer(inputs: Shape, weight: Shape, recurrent: Shape, *args: Any, **kwargs: Any) -> int:
@@ -85,9 +95,7 @@ class Uncounted(TorchDispatchMode):
 
     @staticmethod
     def _multiplies(func: Any) -> bool:
-        """Whether an operator may multiply: one of `MULTIPLYING`, or one of another library, of which nothing is
-        known.
-        """
+        """Whether an operator may multiply: by its name, or since it is another library's and so unknown."""
         if func.namespace != "aten":
-            return func.namespace not in ("prim", "prims", "profiler") and func._opname not in COMPARING
-        return func._opname.startswith(MULTIPLYING) and func._opname not in ELEMENTWISE
+            return func.namespace not in ("prim", "prims", "profiler") and func._opname not in COMPARISON_OPERATORS
+        return func._opname.startswith(MULTIPLYING_PREFIXES) and func._opname not in ELEMENTWISE_OPERATORS

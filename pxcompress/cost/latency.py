@@ -1,9 +1,10 @@
 """Predicts the milliseconds of a model at planned widths, from operators timed one by one on the target machine.
 
-Every operator is timed on ONNX Runtime at a few widths, once for a device and version (the times are kept in the cache
-folder), without what the call itself and the change of layout around it take, and interpolated between them. In a whole
-model weights come from memory, which is added. The sum is then held against the whole model, dense and at half its
-widths: fused operators take another time than alone, and what lies between them takes some too.
+Every operator is timed on ONNX Runtime at a few widths, and times between these are interpolated. They are kept in the
+cache folder for each device and version, without the fixed cost of a call and without the change of layout around the
+operator. In a whole model weights are read from memory instead of the processor's cache, which is added. The sum is
+then corrected by timing the whole model, dense and at smaller widths: operators take another time when they are fused,
+and what lies between them takes some too.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pxcompress.cost.stairs import Stairs
 from pxcompress.deploy.export import export_onnx
 from pxcompress.deploy.measure import check_batch_size
 from pxcompress.deploy.runtime import describe_device, get_device, open_session, time_graph, time_runs
-from pxcompress.graph import prune, settle_streams
+from pxcompress.graph import prune, restore_layer_norms
 from pxcompress.types import Group, Meter, OpenAxes, Plan
 
 Array = npt.NDArray[np.float64]
@@ -49,12 +50,15 @@ PROBES = (
     Operator("conv", (28, 28), PROBE, PROBE, (1, 1), (1, 1), (0, 0), (1, 1), positions=784),
     Operator("linear", (196,), PROBE, PROBE, positions=196),
 )
-STEPS = (32, 16, 8, 4, 2)
+WIDTH_STEPS = (32, 16, 8, 4, 2)
 STEP_SAVING = 0.25
-"""Widths count as going in steps if half a step less saves at most this share of the expected time."""
+"""A step of widths is real if a layer that is half a step narrower saves hardly any time.
+
+Hardly any is at most this share of the time that would be saved if time were proportional to the width.
+"""
 
 FIXED_TIME_SHARE = 0.1
-"""Fixed share of an operator's stand-alone time, paid at any width."""
+"""Smallest share of an operator's stand-alone time that counts as its own, however large the measured overhead."""
 
 EMPTY_OPERATOR = Operator("copy", (1, 1), TIMED_STEP, TIMED_STEP, (1,))
 """An operator with next to no work, whose time is the fixed cost of a call."""
@@ -65,9 +69,9 @@ GPU_UNITS: Mapping[str, int] = {"fp32": 8, "fp16": 8, "int8": 16}
 
 MATRIX = Operator("linear", (), 4096, 4096)
 CACHE_PROBE = 512
-"""Width of a linear layer whose weights fit into the cache.
+"""Width of a linear layer whose weights fit into the processor's cache.
 
-Beside one that does not fit, it shows the cost of memory.
+`MATRIX` does not fit: compared with it, this layer shows what it costs to read a weight from memory.
 """
 
 
@@ -84,7 +88,7 @@ class Conditions:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the provider runs on a GPU, where time rises in wide steps of both widths of an operator together."""
+        """Whether the provider runs on a GPU, where an operator's time rises in wide steps over its two widths."""
         return get_device(self.provider) == "cuda"
 
 
@@ -96,22 +100,25 @@ class OperatorTimes:
         device = describe_device(conditions.provider, conditions.threads)
         name = "".join(letter if letter.isalnum() else "-" for letter in device)
         self._path = cache_dir() / "latency" / f"{name}.json"
-        self._times: dict[str, float] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        self._times: dict[str, float] = (
+            json.loads(self._path.read_text(encoding="utf-8")) if self._path.exists() else {}
+        )
 
     def milliseconds(self, operator: Operator) -> float:
-        """Milliseconds that `operator` adds to a call: its time alone, without converting the layout of its input and
-        output.
-        """
+        """Milliseconds that `operator` adds to the call of a whole model: its time alone less `_measure_overhead`."""
         standalone_ms = self._call(operator)
-        return max(standalone_ms - self._measure_beside(operator), FIXED_TIME_SHARE * standalone_ms)
+        return max(standalone_ms - self._measure_overhead(operator), FIXED_TIME_SHARE * standalone_ms)
 
-    def _measure_beside(self, operator: Operator) -> float:
-        """Milliseconds of a call for `operator` that are not its own: half of what a copy of its input and of its
-        output takes.
+    def _measure_overhead(self, operator: Operator) -> float:
+        """Milliseconds in a call for `operator` that are not its own work: fixed cost, and conversions of the layout.
+
+        It is measured with copies, which do next to nothing between a conversion of the layout and the one back, so
+        half of their time counts for the input and half for the output. What a copy itself takes is left out: it is
+        the difference to a copy that does its work twice.
         """
         return sum(2 * self._call(copy) - self._call(replace(copy, kernel=(2,))) for copy in _make_copies(operator)) / 2
 
-    def fetch(self) -> float:
+    def measure_memory_read(self) -> float:
         """Milliseconds by which reading one weight from memory, as whole models do, is slower than from the cache."""
         big, small = (MATRIX.at(width, width) for width in (MATRIX.inputs, CACHE_PROBE))
         cached_ms_per_weight = (self._call(small) - self._call(EMPTY_OPERATOR)) / CACHE_PROBE**2
@@ -130,7 +137,7 @@ class OperatorTimes:
         """Write the measured times to the cache folder."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(self._path) as path:
-            path.write_text(json.dumps(self._times))
+            path.write_text(json.dumps(self._times), encoding="utf-8")
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +198,7 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
         name: _time_in_steps(operator, table, unit) if on_gpu else _measure_surface(operator, name, widths, table)
         for name, operator in dense_operators.items()
     }
-    fetch = table.fetch()
+    measure_memory_read = table.measure_memory_read()
     table.save()
 
     def parts(kept_units: Mapping[str, int]) -> Array:
@@ -206,7 +213,7 @@ def latency_meter(model: nn.Module, groups: Sequence[Group], example: Tensor, co
                     min(dense_width, -(-width // step) * step)
                     for width, dense_width in ((inputs, operator.inputs), (outputs, operator.outputs))
                 )
-            fetch_ms = fetch * operator.weights(inputs, outputs)
+            fetch_ms = measure_memory_read * operator.weights(inputs, outputs)
             total += surfaces[name].at(inputs, outputs) + fetch_ms, operator.positions * outputs
         return total
 
@@ -245,7 +252,10 @@ def _plan_widths(operator: Operator, name: str, widths: Widths, kept_units: Mapp
 
 @dataclass(frozen=True, eq=False)
 class _Steps:
-    """Milliseconds of one operator whose time rises in steps; with `single`, one width stands for both."""
+    """Milliseconds of one operator whose time rises in steps over its input and output width.
+
+    With `single` the two widths are always equal, as of depthwise convolutions, and one is measured.
+    """
 
     stairs: Stairs
     single: bool
@@ -302,10 +312,11 @@ def _choose_near(width: int, share: float, single: bool) -> int:
 
 
 def measure_best_step(conditions: Conditions, precision: str = "fp32") -> int:
-    """The step of widths that this machine rewards, the largest for which half a step less saves almost nothing.
+    """The number that layer widths should be multiples of on this machine, measured; 1 if any width is as good.
 
-    Measured on 3 x 3 and 1 x 1 convolutions and a dense layer of `PROBE` outputs; on a GPU at least what its tensor
-    cores take in `precision`.
+    It is the largest of `WIDTH_STEPS` where layers that are half a step narrower than `PROBE` outputs are hardly faster
+    (see `STEP_SAVING`), so that they waste what the machine computes anyway. Timed are a 3 x 3 and a 1 x 1 convolution
+    and a linear layer. On a GPU the result is at least the multiple that its tensor cores take in `precision`.
     """
     table = OperatorTimes(conditions)
 
@@ -314,7 +325,9 @@ def measure_best_step(conditions: Conditions, precision: str = "fp32") -> int:
 
     full_seconds = seconds(PROBE)
     good_steps = (
-        step for step in STEPS if seconds(PROBE - step // 2) >= (1 - STEP_SAVING * step / 2 / PROBE) * full_seconds
+        step
+        for step in WIDTH_STEPS
+        if seconds(PROBE - step // 2) >= (1 - STEP_SAVING * step / 2 / PROBE) * full_seconds
     )
     step = next(good_steps, 1)
     table.save()
@@ -326,7 +339,7 @@ def measure_whole_model(
 ) -> float:
     """Export `model` with only the first units of every group, and time it: milliseconds of one call."""
     removed_units = {group.name: tuple(range(kept_units.get(group.name, group.units), group.units)) for group in groups}
-    slim = settle_streams(prune(model, groups, Plan(removed_units, "", "", 0.0, 0.0, 0.0))).model
+    slim = restore_layer_norms(prune(model, groups, Plan(removed_units, "", "", 0.0, 0.0, 0.0))).model
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(slim, example, path, {}, axes=OpenAxes(conditions.batch_size))  # any batch is not asked for here

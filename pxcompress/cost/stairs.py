@@ -1,8 +1,8 @@
-"""Milliseconds over widths where time rises in wide steps, as on a GPU, from few measurements.
+"""Milliseconds of an operator over its widths, measured at few of them, where time rises in wide steps.
 
-There a whole tile of outputs takes as long as a part of it, and how wide tiles are depends on both widths together. So
-the plane of (inputs, outputs) is halved along both axes, only where its corners take different times, and only where
-plans go.
+On a GPU a tile of outputs that is only partly used takes as long as a whole one, and the size of tiles depends on both
+widths together. So the plane of (inputs, outputs) is halved along both axes again and again, but only around the widths
+that a plan asks for, and only while the corners of the part take different times.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 Widths = tuple[int, ...]
 
-FLAT = 0.03
+FLATNESS_TOLERANCE = 0.03
 """Two corners of a box of widths may differ by this share of time and the box still counts as one step."""
 
-POINTS = 64
+MOST_POINTS = 64
 """Largest number of widths at which one operator is timed; after that times between them are interpolated."""
 
 
@@ -30,7 +30,7 @@ class Stairs:
     time: Callable[[Widths], float]
     dense: Widths
     unit: int = 8
-    points: int = POINTS
+    points: int = MOST_POINTS
     _times: dict[Widths, float] = field(default_factory=dict)
 
     def at(self, widths: Widths) -> float:
@@ -40,7 +40,7 @@ class Stairs:
         high = tuple(-(-dense // self.unit) for dense in self.dense)
         while True:
             lowest, highest = self._measure(low), self._measure(high)
-            if low == high or highest - lowest <= FLAT * highest:
+            if low == high or highest - lowest <= FLATNESS_TOLERANCE * highest:
                 return highest
             if len(self._times) >= self.points:
                 return lowest + (highest - lowest) * _place(units, low, high)

@@ -1,11 +1,11 @@
-"""Inputs as NumPy writes them, as a runtime is fed: .npz files by the names of a model's inputs, .npy for its only one.
+"""Data in files that NumPy writes: .npz with an array for each of a model's inputs, by name, or .npy for its only one.
 
     inputs.npz   arrays (n, ...) of equally many samples, by input
     inputs.npy   (n, ...)
     folder/      such files, each a batch; also one sample a file without the axis n, where the model is an ONNX file
-    folder/train/, folder/val/   the same in two halves
+    folder/train/, folder/val/   the same in two splits
 
-A .npz may hold what is asked of the model under one of `TARGETS`: classes (n,), masks (n, height, width), or numbers.
+A .npz may also have targets, under one of the names in `TARGETS`: classes (n,), masks (n, height, width), or numbers.
 Nothing that is pickled is read.
 """
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pxcompress.data.folder import HELD_OUT_FOLDERS, TRAIN_FOLDERS
 from pxcompress.data.items import Item, Value, collect_items
 from pxcompress.data.samples import UserData
-from pxcompress.errors import DataError, short
+from pxcompress.errors import DataError, short, suggest_path
 from pxcompress.models.onnx_file import Ports
 
 SUFFIXES = (".npz", ".npy")
@@ -39,7 +39,7 @@ Array = NDArray[Any]
 def is_arrays(spec: str) -> bool:
     """Whether `spec` is a .npz or .npy file, or a folder of such files."""
     path = Path(spec).expanduser()
-    return spec.lower().endswith(SUFFIXES) or (bool(spec) and path.is_dir() and bool(_halves(path)))
+    return spec.lower().endswith(SUFFIXES) or (bool(spec) and path.is_dir() and bool(_find_splits(path)))
 
 
 def open_arrays(spec: str, ports: Ports | None = None) -> UserData:
@@ -50,20 +50,20 @@ def open_arrays(spec: str, ports: Ports | None = None) -> UserData:
     path = Path(spec).expanduser()
     if path.is_dir():
         return collect_items(
-            spec, {half: list(_read_all(files, ports)) for half, files in _halves(path).items()}, ports
+            spec, {split: list(_read_all(files, ports)) for split, files in _find_splits(path).items()}, ports
         )
     if not path.is_file():
-        raise DataError(f"data file {spec!r} does not exist; check the path")
+        raise DataError(f"data file {spec!r} does not exist{suggest_path(path) or '; check the path'}")
     return collect_items(spec, {"all": list(_read_file(path, ports))}, ports)
 
 
-def _halves(folder: Path) -> dict[str, list[Path]]:
-    """Files by half, "train" before "val"; all files of the folder as "all" where it has no such sub-folders."""
+def _find_splits(folder: Path) -> dict[str, list[Path]]:
+    """Files by split, "train" before "val"; all files of the folder as "all" where it has no such sub-folders."""
     inner = {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
     train = next((inner[name] for name in TRAIN_FOLDERS if name in inner), None)
     held_out = next((inner[name] for name in HELD_OUT_FOLDERS if name in inner), None)
     folders = {"train": train, "val": held_out} if train and held_out else {"all": train or folder}
-    files = {half: _files(path) for half, path in folders.items() if path is not None}
+    files = {split: _files(path) for split, path in folders.items() if path is not None}
     return files if all(files.values()) else {}
 
 
@@ -77,7 +77,7 @@ def _read_all(files: list[Path], ports: Ports | None) -> Iterator[Item]:
 
 
 def _read_file(path: Path, ports: Ports | None) -> Iterator[Item]:
-    """The samples of one file, one after the other."""
+    """The samples of one file, one after the other. Raises `DataError`."""
     arrays = _read_arrays(path)
     inputs: dict[str | int, Array] = {
         name: array for name, array in arrays.items() if name not in TARGETS or _is_port(name, ports)

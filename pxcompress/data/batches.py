@@ -79,7 +79,9 @@ def read_images(samples: Samples, preprocessing: Preprocessing, skip_corrupt: bo
     images = _Images(samples, preprocessing)
     small = _fits(samples, preprocessing)
     with ThreadPoolExecutor(_cores()) as threads:
-        results = list(threads.map(images.read_whole if small else images.read_facts, range(len(samples))))
+        results = list(
+            threads.map(images.read_with_pixels if small else images.read_without_pixels, range(len(samples)))
+        )
     errors = [(index, result) for index, result in enumerate(results) if isinstance(result, DataError)]
     if errors and not skip_corrupt:
         raise errors[0][1]
@@ -145,9 +147,9 @@ def _target(samples: Samples, index: int, size: tuple[int, int] | None = None, r
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
-    """What was learnt from one image: its resized `pixels` (empty if only its facts were asked for), and facts as in
-    `Reading`.
+class _ImageRecord:
+    """The content of one image file: its resized `pixels`, or an empty tensor if they were not asked for, its target,
+    a `digest` that is equal for equal images, and whether it has more than 8 bits a channel (`deep`).
     """
 
     pixels: Tensor
@@ -190,22 +192,22 @@ class _Images(Dataset[tuple[Tensor, Tensor] | DataError]):
             return error
         return self._resize_image(image), target
 
-    def read_whole(self, index: int) -> _Seen | DataError:
-        """The image with its pixels, or the error that says why it cannot be read."""
+    def read_with_pixels(self, index: int) -> _ImageRecord | DataError:
+        """The image's record with its pixels, or the error that says why it cannot be read."""
         return self._examine(index, self._resize_image)
 
-    def read_facts(self, index: int) -> _Seen | DataError:
-        """The image's target and digest without its pixels, or the error that says why it cannot be read."""
+    def read_without_pixels(self, index: int) -> _ImageRecord | DataError:
+        """The image's record without its pixels, or the error that says why it cannot be read."""
         return self._examine(index, lambda image: torch.empty(0))
 
-    def _examine(self, index: int, pixels_of: Callable[[Image.Image], Tensor]) -> _Seen | DataError:
+    def _examine(self, index: int, pixels_of: Callable[[Image.Image], Tensor]) -> _ImageRecord | DataError:
         try:
             image, deep = self.samples.open_image(index)
             target = _target(self.samples, index, image.size, self._resize)
         except DataError as error:
             return error
         digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
-        return _Seen(pixels_of(image), target, digest, deep)
+        return _ImageRecord(pixels_of(image), target, digest, deep)
 
     def _resize_image(self, image: Image.Image) -> Tensor:
         return self._resize.image(image.convert(self._mode))

@@ -19,14 +19,14 @@ from pxcompress.data.samples import Integers, Source
 from pxcompress.data.sources import extend_classes, restrict_classes
 from pxcompress.errors import list_some
 from pxcompress.models.class_names import are_output_numbers, is_part
-from pxcompress.models.loading import Loaded
+from pxcompress.models.loading import LoadedModel
 from pxcompress.state import device_of, evaluating
 
 SIGNIFICANCE_LEVEL = 0.01
 """Largest p-value of a sign test at which one class order counts as better than the other."""
 
 
-def match_class_order(source: Source, loaded: Loaded) -> Source:
+def match_class_order(source: Source, loaded: LoadedModel) -> Source:
     """Renumber the classes of `source` in the order of the model's outputs; its notes say what changed."""
     if source.embedded or source.layout != "classes":
         return source
@@ -63,7 +63,7 @@ def _note_first_number(source: Source) -> Source:
     return _add_note(source, f"class {classes[0]!r} is output 0, class {classes[1]!r} output 1, and so on")
 
 
-def _numbered_outputs(classes: Sequence[str], loaded: Loaded) -> list[str]:
+def _numbered_outputs(classes: Sequence[str], loaded: LoadedModel) -> list[str]:
     """Names for all outputs, if `classes` are numbers of outputs.
 
     Empty if not, or if the weights name their classes.
@@ -74,7 +74,7 @@ def _numbered_outputs(classes: Sequence[str], loaded: Loaded) -> list[str]:
     return [name_by_number.get(number, str(number)) for number in range(loaded.classes)]
 
 
-def _choose_order(source: Source, loaded: Loaded) -> Source:
+def _choose_order(source: Source, loaded: LoadedModel) -> Source:
     """The data with its classes in the order in which the model is right more often on select.
 
     Unchanged if no test says so.
@@ -104,7 +104,7 @@ def _choose_order(source: Source, loaded: Loaded) -> Source:
     )
 
 
-def _predictions(source: Source, loaded: Loaded) -> tuple[Integers, Integers]:
+def _predictions(source: Source, loaded: LoadedModel) -> tuple[Integers, Integers]:
     """The model's predicted classes and the labels of the select pool."""
     pool = source.select
     pool = pool.take(np.arange(min(len(pool), source.limits["select"])))

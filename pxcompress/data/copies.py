@@ -39,7 +39,7 @@ class Copies:
             tuple(tuple(each.values()) for each in places.values() if len(each) > 1), next(iter(nouns), "images")
         )
 
-    def find_left_out(self, stores: Mapping[str, Store], role: str) -> Store:
+    def leave_out(self, stores: Mapping[str, Store], role: str) -> Store:
         """The samples of `role` without duplicates of samples of an earlier role, or of earlier samples of this one."""
         extra = {place.name for group in self.groups for place in group[1:] if place.role == role}
         store = stores[role]

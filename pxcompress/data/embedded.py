@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from pxcompress.data.samples import Source
-from pxcompress.models.loading import Loaded
+from pxcompress.models.loading import LoadedModel
 from pxcompress.notes import Note
 from pxcompress.registry import Registry
 from pxcompress.tasks.task import Task
@@ -23,8 +23,8 @@ class EmbeddedData(Protocol):
         ...
 
     def train_baseline(
-        self, loaded: Loaded, source: Source, splits: Splits, task: Task, seed: int, note: Note
-    ) -> Loaded:
+        self, loaded: LoadedModel, source: Source, splits: Splits, task: Task, seed: int, note: Note
+    ) -> LoadedModel:
         """A model trained on `source`, or with the weights that an earlier training left in the cache.
 
         `task` says what its outputs mean, and how good it is.

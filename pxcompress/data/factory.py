@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from pxcompress.data.items import Array, Item, Value, collect_items
 from pxcompress.data.samples import UserData
 from pxcompress.errors import DataError, ModelError, PxError, describe, short
-from pxcompress.imports import find_object
+from pxcompress.imports import find_object, own_code
 from pxcompress.models.onnx_file import Ports
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -34,8 +34,8 @@ def open_factory(spec: str, ports: Ports | None = None) -> UserData:
 
     Raises `DataError`.
     """
-    halves = _halves(spec, _call(spec))
-    return collect_items(spec, {half: _items(spec, half, data) for half, data in halves.items()}, ports)
+    splits = _name_splits(spec, _call(spec))
+    return collect_items(spec, {split: _items(spec, split, data) for split, data in splits.items()}, ports)
 
 
 def _call(spec: str) -> object:
@@ -46,35 +46,37 @@ def _call(spec: str) -> object:
     if not callable(factory):
         raise DataError(f"data {spec!r} is a {type(factory).__name__}; expected a callable that returns {_EXPECTED}")
     try:
-        return factory()
+        with own_code():
+            return factory()
     except Exception as error:  # the user's callable may fail in any way
         raise DataError(f"data {spec!r}: calling it failed: {describe(error)}") from error
 
 
-def _halves(spec: str, data: object) -> Mapping[str, Iterable[object]]:
-    """The parts of what the factory returned, "train" first; "all" where it returned one piece."""
-    halves: Mapping[str, Any] = data if isinstance(data, Mapping) else {"all": data}
+def _name_splits(spec: str, data: object) -> Mapping[str, Iterable[object]]:
+    """The samples that the factory returned, by split, "train" first; by the name "all" where it has no splits."""
+    splits: Mapping[str, Any] = data if isinstance(data, Mapping) else {"all": data}
     if isinstance(data, Mapping) and set(data) not in ({"train"}, {"train", "val"}):
         raise DataError(f"data {spec!r} returned the keys {short(str(list(data)))}; expected 'train' and 'val'")
-    for part in halves.values():
+    for part in splits.values():
         if not isinstance(part, Iterable | Dataset) or isinstance(part, str | bytes):
             raise DataError(f"data {spec!r} returned a {type(part).__name__}; expected {_EXPECTED}")
-    return {half: halves[half] for half in sorted(halves)}
+    return {split: splits[split] for split in sorted(splits)}
 
 
-def _items(spec: str, half: str, data: Any) -> list[Item]:
-    """The samples (inputs and targets) of one half."""
+def _items(spec: str, split: str, data: Any) -> list[Item]:
+    """The samples (inputs and targets) of one split. Raises `DataError`."""
     items: list[Item] = []
     try:
-        for item in _each(data):
-            value, target = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
-            items.append(Item(f"{half}/{len(items)}", _value(value), None if target is None else _array(target)))
+        with own_code():
+            for item in _each(data):
+                value, target = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+                items.append(Item(f"{split}/{len(items)}", _value(value), None if target is None else _array(target)))
     except PxError:
         raise
     except Exception as error:  # the user's data set may fail in any way
-        raise DataError(f"data {spec!r}, item {len(items)} of {half}: reading it failed: {describe(error)}") from error
+        raise DataError(f"data {spec!r}, item {len(items)} of {split}: reading it failed: {describe(error)}") from error
     if not items:
-        raise DataError(f"data {spec!r} returned no items for {half}; expected {_EXPECTED}")
+        raise DataError(f"data {spec!r} returned no items for {split}; expected {_EXPECTED}")
     return items
 
 

@@ -21,9 +21,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from pxcompress.data.masks import Pair, class_names, pair_masks
 from pxcompress.data.samples import Layout, Samples, UserData
 from pxcompress.data.targets import Masks
-from pxcompress.errors import DataError, unknown
+from pxcompress.errors import DataError, suggest_path, unknown
 
-# Folder names of the two halves, most usual first; compared in lower case.
+# Names of the folders with the training and the held-out split, most usual first; compared in lower case.
 TRAIN_FOLDERS = ("train", "training")
 HELD_OUT_FOLDERS = ("val", "valid", "validation", "eval", "evaluation", "test", "testing")
 
@@ -54,19 +54,19 @@ def open_folder(spec: str, others: Sequence[str], layout: Layout | None = None) 
     inner = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
     train = next((inner[name] for name in TRAIN_FOLDERS if name in inner), None)
     held_out = [inner[name] for name in HELD_OUT_FOLDERS if name in inner]
-    halves = [half for half in (train, *held_out[:1]) if half is not None]
+    splits = [split for split in (train, *held_out[:1]) if split is not None]
     scan = _Scan(spec, root)
-    if len(halves) == 2:
-        scan.notes += [f"{path.name}/ is not used; {halves[1].name}/ is the held-out half" for path in held_out[1:]]
-    halves = halves or [root]  # one half alone is cut like a folder without halves
+    if len(splits) == 2:
+        scan.notes += [f"{path.name}/ is not used; {splits[1].name}/ is the held-out split" for path in held_out[1:]]
+    splits = splits or [root]  # without train/ and val/, the roles are cut from all images
     readers = {"classes": _read_classes, "masks": _read_masks, "unlabelled": _read_unlabelled}
-    data = readers[layout or _layout_of(halves[0])](scan, halves)
+    data = readers[layout or _layout_of(splits[0])](scan, splits)
     return replace(data, notes=(*scan.notes, *scan.links_note()))
 
 
-def _layout_of(half: Path) -> Layout:
+def _layout_of(split: Path) -> Layout:
     """The layout of a folder: images/ with masks/, one sub-folder for each class, or image files alone."""
-    entries = list(_entries(half))
+    entries = list(_entries(split))
     folders = {entry.name for entry in entries if os.path.isdir(entry)}
     if "images" in folders and ("masks" in folders or folders == {"images"}):
         return "masks"
@@ -74,25 +74,25 @@ def _layout_of(half: Path) -> Layout:
     return "unlabelled" if flat else "classes"
 
 
-def _read_classes(scan: _Scan, halves: Sequence[Path]) -> UserData:
-    classes, train = scan.half(halves[0])
-    held_out = scan.half(halves[1], classes)[1] if len(halves) == 2 else None
+def _read_classes(scan: _Scan, splits: Sequence[Path]) -> UserData:
+    classes, train = scan.read_split(splits[0])
+    held_out = scan.read_split(splits[1], classes)[1] if len(splits) == 2 else None
     natural = tuple(sorted(classes, key=natural_key))
     other_order = () if natural == classes else natural
     return UserData(classes, train, held_out, other_order=other_order, outputs=len(classes))
 
 
-def _read_masks(scan: _Scan, halves: Sequence[Path]) -> UserData:
+def _read_masks(scan: _Scan, splits: Sequence[Path]) -> UserData:
     pairs = []
-    for half in halves:
+    for split in splits:
         for name in ("images", "masks"):
-            if not (half / name).is_dir():
-                raise DataError(f"'{half}' has no folder {name}/; expected images/, and masks/ with a PNG for each")
-        pairs.append(pair_masks(scan.images(half, "images"), half))
+            if not (split / name).is_dir():
+                raise DataError(f"'{split}' has no folder {name}/; expected images/, and masks/ with a PNG for each")
+        pairs.append(pair_masks(scan.images(split, "images"), split))
         if not pairs[-1]:
-            raise DataError(f"no images in '{half / 'images'}'; expected images with a PNG each in masks/")
-    classes = class_names(scan.spec, scan.root, [mask for half in pairs for _, mask in half])
-    train, *held_out = (_open_masked(scan.root, half, len(classes)) for half in pairs)
+            raise DataError(f"no images in '{split / 'images'}'; expected images with a PNG each in masks/")
+    classes = class_names(scan.spec, scan.root, [mask for split in pairs for _, mask in split])
+    train, *held_out = (_open_masked(scan.root, split, len(classes)) for split in pairs)
     return UserData(classes, train, held_out[0] if held_out else None, layout="masks", outputs=len(classes))
 
 
@@ -102,14 +102,14 @@ def _open_masked(root: Path, pairs: Sequence[Pair], classes: int) -> Samples:
     return Samples.of(images, labels, Files(root, images), Masks(root, masks, images, classes))
 
 
-def _read_unlabelled(scan: _Scan, halves: Sequence[Path]) -> UserData:
-    """All images below the `halves`, without targets; only those of images/ if masks/ lies beside it."""
+def _read_unlabelled(scan: _Scan, splits: Sequence[Path]) -> UserData:
+    """All images below the `splits`, without targets; only those of images/ if masks/ lies beside it."""
     parts = []
-    for half in halves:
-        has_masks = (half / "images").is_dir() and (half / "masks").is_dir()
-        paths = scan.images(half, "images" if has_masks else ".")
+    for split in splits:
+        has_masks = (split / "images").is_dir() and (split / "masks").is_dir()
+        paths = scan.images(split, "images" if has_masks else ".")
         if not paths:
-            raise DataError(f"no images below '{half}'; expected files with one of: {' '.join(IMG_EXTENSIONS)}")
+            raise DataError(f"no images below '{split}'; expected files with one of: {' '.join(IMG_EXTENSIONS)}")
         ids = tuple(path.relative_to(scan.root).as_posix() for path in paths)
         parts.append(Samples.of(ids, np.zeros(len(ids), dtype=np.int64), Files(scan.root, ids)))
     train, *held_out = parts
@@ -119,7 +119,7 @@ def _read_unlabelled(scan: _Scan, halves: Sequence[Path]) -> UserData:
 def open_folder_images(spec: str) -> Samples:
     """Every image at or below the folder `spec`, by path; ids are relative paths. All labels are -1: unknown.
 
-    Raises `DataError` where there are none.
+    Raises `DataError` where there are none, and if `spec` is no folder.
     """
     root = Path(spec).expanduser()
     if not root.is_dir():
@@ -145,16 +145,20 @@ def _check_folder(spec: str, root: Path, others: Sequence[str]) -> None:
             f"data {spec!r} is a file; expected a folder with one folder of images per class, or a table: .csv, .jsonl"
         )
     where = "" if root.is_absolute() else f" in {str(Path.cwd())!r}"
+    suggestion = suggest_path(root)
     if os.sep in spec or spec.startswith((".", "~")):
-        raise DataError(f"data folder {spec!r} does not exist{where}; give a folder, or one of: {', '.join(others)}")
-    raise DataError(f"{unknown('data', spec, others)} (nor is there a folder of that name{where})")
+        raise DataError(
+            f"data folder {spec!r} does not exist{where}; give a folder, or one of: {', '.join(others)}{suggestion}"
+        )
+    raise DataError(f"{unknown('data', spec, others)} (nor is there a folder of that name{where}{suggestion})")
 
 
 @dataclass(eq=False)
 class _Scan:
     """The state of reading the folder `root`: which files were met so far, and where.
 
-    `places` says where each real file was first met, as (half, class, path); `repeated` counts links to such files.
+    `places` says where each real file was first met, as (the split's folder, class, path); `repeated` counts links to
+    files that were met before.
     """
 
     spec: str
@@ -163,23 +167,24 @@ class _Scan:
     repeated: int = 0
     places: dict[_Identity, tuple[Path, str, Path]] = field(default_factory=dict)
 
-    def half(self, half: Path, classes: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], Samples]:
+    def read_split(self, split: Path, classes: tuple[str, ...] | None = None) -> tuple[tuple[str, ...], Samples]:
         """Class names and samples of a folder with one sub-folder for each class; ids are paths relative to `root`.
 
-        With `classes` given, a folder that is not among them is an error.
+        With `classes` given, a folder that is not among them is an error. Raises `DataError`, also if there are no
+        images.
         """
-        folders = sorted(path.name for path in half.iterdir() if path.is_dir() and not path.name.startswith("."))
-        images = {name: self.images(half, name) for name in folders}
+        folders = sorted(path.name for path in split.iterdir() if path.is_dir() and not path.name.startswith("."))
+        images = {name: self.images(split, name) for name in folders}
         names = classes or tuple(name for name in folders if images[name])
         if not any(images.values()):
             extensions = " ".join(IMG_EXTENSIONS)
             raise DataError(
-                f"no images in class folders below '{half}'; expected CLASS/IMAGE with one of: {extensions}"
+                f"no images in class folders below '{split}'; expected CLASS/IMAGE with one of: {extensions}"
             )
         strange = [name for name in folders if images[name] and name not in names]
         if strange:
             raise DataError(
-                f"class {strange[0]!r} of '{half}' has no images to learn from; the halves need the same classes"
+                f"class {strange[0]!r} of '{split}' has no images to learn from; the splits need the same classes"
             )
         if classes is None:
             empty_classes = [name for name in folders if not images[name]]
@@ -197,27 +202,28 @@ class _Scan:
         text = f"{links} below {self.spec!r} to images that are there anyway: every image counts once"
         return [text] if self.repeated else []
 
-    def images(self, half: Path, name: str) -> list[Path]:
-        """Image files of the folder `name`, sorted.
+    def images(self, split: Path, name: str) -> list[Path]:
+        """Image files at or below the folder `name` of a split's folder, sorted.
 
-        A file with several paths counts once, by a path that is no link if it has one.
+        A file that several links lead to is listed once: under its own path, or under one of the links where its own
+        path lies elsewhere.
         """
         paths: dict[_Identity, Path] = {}
-        for identity, path in self.walk(half / name, set()):
+        for identity, path in self.walk(split / name, set()):
             first_path = paths.setdefault(identity, path)
             if first_path is path:
-                self._claim(identity, half, name, path)
+                self._claim(identity, split, name, path)
                 continue
             self.repeated += 1
             if first_path.is_symlink() and not path.is_symlink():
                 paths[identity] = path
         return sorted(paths.values())
 
-    def _claim(self, identity: _Identity, half: Path, name: str, path: Path) -> None:
-        """Record which class and half a file belongs to. Raises `DataError` if it belongs to another one already."""
-        other_half, other_name, other_path = self.places.setdefault(identity, (half, name, path))
-        if (other_half, other_name) != (half, name):
-            places = f"both {other_half.name}/ and {half.name}/" if other_half != half else "two classes"
+    def _claim(self, identity: _Identity, split: Path, name: str, path: Path) -> None:
+        """Record which class and split a file belongs to. Raises `DataError` if it belongs to another one already."""
+        other_split, other_name, other_path = self.places.setdefault(identity, (split, name, path))
+        if (other_split, other_name) != (split, name):
+            places = f"both {other_split.name}/ and {split.name}/" if other_split != split else "two classes"
             path_text = " and ".join(repr(each.relative_to(self.root).as_posix()) for each in (other_path, path))
             raise DataError(f"data {self.spec!r}: {path_text} are one file, in {places}; remove one of the links")
 
@@ -228,16 +234,26 @@ class _Scan:
             self.repeated += 1
             return
         entered.add((device, inode))
+        _check_name(folder)
         for entry in _entries(folder):
             path = folder / entry.name
             if os.path.isdir(entry):
                 yield from self.walk(path, entered)
             elif entry.name.lower().endswith(IMG_EXTENSIONS):
+                _check_name(path)
                 yield (_resolve_link(path) if entry.is_symlink() else (device, entry.inode())), path
 
 
+def _check_name(path: Path) -> None:
+    """Raise `DataError` for a name that is no text, which no report could show."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the name of {str(path)!r} is not in UTF-8; rename it") from error
+
+
 def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:
-    """Visible entries of `folder`, sorted, with real files and folders before links."""
+    """Visible entries of `folder`, sorted, with real files and folders before links. Raises `DataError`."""
     try:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]

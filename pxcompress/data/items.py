@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pxcompress.data.box_tables import are_boxes, make_box_table
-from pxcompress.data.ports import lay_to_ports
+from pxcompress.data.ports import arrange_for_ports
 from pxcompress.data.samples import Layout, Numbers, Samples, UserData
 from pxcompress.data.targets import IGNORED, Targets, Values
 from pxcompress.errors import DataError, InputError
@@ -37,18 +37,18 @@ class Item:
     target: Array | None
 
 
-def collect_items(spec: str, halves: Mapping[str, Sequence[Item]], ports: Ports | None = None) -> UserData:
-    """The samples of one or two halves, training data first, as `UserData`; `ports` are the inputs of an ONNX file.
+def collect_items(spec: str, splits: Mapping[str, Sequence[Item]], ports: Ports | None = None) -> UserData:
+    """The samples of one or two splits, training data first, as `UserData`; `ports` are the inputs of an ONNX file.
 
     Raises `DataError` for samples whose shapes or types differ, or that the ONNX file does not accept.
     """
-    every = [item for part in halves.values() for item in part]
+    every = [item for part in splits.values() for item in part]
     inputs, signature = _read_inputs(spec, [item.value for item in every], ports)
     layout, classes, labels, targets = _read_targets(spec, every, inputs)
     samples = Samples.of([item.id for item in every], labels, Numbers(inputs), targets)
-    train_size = len(next(iter(halves.values())))
+    train_size = len(next(iter(splits.values())))
     train = samples.take(np.arange(train_size))
-    held_out = samples.take(np.arange(train_size, len(samples))) if len(halves) == 2 else None
+    held_out = samples.take(np.arange(train_size, len(samples))) if len(splits) == 2 else None
     outputs = len(classes) or None
     return UserData(
         classes, train, held_out, layout=layout, outputs=outputs, native_size=inputs.shape[1:], inputs=signature
@@ -61,7 +61,7 @@ def _read_inputs(spec: str, values: Sequence[Value], ports: Ports | None) -> tup
     """
     stacks = _stack_inputs(spec, values)
     if ports is not None:
-        stacks = lay_to_ports(spec, stacks, ports)
+        stacks = arrange_for_ports(spec, stacks, ports)
     if list(stacks) == [None]:
         inputs = stacks[None]
         if inputs.ndim < 2:
@@ -129,7 +129,7 @@ def _stack(spec: str, kind: str, arrays: Sequence[Array]) -> Array:
 def _read_targets(
     spec: str, items: Sequence[Item], inputs: Array
 ) -> tuple[Layout, tuple[str, ...], NDArray[np.int64], Targets | None]:
-    """The layout, the class names, the labels (n,), and targets that are no labels, if any."""
+    """The layout, the class names, the labels (n,), and targets that are no labels, if any. Raises `DataError`."""
     zeros = np.zeros(len(items), dtype=np.int64)
     known_targets = [item.target for item in items if item.target is not None]
     if not known_targets:
@@ -169,7 +169,7 @@ def _image_sides(value: Value) -> tuple[int, int] | None:
 
 
 def _number_classes(spec: str, values: Array) -> tuple[str, ...]:
-    """Class names "0", "1", ... up to the largest class in `values`."""
+    """Class names "0", "1", ... up to the largest class in `values`. Raises `DataError`."""
     if values.min(initial=0) < 0:
         raise DataError(f"data {spec!r}: a target is class {values.min()}; expected classes from 0 on")
     return tuple(str(number) for number in range(int(values.max(initial=0)) + 1))

@@ -15,24 +15,27 @@ Pair = tuple[Path, Path]
 """Paths of an image and of its mask."""
 
 
-def pair_masks(images: Sequence[Path], half: Path) -> list[Pair]:
-    """Match images below `half`/images to masks that have the same relative path but for the ending.
+def pair_masks(images: Sequence[Path], split: Path) -> list[Pair]:
+    """Match images below `split`/images to masks that have the same relative path but for the ending.
 
     Raises `DataError` where one has no partner.
     """
-    folder = half / "masks"
+    folder = split / "masks"
     masks = {_stem(path, folder): path for path in sorted(folder.rglob("*")) if _is_mask(path)}
-    stems = {path: _stem(path, half / "images") for path in images}
-    _check_partners([path for path, stem in stems.items() if stem not in masks], "image", "PNG mask", half)
-    _check_partners([path for stem, path in masks.items() if stem not in stems.values()], "mask", "image", half)
+    stems = {path: _stem(path, split / "images") for path in images}
+    _check_partners([path for path, stem in stems.items() if stem not in masks], "image", "PNG mask", split)
+    _check_partners([path for stem, path in masks.items() if stem not in stems.values()], "mask", "image", split)
     return [(path, masks[stem]) for path, stem in stems.items()]
 
 
 def class_names(spec: str, root: Path, masks: Sequence[Path]) -> tuple[str, ...]:
-    """Class names: the lines of classes.txt, or "0", "1", ... up to the largest value in any mask, `IGNORED` aside."""
+    """Class names: the lines of classes.txt, or "0", "1", ... up to the largest value in any mask, `IGNORED` aside.
+
+    Raises `DataError` for fewer than two.
+    """
     class_file = root / "classes.txt"
     if class_file.exists():
-        names = tuple(line.strip() for line in class_file.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(line.strip() for line in class_file.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     else:
         with ThreadPoolExecutor() as threads:
             largest = max(threads.map(lambda path: _largest(path, path.relative_to(root).as_posix()), masks))
@@ -50,10 +53,10 @@ def _largest(path: Path, name: str) -> int:
     return int(mask.max(initial=0, where=mask != IGNORED))
 
 
-def _check_partners(unpaired: Sequence[Path], kind: str, partner: str, half: Path) -> None:
+def _check_partners(unpaired: Sequence[Path], kind: str, partner: str, split: Path) -> None:
     if unpaired:
-        names = list_some([repr(path.relative_to(half).as_posix()) for path in unpaired], _SHOWN)
-        raise DataError(f"no {partner} of the same name in '{half}' for {kind} {names}; add or remove them")
+        names = list_some([repr(path.relative_to(split).as_posix()) for path in unpaired], _SHOWN)
+        raise DataError(f"no {partner} of the same name in '{split}' for {kind} {names}; add or remove them")
 
 
 def _stem(path: Path, folder: Path) -> str:

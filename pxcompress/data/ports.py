@@ -18,7 +18,7 @@ Stacks = dict[str | int | None, Array]
 """Arrays (n, ...) of all samples, by the input's name or position; None is the key of a single unnamed input."""
 
 
-def lay_to_ports(spec: str, stacks: Mapping[str | int | None, Array], ports: Ports) -> Stacks:
+def arrange_for_ports(spec: str, stacks: Mapping[str | int | None, Array], ports: Ports) -> Stacks:
     """The arrays by the ONNX file's input names, in its order, as the module in PyTorch takes them.
 
     The only input is named None where it is floats or the bytes of images, which modules take as floats. Images may lie
@@ -30,7 +30,7 @@ def lay_to_ports(spec: str, stacks: Mapping[str | int | None, Array], ports: Por
 
 
 def _by_port(spec: str, stacks: Mapping[str | int | None, Array], ports: Ports) -> dict[str | int, Array]:
-    """Arrays by input name; those that are given by position take the names in the file's order."""
+    """Arrays by input name; those that are given by position take the names in the file's order. Raises `DataError`."""
     names = [port.name for port in ports.inputs]
     listed = ", ".join(map(str, names))
     if not all(isinstance(key, str) for key in stacks):
@@ -50,7 +50,7 @@ def _by_port(spec: str, stacks: Mapping[str | int | None, Array], ports: Ports) 
 
 
 def _as_module_takes(spec: str, port: Input, array: Array, ports: Ports) -> Array:
-    """All samples of one input, (n, ...), in the type and axis order that the module takes."""
+    """All samples of one input, (n, ...), in the type and axis order that the module takes. Raises `DataError`."""
     floats = takes_floats(port)
     if array.dtype.kind == "f" and not floats:
         raise DataError(

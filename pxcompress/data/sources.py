@@ -165,8 +165,8 @@ def extend_classes(source: Source, classes: Sequence[str]) -> Source:
 def keep_for_certificates(source: Source) -> Source:
     """`source` with almost all samples moved to the role certify; other roles get only the few that they need.
 
-    That is for models that have seen none of them. Data that were given in halves stay as they are: weights may have
-    been trained on the train half.
+    That is for models that have seen none of them. Data that came with a train and a held-out split stay as they are:
+    the weights may have been trained on the train split.
     """
     spare = 2 * LEAST_OF_A_ROLE
     if source.select_from != "everything" or len(source.select) < 2 * spare:
@@ -214,7 +214,7 @@ def _renumber(samples: Samples, number: Integers) -> Samples:
 
 
 def _parse_options(spec: str, text: str) -> dict[str, str]:
-    """ "a=1,b=2" as a mapping."""
+    """ "a=1,b=2" as a mapping. Raises `DataError`."""
     options: dict[str, str] = {}
     for part in filter(None, text.split(",")):
         key, sign, value = part.partition("=")
@@ -232,6 +232,6 @@ def _timm(name: str, options: Mapping[str, str]) -> UserData:
     if name.lower() in ("torch/image_folder", "torch/folder"):
         if list(options) != ["root"]:
             raise DataError(f"data {name!r} takes one option, its folder; expected {name}:root=DIR")
-        return _folder(options["root"])  # timm would take the whole folder for both halves without val/
+        return _folder(options["root"])  # timm would take the whole folder for both splits without val/
     classes, train, held_out, notes = timm_pools(name, options)
     return UserData(classes, train, held_out, notes, outputs=len(classes))

@@ -1,6 +1,7 @@
 """Five parts of labelled data, as batches that a model takes: score, repair, select, certify, test.
 
-They are disjoint, but for score and repair, which shape a model and judge none: of few samples both get all.
+They are disjoint, except that score and repair both get all samples of their pool if these are few: the two shape a
+model, while the others judge it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def load_splits(
         readings[role] = read_images(samples, preprocessing, source.skip_corrupt)
     copies = Copies.of(readings)
     stores = {role: reading.store for role, reading in readings.items()}
-    stores["certify"] = copies.find_left_out(stores, "certify")
+    stores["certify"] = copies.leave_out(stores, "certify")
     contents = {role: _contents(source.name, readings[role], stores[role].samples.ids) for role in stores}
     fresh = [place for place, content in enumerate(contents["certify"]) if not (has_served and has_served(content))]
     served = len(stores["certify"]) - len(fresh)

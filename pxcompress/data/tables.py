@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pxcompress.checks import split_csv
 from pxcompress.data.folder import HELD_OUT_FOLDERS, TRAIN_FOLDERS, Files
 from pxcompress.data.samples import Layout, Samples, UserData
 from pxcompress.data.targets import Targets, Values
 from pxcompress.data.texts import label_column, read_classes, read_texts, text_columns
-from pxcompress.errors import DataError, unknown
+from pxcompress.errors import DataError, suggest_path, unknown
 
 SUFFIXES = (".csv", ".jsonl")
 _PATH_COLUMNS = ("path", "image", "file")
@@ -62,18 +63,20 @@ def open_table(spec: str) -> UserData:
         layout = "numbers"
         classes, values = _read_numbers(table, (_path_column(table),))
         targets = Values(values)
-    train, held_out = _halves(table, Samples.of(images, labels, Files(root, images), targets))
+    train, held_out = _separate_splits(table, Samples.of(images, labels, Files(root, images), targets))
     notes = tuple(_note_whole_numbers(table, classes)) if layout == "numbers" else ()
     return UserData(classes, train, held_out, notes, layout=layout, outputs=len(classes))
 
 
 def _read_table(spec: str) -> _Table:
-    """Read the rows of a CSV or JSONL file. Raises `DataError` where there are none."""
+    """Read the rows of a CSV or JSONL file. Raises `DataError` for a file without rows or of another kind."""
     path = Path(spec).expanduser()
     try:
         rows = (_read_csv if path.suffix.lower() == ".csv" else _read_jsonl)(spec, path)
     except (OSError, UnicodeError, csv.Error) as error:
-        raise DataError(f"data {spec!r} cannot be read ({error}); expected a CSV or JSONL file in UTF-8") from error
+        raise DataError(
+            f"data {spec!r} cannot be read ({error}); expected a CSV or JSONL file in UTF-8{suggest_path(path)}"
+        ) from error
     if not rows:
         raise DataError(f"data {spec!r} is empty; expected rows with an image's path or a text, and its targets")
     return _Table(spec, rows, tuple(rows[0]))
@@ -95,7 +98,10 @@ def read_words(spec: str, column: str) -> dict[str, str]:
 
 
 def open_listed(spec: str) -> Samples:
-    """The images that the table `spec` lists; other columns are ignored, and all labels are -1: unknown."""
+    """The images that the table `spec` lists; other columns are ignored, and all labels are -1: unknown.
+
+    Raises `DataError`.
+    """
     table, root = _read_table(spec), Path(spec).expanduser().parent
     if _text_columns(table):
         raise DataError(
@@ -128,24 +134,22 @@ def _open_texts(table: _Table, columns: tuple[str, ...]) -> UserData:
         classes, values = _read_numbers(table, columns)
         targets = Values(values)
     samples = Samples.of(_row_ids(table), labels, texts, targets)
-    train, held_out = _halves(table, samples)
+    train, held_out = _separate_splits(table, samples)
     return UserData(classes, train, held_out, layout=layout, outputs=len(classes) or None)
 
 
 def _read_csv(spec: str, path: Path) -> list[Row]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        header = [name.strip() for name in next(reader, [])]
-        if len(set(header)) < len(header):
-            raise DataError(f"data {spec!r} has two columns of one name: {', '.join(header)}; rename one")
-        rows: list[Row] = []
-        for cells in filter(None, reader):
-            if len(cells) != len(header):
-                raise DataError(
-                    f"data {spec!r}, row {len(rows) + 1}: {len(cells)} columns; expected {len(header)}: "
-                    f"{', '.join(header)}"
-                )
-            rows.append(dict(zip(header, (cell.strip() for cell in cells), strict=True)))
+    lines = split_csv(path.read_text(encoding="utf-8-sig"))
+    header = [name.strip() for name in next(lines, [])]
+    if len(set(header)) < len(header):
+        raise DataError(f"data {spec!r} has two columns of one name: {', '.join(header)}; rename one")
+    rows: list[Row] = []
+    for cells in filter(None, lines):
+        if len(cells) != len(header):
+            raise DataError(
+                f"data {spec!r}, row {len(rows) + 1}: {len(cells)} columns; expected {len(header)}: {', '.join(header)}"
+            )
+        rows.append(dict(zip(header, (cell.strip() for cell in cells), strict=True)))
     return rows
 
 
@@ -216,7 +220,7 @@ def _class_column(table: _Table) -> str | None:
 
 
 def _read_labels(table: _Table) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    """All label names, sorted, and which of them each image has, (n, k) of 0 and 1."""
+    """All label names, sorted, and which of them each image has, (n, k) of 0 and 1. Raises `DataError`."""
     labels_by_row = [_split_labels(table, number) for number in range(len(table.rows))]
     classes = tuple(sorted({label for labels in labels_by_row for label in labels}))
     if not classes:
@@ -281,7 +285,7 @@ def _number(table: _Table, number: int, column: str) -> float:
     return result
 
 
-def _halves(table: _Table, samples: Samples) -> tuple[Samples, Samples | None]:
+def _separate_splits(table: _Table, samples: Samples) -> tuple[Samples, Samples | None]:
     """Training and held-out samples by the column `split`; without it, all samples and None."""
     if _SPLIT not in table.names:
         return samples, None

@@ -24,7 +24,8 @@ class Targets(Protocol):
     def __call__(self, position: int, image_size: tuple[int, int] | None, resize: Resize | None) -> Tensor:
         """The target at `position`.
 
-        `image_size` is the original image's (width, height), None for inputs that are no images.
+        `image_size` is the original image's (width, height), and `resize` how the image was resized, which boxes and
+        masks follow; both are None for inputs that are no images.
         """
         ...
 

@@ -26,7 +26,7 @@ PAIRS = (
 )
 """Pairs of column names that mark two texts which form one sample."""
 
-SINGLE = ("text", "sentence", "content", "review")
+TEXT_COLUMNS = ("text", "sentence", "content", "review")
 """Column names that mark a single text."""
 
 LABELS = ("label", "class")
@@ -49,7 +49,7 @@ def text_columns(names: Sequence[str]) -> tuple[str, ...]:
     for pair in PAIRS:
         if all(name in names for name in pair):
             return pair
-    return next(((name,) for name in SINGLE if name in names), ())
+    return next(((name,) for name in TEXT_COLUMNS if name in names), ())
 
 
 def read_texts(spec: str, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> Texts:

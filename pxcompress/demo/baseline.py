@@ -29,7 +29,7 @@ from pxcompress.deploy.predictions import torch_quality
 from pxcompress.errors import DataError, ModelError, short
 from pxcompress.models.adapter import has_whole_numbers, named_outputs
 from pxcompress.models.checkpoint import load_state
-from pxcompress.models.loading import Architecture, Loaded
+from pxcompress.models.loading import Architecture, LoadedModel
 from pxcompress.models.training import adamw, deterministic, flushed_denormals, move_images, update, zero_denormals
 from pxcompress.notes import Note
 from pxcompress.registry import option
@@ -98,12 +98,12 @@ class Problem:
     loss: Loss = field(default_factory=ClassLoss)
 
 
-class LearnedHere:
+class DataWithBaseline:
     """A base class of embedded data sets whose baselines are trained when they are first needed."""
 
     def train_baseline(
-        self, loaded: Loaded, source: Source, splits: Splits, task: Task, seed: int, note: Note
-    ) -> Loaded:
+        self, loaded: LoadedModel, source: Source, splits: Splits, task: Task, seed: int, note: Note
+    ) -> LoadedModel:
         """Train `loaded`, or read its weights from the cache, in place; returns it."""
         training = training_batches(source, loaded.preprocessing, batch_size=64, seed=seed)
         with evaluating(loaded.model), torch.no_grad():
@@ -118,7 +118,7 @@ class LearnedHere:
 
 
 @dataclass(frozen=True)
-class Drawn(LearnedHere):
+class GeneratedData(DataWithBaseline):
     """A base class of data sets whose samples are generated; its fields say how many samples each part has."""
 
     train: int = option(12000, "samples to train, score and repair on", low=1)

@@ -194,7 +194,7 @@ class AnchorDetector(nn.Module):
             (8, 16), (maps[2], self.deep(x)), self.boxes, self.classes, strict=True
         ):
             codes = boxes(level).unflatten(1, (len(ANCHORS), 4)).movedim(2, -1).flatten(1, 3)
-            corners.append(_decode_beside_anchors(codes, level, stride))
+            corners.append(_decode_anchor_codes(codes, level, stride))
             logits.append(classes(level).unflatten(1, (len(ANCHORS), self.num_classes)).movedim(2, -1).flatten(1, 3))
         return {"boxes": torch.cat(corners, 1), "logits": torch.cat(logits, 1)}
 
@@ -204,7 +204,7 @@ def _make_separable(width: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(convolution(width, width, 3, groups=width), nn.Conv2d(width, outputs, 1))
 
 
-def _decode_beside_anchors(codes: Tensor, level: Tensor, stride: int) -> Tensor:
+def _decode_anchor_codes(codes: Tensor, level: Tensor, stride: int) -> Tensor:
     """Turn predicted codes (n, anchors * locations, 4) into box corners in pixels.
 
     A code shifts the anchor by shares of its sides, and scales it by the exponential.

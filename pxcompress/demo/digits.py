@@ -8,7 +8,7 @@ import numpy as np
 
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Samples, Source, cut
-from pxcompress.demo.baseline import LearnedHere
+from pxcompress.demo.baseline import DataWithBaseline
 from pxcompress.demo.images import SIDE, StoredImages
 
 SIZES = (1000, 150, 647)
@@ -19,7 +19,7 @@ LIMITS = {"score": 256, "repair": 512, "select": 150, "certify": 150}
 
 @EMBEDDED.register("digits")
 @dataclass(frozen=True)
-class Digits(LearnedHere):
+class Digits(DataWithBaseline):
     """Scikit-learn's handwritten digits."""
 
     def source(self, spec: str) -> Source:

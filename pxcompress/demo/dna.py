@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Numbers, Samples, Source
-from pxcompress.demo.baseline import Drawn
+from pxcompress.demo.baseline import GeneratedData
 
 LETTERS = "ACGT"
 LENGTH = 200
@@ -33,7 +33,7 @@ Mask = NDArray[np.bool_]
 
 @EMBEDDED.register("dna")
 @dataclass(frozen=True)
-class DNA(Drawn):
+class DNA(GeneratedData):
     """Random DNA sequences with two motifs planted in each."""
 
     def source(self, spec: str) -> Source:

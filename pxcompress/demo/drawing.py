@@ -61,33 +61,33 @@ def character_mask(character: str, font: str) -> Image.Image:
     return mask
 
 
-def near(ground: NDArray[np.float64], rng: np.random.Generator, low: float, high: float) -> Colour:
-    """A colour whose mean differs from that of `ground` by `low` to `high` grey levels, to the side with more room."""
-    step = rng.uniform(low, high) * (1 if ground.mean() < 128 else -1)
+def make_similar_colour(background: NDArray[np.float64], rng: np.random.Generator, low: float, high: float) -> Colour:
+    """A colour whose mean is `low` to `high` grey levels brighter than `background`, or darker if that is bright."""
+    step = rng.uniform(low, high) * (1 if background.mean() < 128 else -1)
     tint = rng.uniform(-40, 40, 3)
-    red, green, blue = (ground + step + tint - tint.mean()).clip(0, 255).astype(int).tolist()
+    red, green, blue = (background + step + tint - tint.mean()).clip(0, 255).astype(int).tolist()
     return red, green, blue
 
 
-def gradient(ground: NDArray[np.float64], rng: np.random.Generator, side: int = CANVAS) -> Image.Image:
-    """A square canvas filled with a linear colour gradient, with the colour `ground` in the middle."""
+def gradient(background: NDArray[np.float64], rng: np.random.Generator, side: int = CANVAS) -> Image.Image:
+    """A square canvas filled with a linear colour gradient, with the colour `background` in the middle."""
     angle = rng.uniform(0, 2 * math.pi)
     ramp = np.linspace(-1, 1, side)
     along = math.cos(angle) * ramp[None, :] + math.sin(angle) * ramp[:, None]
-    colours = ground + along[..., None] * rng.uniform(-18, 18, 3)
+    colours = background + along[..., None] * rng.uniform(-18, 18, 3)
     return Image.fromarray(colours.clip(0, 255).astype(np.uint8))
 
 
-def draw_clutter(canvas: Image.Image, ground: NDArray[np.float64], rng: np.random.Generator) -> None:
-    """Draws blobs and lines onto the canvas, in place."""
+def draw_clutter(canvas: Image.Image, background: NDArray[np.float64], rng: np.random.Generator) -> None:
+    """Draw a few ellipses and lines onto the canvas, in place, in colours near to `background` (red, green, blue)."""
     draw = ImageDraw.Draw(canvas)
     for _ in range(rng.integers(0, 4)):
         x, y = rng.uniform(0, canvas.width, 2)
         width, height = rng.uniform(4, 14, 2)
-        draw.ellipse((x - width, y - height, x + width, y + height), fill=near(ground, rng, 4, 30))
+        draw.ellipse((x - width, y - height, x + width, y + height), fill=make_similar_colour(background, rng, 4, 30))
     for _ in range(rng.integers(0, 5)):
         start_x, start_y, end_x, end_y = rng.uniform(0, canvas.width, 4)
-        colour = near(ground, rng, 8, 50)
+        colour = make_similar_colour(background, rng, 8, 50)
         draw.line((start_x, start_y, end_x, end_y), fill=colour, width=int(rng.integers(1, 5)))
 
 

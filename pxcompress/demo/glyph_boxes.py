@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Samples, Source
 from pxcompress.data.targets import BoxRows
-from pxcompress.demo.baseline import Drawn
-from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, near, paste, reduce_canvas
+from pxcompress.demo.baseline import GeneratedData
+from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, make_similar_colour, paste, reduce_canvas
 from pxcompress.demo.glyphs import PARTS
 from pxcompress.demo.images import StoredImages, cached_arrays
 from pxcompress.registry import option
@@ -34,7 +34,7 @@ _OVERLAP = 0.2  # of a character's box, at most, that those drawn before it may 
 
 @EMBEDDED.register("glyph-boxes")
 @dataclass(frozen=True)
-class GlyphBoxes(Drawn):
+class GlyphBoxes(GeneratedData):
     """Boxes around characters of eight kinds."""
 
     train: int = option(4000, "images to train, score and repair on", low=1)
@@ -69,16 +69,22 @@ def arrays(part: str, count: int) -> tuple[NDArray[np.uint8], NDArray[np.float64
 
 def _draw(rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """An image (64, 64, 3), drawn at twice its size and reduced, and its boxes (5, 6)."""
-    ground = rng.uniform(30, 225, 3)
-    canvas = gradient(ground, rng, 2 * SIDE)
-    draw_clutter(canvas, ground, rng)
+    background = rng.uniform(30, 225, 3)
+    canvas = gradient(background, rng, 2 * SIDE)
+    draw_clutter(canvas, background, rng)
     boxes = np.tile([-1.0, 0, 0, 0, 0, 0], (_MOST, 1))
     covered = np.zeros((2 * SIDE, 2 * SIDE), bool)
     for number in range(rng.integers(0, _MOST + 1)):
         kind = int(rng.integers(len(LETTERS)))
         x, y = rng.uniform(20, 2 * SIDE - 20, 2)
         trial = canvas.copy()
-        mask = paste(trial, LETTERS[kind], near(ground, rng, 50, 120), rng, Place(x, y, 0, rng.uniform(0.5, 1.0)))
+        mask = paste(
+            trial,
+            LETTERS[kind],
+            make_similar_colour(background, rng, 50, 120),
+            rng,
+            Place(x, y, 0, rng.uniform(0.5, 1.0)),
+        )
         shown = np.asarray(mask) >= 128
         if not shown.any():
             continue

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Samples, Source
 from pxcompress.data.targets import Targets, Values
-from pxcompress.demo.baseline import Drawn
-from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, near, paste, reduce_canvas
+from pxcompress.demo.baseline import GeneratedData
+from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, make_similar_colour, paste, reduce_canvas
 from pxcompress.demo.glyphs import CLASSES, PARTS, glyph_image
 from pxcompress.demo.images import SIDE, StoredImages, StoredMasks, cached_arrays
 from pxcompress.registry import option
@@ -46,7 +46,7 @@ Scene = tuple[NDArray[np.uint8], NDArray[np.uint8], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class _Scenes(Drawn):
+class _Scenes(GeneratedData):
     """A base class of data sets of scenes; its fields say how many images each part has."""
 
     train: int = option(6000, "images to train, score and repair on", low=1)
@@ -65,7 +65,7 @@ class GlyphMasks(_Scenes):
         number = {character: 1 + kind for kind, characters in enumerate(kinds) for character in characters}
 
         def pool(part: str, count: int) -> Samples:
-            images, owners, characters = scenes(part, count, kinds)
+            images, owners, characters = draw_scenes(part, count, kinds)
             kinds_shown = np.array([[0, *(number.get(each, 0) for each in row)] for row in characters], np.uint8)
             masks = kinds_shown[np.arange(count)[:, None, None], owners]
             return _make_samples(f"glyph-masks/{part}", images, StoredMasks(masks))
@@ -83,7 +83,7 @@ class GlyphCounts(_Scenes):
         digits = KINDS["digit"]
 
         def pool(part: str, count: int) -> Samples:
-            images, _, characters = scenes(part, count, (digits, "".join(CLASSES[len(digits) :])))
+            images, _, characters = draw_scenes(part, count, (digits, "".join(CLASSES[len(digits) :])))
             counts = np.stack([characters != "", np.isin(characters, list(digits))]).sum(2).T.astype(np.float32)
             return _make_samples(f"glyph-counts/{part}", images, Values(counts))
 
@@ -99,7 +99,7 @@ class GlyphLabels(_Scenes):
         """The first images of each part, with a yes or no for every character."""
 
         def pool(part: str, count: int) -> Samples:
-            images, _, characters = scenes(part, count, LABELS)
+            images, _, characters = draw_scenes(part, count, LABELS)
             occurs = (characters[:, :, None] == np.array(LABELS)).any(1).astype(np.float32)
             return _make_samples(f"glyph-labels/{part}", images, Values(occurs))
 
@@ -133,14 +133,14 @@ class GlyphIdentities(_Scenes):
         return Source(spec, CLASSES, True, SIDE, *self.pools(pool), limits=LIMITS, layout="identities")
 
 
-def scene(characters: tuple[str, ...], rng: np.random.Generator) -> Scene:
+def draw_scene(characters: tuple[str, ...], rng: np.random.Generator) -> Scene:
     """One to four characters on clutter, each in its own quarter.
 
     `characters` are kinds, of which one is drawn first for each.
     """
-    ground = rng.uniform(30, 225, 3)
-    canvas = gradient(ground, rng, 2 * SCENE_SIDE)
-    draw_clutter(canvas, ground, rng)
+    background = rng.uniform(30, 225, 3)
+    canvas = gradient(background, rng, 2 * SCENE_SIDE)
+    draw_clutter(canvas, background, rng)
     owners = np.zeros((SCENE_SIDE, SCENE_SIDE), np.uint8)
     quarters = rng.permutation(4)[: rng.integers(1, _MOST + 1)]
     drawn_characters = []
@@ -148,12 +148,12 @@ def scene(characters: tuple[str, ...], rng: np.random.Generator) -> Scene:
         kind = characters[rng.integers(len(characters))]
         drawn_characters.append(kind[rng.integers(len(kind))])
         place = Place(_QUARTER * (1 + 2 * (quarter % 2)), _QUARTER * (1 + 2 * (quarter // 2)), 5, 0.75)
-        mask = paste(canvas, drawn_characters[-1], near(ground, rng, 55, 125), rng, place)
+        mask = paste(canvas, drawn_characters[-1], make_similar_colour(background, rng, 55, 125), rng, place)
         owners[np.asarray(mask.reduce(2)) >= 128] = number
     return reduce_canvas(canvas, rng), owners, tuple(drawn_characters)
 
 
-def scenes(
+def draw_scenes(
     part: str, count: int, characters: tuple[str, ...]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.str_]]:
     """The first `count` scenes of a part, as three arrays: images, character number of each pixel, and characters (n,
@@ -164,7 +164,7 @@ def scenes(
     """
 
     def draw() -> dict[str, NDArray[np.generic]]:
-        scenes_of_part = [scene(characters, _make_rng(part, index)) for index in range(count)]
+        scenes_of_part = [draw_scene(characters, _make_rng(part, index)) for index in range(count)]
         names = [
             (*scene_characters, *[""] * (_MOST - len(scene_characters))) for _, _, scene_characters in scenes_of_part
         ]

@@ -15,8 +15,8 @@ from PIL import Image
 
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Samples, Source
-from pxcompress.demo.baseline import Drawn
-from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, near, paste, reduce_canvas
+from pxcompress.demo.baseline import GeneratedData
+from pxcompress.demo.drawing import FONTS, Place, draw_clutter, gradient, make_similar_colour, paste, reduce_canvas
 from pxcompress.demo.images import SIDE, StoredImages, cached_arrays
 from pxcompress.registry import option
 
@@ -33,7 +33,7 @@ Labels = NDArray[np.int64]
 
 @EMBEDDED.register("glyphs")
 @dataclass(frozen=True)
-class Glyphs(Drawn):
+class Glyphs(GeneratedData):
     """Characters in 22 fonts on clutter, drawn on the spot."""
 
     train: int = option(16000, "images to train, score and repair on", low=1)
@@ -67,13 +67,13 @@ def find_covered(sample: str) -> NDArray[np.bool_]:
 
 def _draw(label: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
     """An image, and the mask of its character on the larger canvas, mode "L"."""
-    ground = rng.uniform(30, 225, 3)
-    canvas = gradient(ground, rng)
-    draw_clutter(canvas, ground, rng)
+    background = rng.uniform(30, 225, 3)
+    canvas = gradient(background, rng)
+    draw_clutter(canvas, background, rng)
     for _ in range(rng.integers(1, 4)):
         clutter_character = CLASSES[rng.integers(len(CLASSES))]
-        paste(canvas, clutter_character, near(ground, rng, 6, 26), rng, Place(spread=26))
-    mask = paste(canvas, CLASSES[label], near(ground, rng, 45, 115), rng, Place())
+        paste(canvas, clutter_character, make_similar_colour(background, rng, 6, 26), rng, Place(spread=26))
+    mask = paste(canvas, CLASSES[label], make_similar_colour(background, rng, 45, 115), rng, Place())
     return Image.fromarray(reduce_canvas(canvas, rng)), mask
 
 

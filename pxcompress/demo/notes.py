@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Samples, Source
 from pxcompress.data.texts import Texts
-from pxcompress.demo.baseline import Drawn
+from pxcompress.demo.baseline import GeneratedData
 from pxcompress.models.tokens import Tokenizer
 
 TOPICS = {
@@ -95,7 +95,7 @@ TOKENIZER = Tokenizer(_make_tokenizer_json(), longest=LONGEST + 2, vocabulary=le
 
 @EMBEDDED.register("notes")
 @dataclass(frozen=True)
-class Notes(Drawn):
+class Notes(GeneratedData):
     """Generated texts with two topics each, some with a third topic mentioned in passing."""
 
     def source(self, spec: str) -> Source:

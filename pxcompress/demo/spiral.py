@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.data.samples import Numbers, Samples, Source, cut
-from pxcompress.demo.baseline import LearnedHere
+from pxcompress.demo.baseline import DataWithBaseline
 
 CLASSES = ("inner", "outer")
 POINTS = 25_000
@@ -30,7 +30,7 @@ LIMITS = {"score": 512, "repair": 1024, "select": 1000, "certify": 2000}
 
 @EMBEDDED.register("spiral")
 @dataclass(frozen=True)
-class Spiral(LearnedHere):
+class Spiral(DataWithBaseline):
     """Points of two angular ("cubist") spirals in the plane, one for each class."""
 
     def source(self, spec: str) -> Source:

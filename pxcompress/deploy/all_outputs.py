@@ -14,7 +14,7 @@ from pxcompress.errors import InputError
 
 
 def run_graph(source: Path | bytes, feed: Mapping[str, Array]) -> list[Array]:
-    """All outputs, in order, for the inputs `feed`.
+    """Every output that the graph of `source` (a file, or its bytes) lists, in order, for the inputs `feed`.
 
     Raises `InputError` where ONNX Runtime cannot load or run the file.
     """

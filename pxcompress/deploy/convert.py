@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pxcompress.deploy.converters import CONVERTERS, Converter, Predict, Source, as_arrays
-from pxcompress.deploy.export import Exported, named_inputs, on_cpu
+from pxcompress.deploy.export import ExportableModule, named_inputs, on_cpu
 from pxcompress.deploy.quiet import capture_output
 from pxcompress.errors import InputError, ModelError, ParityError, StageError, describe
 from pxcompress.guard import name_failures
@@ -39,7 +39,7 @@ class InputKind:
 
 
 @dataclass(frozen=True)
-class Converted:
+class ConvertedModel:
     """The file written for an ecosystem; `inputs` maps names, in order, to shape and type.
 
     `parity` is None if its runtime does not run on this machine.
@@ -62,17 +62,18 @@ def check_ecosystem(ecosystem: str) -> Converter:
 
 def convert_model(
     model: nn.Module, onnx: Path, example: Tensor, ecosystem: str, path: Path, *, output: str
-) -> Converted:
+) -> ConvertedModel:
     """Convert `model`, whose ONNX file is `onnx`, for `ecosystem`; `path` appears whole or not at all.
 
-    `example` is one batch (n, ...), the size that the result takes, several inputs packed; `output` names a single
-    output. Raises `InputError` where the converter is missing, `ModelError` where it does not take the model, and
-    `ParityError` where what it makes does not compute what PyTorch computes.
+    `example` is one batch (n, ...); the converted model takes batches of exactly this shape. Several inputs are packed
+    in one tensor, see `Signature`. If the model has a single output, `output` becomes its name. Raises `InputError`
+    where the converter is missing, `ModelError` where it does not take the model, and `ParityError` where the
+    converted model does not compute what PyTorch computes.
     """
     converter = check_ecosystem(ecosystem)
     with on_cpu(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=".convert-") as folder:
         example = example.detach().cpu()
-        exported = Exported.of(model, example, list(named_outputs(model, example, output)), output)
+        exported = ExportableModule.of(model, example, list(named_outputs(model, example, output)), output)
         source = Source(exported.model, onnx, _as_read(converter, model, exported.inputs))
         built = Path(folder) / path.name
         _build(converter, source, built)
@@ -85,7 +86,7 @@ def convert_model(
         name: InputKind(tuple(value.shape), str(value.dtype).removeprefix("torch."))
         for name, value in source.inputs.items()
     }
-    return Converted(ecosystem, path, _count_bytes(path), inputs, parity)
+    return ConvertedModel(ecosystem, path, _count_bytes(path), inputs, parity)
 
 
 def _build(converter: Converter, source: Source, path: Path) -> None:

@@ -75,7 +75,7 @@ def export_onnx(
     inputs = torch.cat([example[:1]] * (axes.batch or 2)).detach().cpu()  # batch 1 would be taken for a constant
     with on_cpu(model):
         names = list(check_outputs(model, inputs, output_name))
-        program = _export(Exported.of(model, inputs, names, output_name), names, axes)
+        program = _export(ExportableModule.of(model, inputs, names, output_name), names, axes)
     if axes.batch is None:
         _check_batch_is_dynamic(program.model)
     _free_names(program.model)
@@ -167,7 +167,7 @@ class _FlatOutputs(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Exported:
+class ExportableModule:
     """A module in the form that exporters take, with an example of every input by its name in the file.
 
     `is_open` says that the inputs share one length, which may vary. `nesting` is how many tuples the module's inputs
@@ -180,7 +180,7 @@ class Exported:
     is_open: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, inputs: Tensor, outputs: Sequence[str], only: str) -> Exported:
+    def of(cls, model: nn.Module, inputs: Tensor, outputs: Sequence[str], only: str) -> ExportableModule:
         """Prepare `model` for export; it is taken as it is if it takes and returns a single tensor."""
         named = named_inputs(model, inputs)
         signature = model.signature_ if isinstance(model, Adapter) else Signature()
@@ -284,8 +284,8 @@ def _open_lengths(model: nn.Module) -> Iterator[None]:
             del file["len"]
 
 
-def _export(exported: Exported, names: Sequence[str], axes: OpenAxes) -> Any:
-    """The exporter's program (its `.model` is an `onnx_ir.Model`)."""
+def _export(exported: ExportableModule, names: Sequence[str], axes: OpenAxes) -> Any:
+    """The exporter's program (its `.model` is an `onnx_ir.Model`). Raises `ModelError`."""
     try:
         with capture_output(), _flat_attention(), _open_lengths(exported.model):
             return torch.onnx.export(

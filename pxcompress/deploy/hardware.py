@@ -20,7 +20,7 @@ TF32_SWITCH = "NVIDIA_TF32_OVERRIDE"
 def get_cpu_name() -> str:
     """Model name of the processor, from Linux if possible, else from Python."""
     file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 

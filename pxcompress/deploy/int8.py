@@ -44,7 +44,7 @@ RANKING_SAMPLES = 64
 """Number of samples used to rank the parts of a graph by their loss in int8."""
 
 BIAS_CORRECTIONS = 2
-"""How often all biases are corrected, since each correction changes the inputs of later layers."""
+"""Number of times that all biases are corrected: each correction changes the inputs of later layers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Rating:
 
 
 @dataclass(frozen=True)
-class Quantised:
+class QuantisedFile:
     """An int8 file, its loss, and how it was made; the nodes `in_float`, of `nodes` in all, stayed in float32."""
 
     path: Path
@@ -110,12 +110,12 @@ class _Trials:
         self._ranges: dict[str, TensorsData] = {}
         self.count = 0
 
-    def make(self, method: str) -> Quantised:
+    def make(self, method: str) -> QuantisedFile:
         """Quantise the model with the ranges of activations that `method` measures, and rate it."""
         self._ranges[method] = measure_ranges(self.source, self.batches, method)
-        return self.write(Quantised(self.source, Rating(0.0, 0.0), method, len(self.nodes)), self.source)
+        return self.write(QuantisedFile(self.source, Rating(0.0, 0.0), method, len(self.nodes)), self.source)
 
-    def write(self, made: Quantised, source: Path, *, few: bool = False) -> Quantised:
+    def write(self, made: QuantisedFile, source: Path, *, few: bool = False) -> QuantisedFile:
         """Write the file that `made` describes, from `source`, and rate it on all samples, or with `few` on a few."""
         self.count += 1
         path = self.folder / f"trial-{self.count}.onnx"
@@ -124,7 +124,7 @@ class _Trials:
         return replace(made, path=path, rating=rate_file(path, check, outputs, self.judge))
 
 
-def quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
+def quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> QuantisedFile:
     """Quantise the float32 file `source` to int8 at `path`; `batches` calibrate, `judge` says what may be lost.
 
     Weights have a scale for each channel. Of the `METHODS` for ranges the one with the smallest error of outputs is
@@ -145,7 +145,7 @@ def quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quanti
         return replace(best, path=path)
 
 
-def _with_biases(trials: _Trials, plain: Quantised) -> Quantised:
+def _with_biases(trials: _Trials, plain: QuantisedFile) -> QuantisedFile:
     """`plain` with corrected biases if that lowers its error, else `plain`."""
     best, latest, source = plain, plain, trials.source
     allowed = max(plain.rating.drop, trials.judge.max_drop)
@@ -160,7 +160,7 @@ def _with_biases(trials: _Trials, plain: Quantised) -> Quantised:
     return best
 
 
-def _with_float(trials: _Trials, plain: Quantised) -> Quantised:
+def _with_float(trials: _Trials, plain: QuantisedFile) -> QuantisedFile:
     """`plain` with just enough operators in float32 to meet the limit, by bisection.
 
     The most costly parts come first.
@@ -177,7 +177,7 @@ def _with_float(trials: _Trials, plain: Quantised) -> Quantised:
     return chosen or trials.write(replace(plain, in_float=_first(order, holds)), trials.source)
 
 
-def _order_parts(trials: _Trials, plain: Quantised) -> list[Sequence[str]]:
+def _order_parts(trials: _Trials, plain: QuantisedFile) -> list[Sequence[str]]:
     """Parts of the graph (names of nodes), sorted by the error of a file with that part alone in int8, largest
     first.
     """

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest, norm, t
 
-from pxcompress.deploy.stopwatch import BLOCK, LEAST
+from pxcompress.deploy.stopwatch import BLOCK, LEAST_TURNS
 from pxcompress.proof import Latency, Speedup
 
 Seconds = npt.NDArray[np.float64]
@@ -94,17 +94,17 @@ def estimate_speedup(dense: Seconds, pruned: Seconds, *, seed: int = 0) -> Speed
     """Ratio of the medians and its 95 % percentile bootstrap interval.
 
     Run i of both belongs together (see `stopwatch.time_interleaved`). Runs next to each other are alike, so whole
-    blocks of them are drawn, the same ones from both: what slows the machine for a while cancels. Percentiles are
-    those of Hesterberg (2015, "What teachers should know about the bootstrap", 5.2), which make up for few blocks;
-    fewer runs than blocks are needed allow no more than their extremes.
+    blocks of them are drawn, the same ones from both: what slows the machine for a while cancels. Percentiles are those
+    of Hesterberg (2015, "What teachers should know about the bootstrap", 5.2), which make up for few blocks; fewer runs
+    than blocks are needed allow no more than their extremes. Raises `ValueError` for different numbers of runs.
     """
     if len(dense) != len(pruned):
         raise ValueError(f"{len(dense)} dense and {len(pruned)} pruned runs; expected as many of both")
     runs = len(dense)
     ratio = float(np.median(dense) / np.median(pruned))
-    if runs < LEAST:
+    if runs < LEAST_TURNS:
         return Speedup(ratio, float(dense.min() / pruned.max()), float(dense.max() / pruned.min()))
-    size = min(BLOCK, runs // LEAST)
+    size = min(BLOCK, runs // LEAST_TURNS)
     blocks = runs // size
     draws = np.random.default_rng(seed).integers(0, blocks, (_RESAMPLES, blocks))
     index = (draws[:, :, None] * size + np.arange(size)).reshape(_RESAMPLES, -1)

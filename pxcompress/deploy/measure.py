@@ -40,7 +40,7 @@ def latency(seconds: Seconds) -> Latency:
     return Latency(float(seconds.mean() * 1e3), p50, p90, p99, len(seconds), spread)
 
 
-def try_files(
+def time_and_predict(
     paths: Sequence[Path],
     batches: Batches,
     task: Task,
@@ -67,7 +67,7 @@ def try_files(
     )
 
 
-def try_apart(
+def time_and_predict_apart(
     files: Mapping[str, tuple[Path, Batches]],
     task: Task,
     *,
@@ -75,8 +75,9 @@ def try_apart(
     provider: str = "auto",
     threads: int = 0,
 ) -> dict[str, FileTiming]:
-    """Measure files by name as `try_files` does, but each with its own batches, made of the same samples in the same
-    order.
+    """Measure files by name as `time_and_predict` does, but each on batches of its own, such as of smaller images.
+
+    The batches of all files are made of the same samples in the same order.
 
     The task's metric must not depend on a dense model; agreement is that of each with itself.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from pxcompress.deploy.int8 import MOST_JUDGE_SAMPLES, Judge, Quantised, Rating, outputs_of, rate_file, take_evenly
+from pxcompress.deploy.int8 import MOST_JUDGE_SAMPLES, Judge, QuantisedFile, Rating, outputs_of, rate_file, take_evenly
 from pxcompress.deploy.qdq import read_feeds
 from pxcompress.errors import ModelError, StageError, describe
 from pxcompress.guard import name_failures
@@ -18,7 +18,7 @@ SAMPLES = 300
 """Number of samples that NNCF calibrates on (its own default); they are fed one by one."""
 
 
-def quantise_by_nncf(source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
+def quantise_by_nncf(source: Path, path: Path, batches: Batches, judge: Judge) -> QuantisedFile:
     """Quantise `source` to a QDQ file at `path`; if that loses too much for `judge`, by NNCF's accuracy control.
 
     Raises `ModelError` where the package is missing, or does not take the model.
@@ -32,7 +32,7 @@ def quantise_by_nncf(source: Path, path: Path, batches: Batches, judge: Judge) -
         raise ModelError(f"NNCF does not quantise {source.name}: {describe(error.__cause__ or error)}") from error
 
 
-def _quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
+def _quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> QuantisedFile:
     import nncf
 
     nncf.set_log_level("ERROR")
@@ -41,9 +41,9 @@ def _quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quant
     onnx.save(nncf.quantize(model, calibration, subset_size=SAMPLES), path)
     check = take_evenly(judge.check, MOST_JUDGE_SAMPLES)
     if not check:
-        return Quantised(path, Rating(0.0, 0.0), "NNCF", _count(path))
+        return QuantisedFile(path, Rating(0.0, 0.0), "NNCF", _count(path))
     reference = outputs_of(source, check)
-    made = Quantised(path, rate_file(path, check, reference, judge), "NNCF", _count(path))
+    made = QuantisedFile(path, rate_file(path, check, reference, judge), "NNCF", _count(path))
     if made.rating.drop <= judge.max_drop:
         return made
 
@@ -57,7 +57,7 @@ def _quantise(source: Path, path: Path, batches: Batches, judge: Judge) -> Quant
         onnx.load(source), calibration, nncf.Dataset([0]), validate, max_drop=judge.max_drop, subset_size=SAMPLES
     )
     onnx.save(controlled, path)
-    return Quantised(path, rate_file(path, check, reference, judge), "NNCF with accuracy control", _count(path))
+    return QuantisedFile(path, rate_file(path, check, reference, judge), "NNCF with accuracy control", _count(path))
 
 
 def _count(path: Path) -> int:

@@ -26,15 +26,15 @@ SEEDS = (11, 12)
 LEAST_SCALE = 1e-6
 """Smallest scale of an output, for outputs that are almost zero."""
 
-SATURATING = ("Sigmoid", "HardSigmoid", "Softmax", "Tanh")
+SATURATING_OPERATORS = ("Sigmoid", "HardSigmoid", "Softmax", "Tanh")
 """Operators whose outputs are at most 1, so that their errors count relative to 1.
 
 Where outputs are small, they multiply what rounding does to large logits: where a logit of 50 is off by a millionth of
 it, a small probability differs by a twenty-thousandth of it.
 """
 
-RESHAPING = ("Transpose", "Regroup", "Reshape", "Squeeze", "Unsqueeze", "Slice")
-"""Operators that compute nothing and may stand between one of `SATURATING` and the output."""
+RESHAPING_OPERATORS = ("Transpose", "Regroup", "Reshape", "Squeeze", "Unsqueeze", "Slice")
+"""Operators that compute nothing and may stand between one of `SATURATING_OPERATORS` and the output."""
 
 
 def read_onnx(path: Path | str, sizes: Mapping[str, Sequence[int]] | None = None) -> OnnxModule:
@@ -78,14 +78,14 @@ def _worst(outputs: Sequence[Tensor], module: OnnxModule, file: Path | bytes, in
 
 
 def least_scales(module: OnnxModule) -> list[float]:
-    """The smallest scale for each output: 1 if it comes from one of `SATURATING`, else next to nothing."""
+    """The smallest scale for each output: 1 if it comes from one of `SATURATING_OPERATORS`, else next to nothing."""
     makers = {name: step for step in module.steps for name in step.outputs}
     scales = []
     for place, name in enumerate(module.made):
         step = module.tails.get(place, makers.get(name))
-        while step is not None and step.operator in RESHAPING:
+        while step is not None and step.operator in RESHAPING_OPERATORS:
             step = makers.get(step.inputs[0] or "")
-        scales.append(1.0 if step is not None and step.operator in SATURATING else LEAST_SCALE)
+        scales.append(1.0 if step is not None and step.operator in SATURATING_OPERATORS else LEAST_SCALE)
     return scales
 
 

@@ -95,7 +95,7 @@ def file_outputs(model: nn.Module, batch: Tensor, only: str) -> dict[str, Tensor
 
 
 def _take(inputs: Iterable[Tensor] | Batches, samples: int) -> Tensor:
-    """The first `samples` inputs, joined to one tensor on the CPU."""
+    """The first `samples` inputs, joined to one tensor on the CPU. Raises `DataError`."""
     parts: list[Tensor] = []
     missing = samples
     for item in inputs:

@@ -130,13 +130,13 @@ def _casts_to(cast: onnx_ir.Node) -> int:
     return cast.attributes["to"].as_int()
 
 
-def _save(model: onnx_ir.Model, source: Path, path: Path, facts: Mapping[str, str]) -> Artifact:
-    """Remove unused parts of `model` and write it, with the metadata of `source` and `facts`."""
+def _save(model: onnx_ir.Model, source: Path, path: Path, metadata: Mapping[str, str]) -> Artifact:
+    """Remove unused parts of `model` and write it, with the metadata of `source` and `metadata`."""
     for clean_up in _CLEANING:
         clean_up()(model)
     entries = onnx.load(source, load_external_data=False).metadata_props
     model.metadata_props.clear()
-    model.metadata_props.update({entry.key: entry.value for entry in entries} | dict(facts))
+    model.metadata_props.update({entry.key: entry.value for entry in entries} | dict(metadata))
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     external = f"{path.name}.data" if weights > EMBEDDED_BYTES else None
     onnx_ir.save(model, path, external_data=external)

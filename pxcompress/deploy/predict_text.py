@@ -14,8 +14,11 @@ import onnxruntime as ort
 import tokenizers
 
 
-def prepare(text: str, tokenizer: tokenizers.Tokenizer, facts: dict[str, str]) -> dict[str, np.ndarray]:
-    """One text, or two with a tab between them, as the model's inputs: (1, length) each."""
+def prepare(text: str, tokenizer: tokenizers.Tokenizer, metadata: dict[str, str]) -> dict[str, np.ndarray]:
+    """One text, or two with a tab between them, as the model's inputs: (1, length) each.
+
+    Raises `ValueError` for a text without tokens.
+    """
     first, _, second = text.partition("\t")
     encoding = tokenizer.encode(first, second or None)
     columns = {
@@ -23,17 +26,17 @@ def prepare(text: str, tokenizer: tokenizers.Tokenizer, facts: dict[str, str]) -
         "attention_mask": encoding.attention_mask,
         "token_type_ids": encoding.type_ids,
     }
-    inputs = json.loads(facts["inputs"])
+    inputs = json.loads(metadata["inputs"])
     if not encoding.ids or max(encoding.ids) > inputs[0]["high"]:
         raise ValueError("it has no tokens, or tokens that the model does not know")
     return {each["name"]: np.array([columns[each["name"]]], dtype=each["dtype"]) for each in inputs}
 
 
-def show(values: np.ndarray, facts: dict[str, str]) -> str:
-    """The text to print for the first output of one text, depending on the model's task."""
-    task, classes = facts["task"].partition(":")[0], json.loads(facts["classes"])
+def show(values: np.ndarray, metadata: dict[str, str]) -> str:
+    """The text to print for the first output of one text, depending on the model's task; "" if it is saved instead."""
+    task, classes = metadata["task"].partition(":")[0], json.loads(metadata["classes"])
     if task == "classification":
-        shares = values if facts.get("output") == "probabilities" else np.exp(values - values.max())
+        shares = values if metadata.get("output") == "probabilities" else np.exp(values - values.max())
         best = int(values.argmax())
         return f"{classes[best]}\t{shares[best] / shares.sum():.4f}"
     if task == "multi-label":
@@ -45,7 +48,7 @@ def show(values: np.ndarray, facts: dict[str, str]) -> str:
 
 
 def read(options: argparse.Namespace) -> list[str]:
-    """The texts on the command line and in files. Raises `SystemExit` if there are none, or an empty one."""
+    """The texts on the command line and in files. Raises `SystemExit` if one is empty or unreadable, or without any."""
     texts = list(options.texts)
     for path in options.file:
         try:
@@ -66,23 +69,23 @@ def main() -> None:
     options = parser.parse_args()
     texts = read(options)
     session = ort.InferenceSession(options.model, providers=["CPUExecutionProvider"])  # on a GPU: "CUDA..." first
-    facts, names = session.get_modelmeta().custom_metadata_map, [output.name for output in session.get_outputs()]
+    metadata, names = session.get_modelmeta().custom_metadata_map, [output.name for output in session.get_outputs()]
     tokenizer = tokenizers.Tokenizer.from_file(str(Path(__file__).with_name("tokenizer.json")))
     tokenizer.no_padding()
-    tokenizer.enable_truncation(int(facts["most_tokens"]))
+    tokenizer.enable_truncation(int(metadata["most_tokens"]))
     rows = []
     for text in texts:
         try:
-            feed = prepare(text, tokenizer, facts)
+            feed = prepare(text, tokenizer, metadata)
         except ValueError as error:
             raise SystemExit(f"predict.py: {text!r} cannot be read: {error}") from error
         outputs = [value[0].astype(np.float64) for value in session.run(names, feed)]
         if not all(np.isfinite(value).all() for value in outputs):
             raise SystemExit(f"predict.py: the model returns NaN or infinity for {text!r}; do not use it")
         rows.append(outputs)
-        if line := show(outputs[0], facts):
+        if line := show(outputs[0], metadata):
             print(f"{text}\t{line}")
-    if facts["task"].partition(":")[0] not in ("classification", "multi-label", "regression"):
+    if metadata["task"].partition(":")[0] not in ("classification", "multi-label", "regression"):
         arrays = {name: np.stack([row[place] for row in rows]) for place, name in enumerate(names)}
         np.savez("texts.npz", **arrays)  # type: ignore[arg-type]
         print(f"texts.npz: {', '.join(f'{name} {value.shape}' for name, value in arrays.items())}")

@@ -71,7 +71,7 @@ class Predictions:
 
 
 class Predictor(Protocol):
-    """What gives outputs for a batch: a session, or a PyTorch model that answers as one."""
+    """An object that computes outputs for a batch: a session of a file, or a wrapped PyTorch model."""
 
     def outputs_of(self, inputs: Tensor) -> Outputs:
         """Outputs (n, ...) by name, on the CPU."""
@@ -81,7 +81,10 @@ class Predictor(Protocol):
 def predictions(
     sessions: Mapping[str, Predictor], dense: str, reference: str, batches: Batches, task: Task
 ) -> dict[str, Predictions]:
-    """Predictions of every session on `batches`, compared with those of the sessions `dense` and `reference`."""
+    """Predictions of every session on `batches`, compared with those of the sessions `dense` and `reference`.
+
+    Raises `DataError` if there are no samples.
+    """
     parts: dict[str, list[Predictions]] = {name: [] for name in sessions}
     for inputs, targets in batches:
         outputs = {name: session.outputs_of(inputs) for name, session in sessions.items()}
@@ -121,7 +124,10 @@ def _join(batches: Sequence[Predictions]) -> Predictions:
 
 
 def class_changes(dense: Predictions, pruned: Predictions, names: Sequence[str]) -> tuple[ClassChange, ...]:
-    """The change of each class that occurs in the samples, in the order of `names`; empty unless a classification."""
+    """How many samples of each class both models get right, in the order of `names`, without classes that do not occur.
+
+    Empty for tasks other than classification.
+    """
     if not isinstance(dense.task, Classification):
         return ()
     labels = dense.statistics[:, 2]

@@ -35,7 +35,7 @@ def operator_shares(session: Session, inputs: Mapping[str, Array]) -> Mapping[st
         for _ in range(RUNS):
             model.run(None, dict(inputs))
         try:
-            events = json.loads(Path(model.end_profiling()).read_text())
+            events = json.loads(Path(model.end_profiling()).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # a full disk is no reason to lose the run
             return {}
     calls: dict[tuple[str, str], list[float]] = {}

@@ -42,7 +42,10 @@ def capture_output() -> Iterator[Callable[[], str]]:
 
 
 def shorten_message(message: str) -> str:
-    """The useful part of a runtime's error message: the library that could not be loaded, else the text after codes."""
+    """The useful part of a runtime's error message: the library that could not be loaded, else its first line.
+
+    That line is without error codes, and at most 300 characters long.
+    """
     message = re.sub(r"\x1b\[[0-9;]*m", "", message).strip()
     if cause := re.search(r"with error: (.+)", message):
         return cause[1].strip()

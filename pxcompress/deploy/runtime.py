@@ -14,7 +14,7 @@ from pxcompress.deploy.backends import BACKENDS, Backend, CannotOpen
 from pxcompress.deploy.hardware import get_cpu_name
 from pxcompress.deploy.session import Array, Session
 from pxcompress.deploy.stopwatch import WARMUP, time_interleaved
-from pxcompress.errors import InputError, ResultError
+from pxcompress.errors import InputError, ResultError, suggest_path
 
 AUTO = "auto"
 """Name of the provider that means CUDA if it works, else the CPU."""
@@ -26,7 +26,8 @@ MOST_THREADS = 1024
 def open_session(path: Path | str, provider: str = AUTO, *, threads: int = 0, strict: bool = False) -> Session:
     """Open an ONNX file for inference.
 
-    `provider`: one of `list_providers`, or a backend of your own, "package.module:Class"; "auto" takes CUDA where it works, else the CPU, and says why in
+    `provider`: one of `list_providers`, or your own backend's "package.module:Class"; "auto" takes CUDA where it works,
+    else the CPU, and says why in
     `placement.fallback_reason`. `threads`: CPU threads; 0 takes PyTorch's number (the physical cores on x86, or
     OMP_NUM_THREADS). Raises `InputError` for a file that is missing or no model and for an asked provider that cannot
     be used; with `strict` `ResultError` when any node runs elsewhere.
@@ -34,7 +35,7 @@ def open_session(path: Path | str, provider: str = AUTO, *, threads: int = 0, st
     path = Path(path)
     check_provider(provider)
     if not path.is_file():
-        raise InputError(f"no ONNX file at {path}; check the path")
+        raise InputError(f"no ONNX file at {str(path)!r}{suggest_path(path) or '; check the path'}")
     check_threads(threads)
     threads = threads or torch.get_num_threads()
     place, reason = _choose(provider)

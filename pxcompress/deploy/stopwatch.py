@@ -15,13 +15,13 @@ BLOCK = 10
 SECONDS = 5.0
 """Seconds, approximately, for which one function is timed when several are compared."""
 
-LEAST = 6
+LEAST_TURNS = 6
 """Fewest turns of each function: with fewer, their extremes would not make a 95 % interval."""
 
-SETTLED = 0.02
+SETTLED_SHARE = 0.02
 """A warm-up ends when calls get faster by less than this share from block to block."""
 
-USUAL = 50
+USUAL_CALLS = 50
 """Fewest calls of a warm-up if there is time, as a steady machine needs them."""
 
 WARMUP = 1000
@@ -37,14 +37,14 @@ def time_interleaved(
 
     A turn is up to `BLOCK` timed calls after one that is not timed and brings the runner's memory back into the
     caches. Run i of one result stands beside run i of the others. Stops after `max_seconds` (warm-up: a quarter of
-    it), but not before `LEAST` turns each.
+    it), but not before `LEAST_TURNS` turns each.
     """
     share = max_seconds / len(runners)
     pace = max(_warm_up(call, warmup, share / 4) for call in runners.values())
-    turn = int(np.clip(share / LEAST / pace, 1, min(BLOCK, max(runs // LEAST, 1))))
+    turn = int(np.clip(share / LEAST_TURNS / pace, 1, min(BLOCK, max(runs // LEAST_TURNS, 1))))
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     start, turns, runs_done = time.perf_counter(), 0, 0
-    while runs_done < runs and (turns < LEAST or time.perf_counter() - start < max_seconds):
+    while runs_done < runs and (turns < LEAST_TURNS or time.perf_counter() - start < max_seconds):
         turn = min(turn, runs - runs_done)
         for name, call in runners.items():
             call()
@@ -56,14 +56,17 @@ def time_interleaved(
 def _warm_up(call: Callable[[], None], runs: int, max_seconds: float) -> float:
     """Call a function until calls no longer get faster; returns the seconds of its fastest call.
 
-    The warm-up ends when, after `USUAL` calls, the median of `BLOCK` of them is not `SETTLED` below that of the block
-    before; `runs` or `max_seconds` end it as well, after at least two calls.
+    The warm-up ends after `USUAL_CALLS` calls or more, once the median of the last `BLOCK` calls is no longer below
+    that of the block before by the share `SETTLED_SHARE`. It also ends after `runs` calls or `max_seconds`, but not
+    before two calls.
     """
     start, seconds = time.perf_counter(), [_time_call(call), _time_call(call)]
     while len(seconds) < runs and time.perf_counter() - start < max_seconds:
         seconds.append(_time_call(call))
-        block_is_full = len(seconds) % BLOCK == 0 and len(seconds) >= USUAL
-        if block_is_full and np.median(seconds[-BLOCK:]) > (1 - SETTLED) * np.median(seconds[-2 * BLOCK : -BLOCK]):
+        block_is_full = len(seconds) % BLOCK == 0 and len(seconds) >= USUAL_CALLS
+        if block_is_full and np.median(seconds[-BLOCK:]) > (1 - SETTLED_SHARE) * np.median(
+            seconds[-2 * BLOCK : -BLOCK]
+        ):
             break
     return min(seconds)
 

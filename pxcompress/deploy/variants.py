@@ -15,7 +15,7 @@ FP32 = "fp32"
 
 
 def check_precisions(names: Sequence[str], *, data: bool) -> None:
-    """Raise `InputError` for an unknown precision, and for int8 without `data` to calibrate on."""
+    """Raise `InputError` for an unknown precision, for int8 without `data`, and for `data` that no precision uses."""
     precisions = (FP32, *PRECISIONS)
     for name in names:
         if name not in precisions:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pxcompress.attribution import attributed, parse_composite
 from pxcompress.attribution.relevance import make_start, unit_relevance
 from pxcompress.explain.inputs import Inputs
-from pxcompress.explain.views import CHANGED, TYPICAL, Views
+from pxcompress.explain.views import CHANGED_KINDS, TYPICAL_KINDS, Views
 from pxcompress.models.signature import MASK
 from pxcompress.models.tokens import IDS
 from pxcompress.report.explanation import TARGET_COLOUR, CarryingUnit, Case, Decision, Marks, Pictures
@@ -38,8 +38,8 @@ def choose_cases(views: Views) -> list[tuple[int, str]]:
         views.agreement - views.logits[1].softmax(1).amax(1),
     )
     case_by_index: dict[int, str] = {}
-    for kind in (*TYPICAL, *CHANGED):
-        order = typical if kind in TYPICAL else least_clear
+    for kind in (*TYPICAL_KINDS, *CHANGED_KINDS):
+        order = typical if kind in TYPICAL_KINDS else least_clear
         ranked_indices = [index for index in order.argsort().tolist() if views.kinds[index] == kind]
         case_by_index.update(dict.fromkeys(ranked_indices[:_SHOWN], kind))
     remaining_indices = [index for index in similarity.argsort().tolist() if index not in case_by_index]

@@ -26,7 +26,7 @@ from pxcompress.explain.metrics import (
     rank_accuracy,
 )
 from pxcompress.explain.similarity import get_composite
-from pxcompress.explain.views import CHANGED, TYPICAL, Views, compute_outputs, make_views
+from pxcompress.explain.views import CHANGED_KINDS, TYPICAL_KINDS, Views, compute_outputs, make_views
 from pxcompress.notes import Note, begin, silent
 from pxcompress.report.explanation import Explanation, Flipping, KindSimilarity, LayerRelevance, TargetRelevance
 from pxcompress.run_folder.saved import load_pruned, read_run
@@ -123,7 +123,7 @@ def _summarise_similarity(views: Views) -> tuple[KindSimilarity, ...]:
     dense, _ = flat = [each.flatten(1) for each in views.maps]
     others = [cosine(dense, views.own.flatten(1)), *map(gini, flat)]
     rows = []
-    for kind in ("all", *dict.fromkeys([*TYPICAL, *CHANGED, *views.kinds])):
+    for kind in ("all", *dict.fromkeys([*TYPICAL_KINDS, *CHANGED_KINDS, *views.kinds])):
         mask = torch.tensor([kind in ("all", kind_shown) for kind_shown in views.kinds])
         if mask.any():
             columns = [*(views.similarity[name] for name in SIMILARITIES), *others]

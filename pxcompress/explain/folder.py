@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from pxcompress.cache import whole_file
-from pxcompress.errors import InputError
 from pxcompress.report.build import read_report
 from pxcompress.report.explanation import Explanation, format_explanation_json
 from pxcompress.report.explanation_page import render_explanation
 from pxcompress.report.heatmap_figures import draw_case
 from pxcompress.report.html import to_html
+from pxcompress.run_folder.place import name_unwritable
 from pxcompress.run_folder.sums import update_sums
 
 PAGE, RECORD, FIGURES = "explain.html", "explain.json", "explain"
@@ -36,7 +36,7 @@ def write(explanation: Explanation, run: Path, out: Path | None = None) -> Path:
         for kind, file in draw_case(case).items()
     }
     files |= {RECORD: format_explanation_json(explanation).encode(), page: text.encode()}
-    try:
+    with name_unwritable(folder):
         (folder / FIGURES).mkdir(parents=True, exist_ok=True)
         for stale in (folder / FIGURES).glob("case-*.*"):
             stale.unlink()
@@ -45,8 +45,4 @@ def write(explanation: Explanation, run: Path, out: Path | None = None) -> Path:
                 beside.write_bytes(content)
         if out is None:
             update_sums(run, [run / name for name in files])
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {str(folder)!r} ({error.strerror}); choose another place with --out"
-        ) from error
     return folder / page

@@ -100,7 +100,10 @@ def _find_masks(source: Source, names: Sequence[str], values: Tensor) -> Tensor 
 
 
 def read_image_files(paths: Sequence[Path], preprocessing: Preprocessing) -> Inputs:
-    """Image files as inputs, resized, cropped and normalised as the run's images were."""
+    """Image files as inputs, resized, cropped and normalised as the run's images were.
+
+    Raises `InputError` if the model takes no images.
+    """
     names = tuple(map(str, paths))
     if not preprocessing.is_image:
         shape = "x".join(map(str, preprocessing.input_size))

@@ -17,16 +17,17 @@ from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Outputs, Task
 from pxcompress.types import Pruned
 
-NOTICEABLE = 0.05
+NOTICEABLE_CHANGE = 0.05
 """Change of a sample's loss from which on its answer counts as worse or better."""
 
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """Both models' results on n inputs: outputs by name, logits (n, k) at which relevance starts, and heatmaps.
+    """Results on n inputs, pairs for the dense and the pruned model: outputs by name, logits (n, k), and heatmaps.
 
-    `maps` (n, ...) explain, in both models, the logit that `columns` of the dense one chooses; `own` explains in the
-    pruned model its own choice. `agreement` (n,) is the task's.
+    `columns` (n,) is the index of each model's largest logit. `maps` (n, ...) are heatmaps of both models for the
+    dense one's largest logit, `own` those of the pruned model for its own. `agreement` (n,) is the task's, `kinds`
+    has for each input one of `KINDS` or a word such as "worse".
     """
 
     outputs: tuple[Outputs, Outputs]
@@ -78,20 +79,26 @@ def _compute_logits(model: nn.Module, values: Tensor) -> Tensor:
 KINDS = {(True, True): "agreeing", (True, False): "newly wrong", (False, True): "newly right"}
 """Kind of an input by whether the dense and the pruned model are right."""
 
-TYPICAL = ("agreeing", "as good")
+TYPICAL_KINDS = ("agreeing", "as good")
 """Kinds of inputs whose answer did not get worse or better; for these, typical inputs are shown as cases."""
 
-CHANGED = ("newly wrong", "newly right", "worse", "better")
+CHANGED_KINDS = ("newly wrong", "newly right", "worse", "better")
 """Kinds of inputs whose answer changed."""
 
 
 def _name_kinds(outputs: tuple[Outputs, Outputs], targets: Tensor | None, agreement: Tensor, task: Task) -> list[str]:
     """The kind of every input, such as "newly wrong": by right and wrong, by the task's loss, or by agreement alone."""
     if targets is None:
-        return ["same decision" if is_same else "another decision" for is_same in (agreement > 1 - NOTICEABLE).tolist()]
+        return [
+            "same decision" if is_same else "another decision"
+            for is_same in (agreement > 1 - NOTICEABLE_CHANGE).tolist()
+        ]
     results = [task.complete(task.statistics(each, targets, outputs[0])) for each in outputs]
     if isinstance(task, Classification):
         right = zip(*((each[:, 0] > 0.5).tolist() for each in results), strict=True)
         return [KINDS.get((was, now), "both wrong") for was, now in right]
     growth = task.loss(results[1]) - task.loss(results[0])
-    return ["worse" if by > NOTICEABLE else "better" if by < -NOTICEABLE else "as good" for by in growth.tolist()]
+    return [
+        "worse" if by > NOTICEABLE_CHANGE else "better" if by < -NOTICEABLE_CHANGE else "as good"
+        for by in growth.tolist()
+    ]

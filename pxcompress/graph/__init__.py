@@ -5,7 +5,7 @@ from pxcompress.graph.dependencies import is_depthwise
 from pxcompress.graph.find import find_groups
 from pxcompress.graph.removal import REMOVAL_TOLERANCE, mask_units, prune, removal_error
 from pxcompress.graph.rotatable import make_rotatable
-from pxcompress.graph.rotation import own_all_norms, settle_streams
+from pxcompress.graph.rotation import own_all_norms, restore_layer_norms
 
 __all__ = [
     "REMOVAL_TOLERANCE",
@@ -18,5 +18,5 @@ __all__ = [
     "register_attention",
     "removal_error",
     "make_rotatable",
-    "settle_streams",
+    "restore_layer_norms",
 ]

@@ -67,9 +67,10 @@ class Graph(tp.DependencyGraph):
         return self
 
     def get_pruner_of_module(self, module: Any) -> Any:
-        """The pruner of a module.
+        """The function of Torch-Pruning that prunes a module.
 
-        A convolution with one output in each group is not treated as depthwise for that alone.
+        Torch-Pruning takes every convolution with one output per group for a depthwise one; here it must also have
+        one input per group.
         """
         return _make_convolution_pruner(module) or super().get_pruner_of_module(module)
 
@@ -148,7 +149,7 @@ class _LinkedGroup(tp.dependency.Group):
         return _make_key(dep, idxs) in self.operations
 
     def add_and_merge(self, dep: Any, idxs: Any) -> None:
-        if _lacks(dep, idxs):
+        if _exceeds_outputs(dep, idxs):
             self.broadcast.add(dep.target.module)
             return
         for item in self.items:
@@ -170,7 +171,7 @@ def _make_convolution_pruner(module: Any) -> Any:
     return tp.pruner.function.PrunerBox[tp.ops.OPTYPE.CONV] if is_ordinary else None
 
 
-def _lacks(dep: Any, rows: Any) -> bool:
+def _exceeds_outputs(dep: Any, rows: Any) -> bool:
     """Whether `rows` to remove from a layer's outputs go beyond the outputs that it has."""
     module = dep.target.module
     if not isinstance(module, (*PRODUCERS, _BatchNorm)):
@@ -181,8 +182,11 @@ def _lacks(dep: Any, rows: Any) -> bool:
 
 
 @contextmanager
-def settled(model: nn.Module) -> Iterator[None]:
-    """A context in which torch-pruning makes `_LinkedGroup`s, and does not compute index mappings again."""
+def use_linked_groups(model: nn.Module) -> Iterator[None]:
+    """A context in which Torch-Pruning makes groups of the class `_LinkedGroup`, which has the corrections made here.
+
+    It also keeps the index mappings that `Graph` has corrected, instead of computing them again for every group.
+    """
     layers = [layer for layer in model.modules() if isinstance(layer, PRODUCERS)]
     widths = [max(len(layer.weight), layer.weight.shape[1] * getattr(layer, "groups", 1)) for layer in layers]
     mapping, graph = tp.dependency.index_mapping, tp.dependency.graph

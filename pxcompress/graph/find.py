@@ -10,7 +10,7 @@ from pxcompress.errors import ModelError
 from pxcompress.graph.heads import find_attentions, head_group
 from pxcompress.graph.tracing import trace_groups
 from pxcompress.graph.trial import prepare_trial
-from pxcompress.types import Fixed, Group, Structure
+from pxcompress.types import FixedLayer, Group, Structure
 
 
 def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = (), *, prove: bool = True) -> Structure:
@@ -34,12 +34,12 @@ def find_groups(model: nn.Module, example: Tensor, keep: Sequence[str] = (), *, 
         *(head_group(model, attention) for attention in heads),
     ]
     groups = [group for group in candidates if isinstance(group, Group)]
-    fixed = {group.name: Fixed(group.name, 1, "it has one unit") for group in groups if _is_single(group)}
+    fixed = {group.name: FixedLayer(group.name, 1, "it has one unit") for group in groups if _is_single(group)}
     groups = [group for group in groups if not _is_single(group)]
-    fixed |= {layer.name: layer for layer in candidates if isinstance(layer, Fixed)}
+    fixed |= {layer.name: layer for layer in candidates if isinstance(layer, FixedLayer)}
     if trial:
         units = {group.name: group.units for group in groups}
-        fixed |= {name: Fixed(name, units[name], reason) for name, reason in trial.faults(groups).items()}
+        fixed |= {name: FixedLayer(name, units[name], reason) for name, reason in trial.faults(groups).items()}
         fixed |= {layer.name: layer for layer in trial.idle.fixed}
     return Structure(
         tuple(sorted((group for group in groups if group.name not in fixed), key=lambda group: order[group.name])),

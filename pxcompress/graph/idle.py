@@ -18,7 +18,7 @@ from pxcompress.graph.mentions import could_run
 from pxcompress.models.adapter import all_outputs
 from pxcompress.models.outputs import kinds, leaves
 from pxcompress.state import copy_sharing, device_of, evaluating, seeded, without_checkpointing
-from pxcompress.types import Fixed
+from pxcompress.types import FixedLayer
 
 NOT_REACHED = "the example does not reach it"
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -36,12 +36,12 @@ class Idle:
     trained: Sequence[tuple[torch.Size, torch.dtype]] | None = None
 
     @property
-    def fixed(self) -> Iterator[Fixed]:
-        """The idle layers as `Fixed` records, which say that their outputs stay."""
+    def fixed(self) -> Iterator[FixedLayer]:
+        """The idle layers as `FixedLayer` records, which say that their outputs stay."""
         for name, layer in self.layers.items():
             if isinstance(weight := getattr(layer, "weight", None), Tensor):
                 rows = weight.shape[1] * layer.groups if isinstance(layer, TRANSPOSED) else len(weight)
-                yield Fixed(name, int(rows), f"{NOT_REACHED}; it stays, as does what it could read")
+                yield FixedLayer(name, int(rows), f"{NOT_REACHED}; it stays, as does what it could read")
 
     def fault(self, slim: nn.Module, inputs: Tensor) -> str:
         """How a slim model changes a tensor that an idle layer could read, in words; "" if it does not."""

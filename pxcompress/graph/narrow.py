@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 RESHAPES = frozenset({"reshape", "view"})
-SETTABLE = "attn_dim"
+WIDTH_ATTRIBUTE = "attn_dim"
 """The attribute, in timm's own attention, for the width of all heads together; it can simply be set."""
 
 SCALES = ("scale", "head_dim", "logit_scale", "temperature")
@@ -43,7 +43,7 @@ class Widths:
         """Total width of the heads that remain."""
         return self.inner // self.heads * self.heads_left
 
-    def mend(self, x: Tensor, sizes: Sequence[Any]) -> Sequence[Any]:
+    def adapt_sizes(self, x: Tensor, sizes: Sequence[Any]) -> Sequence[Any]:
         """The sizes to which `x` must be reshaped: `sizes`, or if these do not fit, with the remaining heads' width."""
         head_sizes = self._choose_sizes(x, sizes)
         return head_sizes if head_sizes is sizes or -1 in sizes or prod(sizes) != x.numel() else sizes
@@ -96,7 +96,7 @@ class _ReshapeMode(TorchFunctionMode):
         if getattr(func, "__name__", "") in RESHAPES and len(args) > 1 and not kwargs:
             x, *sizes = args
             sizes_are_sequence = isinstance(sizes[0], tuple | list)
-            return func(x, self.widths.mend(x, sizes[0] if sizes_are_sequence else sizes))
+            return func(x, self.widths.adapt_sizes(x, sizes[0] if sizes_are_sequence else sizes))
         return func(*args, **(kwargs or {}))
 
 
@@ -107,7 +107,7 @@ def narrow_heads_(
 
     A module that stores the total width of its heads needs nothing; one without a stored scale is left as it is.
     """
-    if hasattr(module, SETTABLE) or not any(hasattr(module, key) for key in SCALES):
+    if hasattr(module, WIDTH_ATTRIBUTE) or not any(hasattr(module, key) for key in SCALES):
         return
     if isinstance(module, NarrowedAttention):  # in an earlier round: its sizes are those of the first
         changes = {"heads_left": kept_heads, "stream": stream}

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from pxcompress.graph.dependencies import CONVOLUTIONS, is_depthwise
 from pxcompress.graph.heads import set_heads_, set_stream_
-from pxcompress.graph.rotation import find_written
+from pxcompress.graph.rotation import find_writing_weights
 from pxcompress.layout.rows import complement
 from pxcompress.models.adapter import all_outputs
 from pxcompress.models.outputs import difference
@@ -29,7 +29,10 @@ Place = tuple[Tensor | slice, ...]
 """An index into a tensor."""
 
 ROUNDING = 0.05
-"""Largest difference that may be rounding, in models that amplify it; above it the removal is wrong."""
+"""Differences above this, as a share of the outputs' scale, are no rounding errors: the removal is wrong.
+
+Those between `REMOVAL_TOLERANCE` and this are computed again in float64, since some models amplify rounding errors.
+"""
 
 
 def prune(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Pruned:
@@ -52,7 +55,7 @@ def prune(model: nn.Module, groups: Sequence[Group], plan: Plan) -> Pruned:
             is_alone = name not in readers and is_depthwise(model.get_submodule(name))
             _remove_(slim.get_submodule(name), axis, torch.cat(parts).unique().tolist(), with_own_outputs=is_alone)
         else:
-            _select_(slim, name, dim, torch.cat(parts))
+            _remove_entries_(slim, name, dim, torch.cat(parts))
     for group in groups:
         if group.kind == "direction" and plan.removed.get(group.name):
             set_stream_(slim, group, len(plan.kept(group)) + 1)
@@ -148,7 +151,7 @@ def _remove_(module: Any, axis: Axis, rows: list[int], *, with_own_outputs: bool
         module.in_channels = module.groups = module.out_channels // multiplier
 
 
-def _select_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
+def _remove_entries_(model: nn.Module, name: str, dim: int, rows: Tensor) -> None:
     """Remove `rows` of a parameter or buffer outside of layers, or of a list of split sizes, in place."""
     path, _, attribute = name.rpartition(".")
     module = model.get_submodule(path)
@@ -171,7 +174,7 @@ def _find_masked_weights(model: nn.Module, groups: Sequence[Group], plan: Plan) 
         if not removed:
             continue
         if group.kind == "direction":
-            for tensor, dim in find_written(model, group):
+            for tensor, dim in find_writing_weights(model, group):
                 yield tensor, (*[slice(None)] * dim, torch.tensor(removed, device=tensor.device))
         else:
             for member in group.consumers:
@@ -190,7 +193,10 @@ def _zeroed(weights: Tensor, place: Place) -> Iterator[None]:
 
 
 def _find_columns(module: nn.Module, rows: Tensor) -> tuple[Tensor, Place]:
-    """A layer's weight, and the index in it for input channels `rows`."""
+    """A view of a layer's weight, with an axis of convolution groups in front if there are several, and an index.
+
+    The index selects the entries for the input channels `rows`.
+    """
     weight: Tensor = module.weight.detach()  # type: ignore[operator]
     groups = getattr(module, "groups", 1)
     rows = rows.to(weight.device)

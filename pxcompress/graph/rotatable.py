@@ -13,7 +13,7 @@ from pxcompress.errors import ModelError
 from pxcompress.graph.removal import run_in_float64
 from pxcompress.graph.rotation import add_linear_behind, merge_attention_biases_, rewrite_stream_
 from pxcompress.graph.streams import Stream
-from pxcompress.graph.tracing import STUMBLES, trace_streams
+from pxcompress.graph.tracing import TRACING_ERRORS, trace_streams
 from pxcompress.graph.trial import make_trial_inputs
 from pxcompress.models.outputs import difference
 from pxcompress.state import evaluating
@@ -33,7 +33,7 @@ def make_rotatable(model: nn.Module, example: Tensor, only: Collection[str] | No
     has_norms = any(isinstance(module, nn.LayerNorm) for module in modules)
     if not has_norms or any(hasattr(module, "write_onnx") for module in modules) or (only is not None and not only):
         return model
-    with suppress(ModelError, *STUMBLES):  # whatever does not trace or run is said by `find_groups`
+    with suppress(ModelError, *TRACING_ERRORS):  # whatever does not trace or run is said by `find_groups`
         inputs = make_trial_inputs(model, example)
         twin = copy.deepcopy(model)
         merge_attention_biases_(twin)
@@ -55,7 +55,7 @@ def _rewrite_streams(model: nn.Module, twin: nn.Module, streams: list[Stream], i
         if not all(norm.reads_all for norm in stream.norms):
             continue
         candidate = copy.deepcopy(twin)
-        with suppress(*STUMBLES):
+        with suppress(*TRACING_ERRORS):
             rewrite_stream_(candidate, stream)
             with torch.no_grad(), evaluating(candidate):
                 if difference(run_in_float64(candidate, inputs), expected) <= TOLERANCE:

@@ -5,7 +5,7 @@ dimension less. Gain and bias of a norm, and scales behind writers, go into the 
 orthonormal basis with the ones vector last the norm is then y / sqrt(|y|^2 / D + eps), and a direction can go like a
 channel (Ashkboos et al., https://arxiv.org/abs/2401.15024, with one basis for the whole stream, so that nothing is
 multiplied on the skips). The last coordinate is always zero. It stays, since a LayerNorm of width m sees m - 1
-dimensions: a reflection turns it into their mean (`settle_streams`).
+dimensions: a reflection turns it into their mean (`restore_layer_norms`).
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def rewrite_stream_(model: nn.Module, stream: Stream) -> None:
         _replace_(model, norm.name, DirectionNorm(layer))
     basis = _make_reflection(stream.width)
     group = make_direction_group(stream.writers[0], stream)
-    _turn_(model, group, basis.T, basis)
-    for tensor, dim in find_written(model, group):
+    _multiply_weights_(model, group, basis.T, basis)
+    for tensor, dim in find_writing_weights(model, group):
         tensor.narrow(dim, stream.width - 1, 1).zero_()
 
 
@@ -74,11 +74,11 @@ def rewrite_stream_(model: nn.Module, stream: Stream) -> None:
 def rotate_(model: nn.Module, group: Group, basis: Tensor) -> None:
     """Change a stream's coordinates, in place: column u of the orthogonal `basis` (units, units) becomes unit u."""
     whole = torch.block_diag(basis.double(), torch.ones(1, 1, dtype=torch.float64))
-    _turn_(model, group, whole.T, whole)
+    _multiply_weights_(model, group, whole.T, whole)
 
 
 @torch.no_grad()
-def settle_streams_(model: nn.Module, groups: Iterable[Group]) -> None:
+def restore_layer_norms_(model: nn.Module, groups: Iterable[Group]) -> None:
     """Replace the norms of narrowed streams by plain LayerNorms, in place; the model computes the same."""
     for group in groups:
         if group.kind != "direction":
@@ -88,16 +88,16 @@ def settle_streams_(model: nn.Module, groups: Iterable[Group]) -> None:
         assert isinstance(first, DirectionNorm)
         left = first.normalized_shape[-1]
         basis = _make_reflection(left)
-        _turn_(model, group, basis, math.sqrt(first.width / left) * basis)
+        _multiply_weights_(model, group, basis, math.sqrt(first.width / left) * basis)
         for name in norms:
             norm = model.get_submodule(name)
             assert isinstance(norm, DirectionNorm)
             _replace_(model, name, nn.LayerNorm(left, norm.eps * norm.width / left, elementwise_affine=False))
 
 
-def settle_streams(pruned: Pruned) -> Pruned:
+def restore_layer_norms(pruned: Pruned) -> Pruned:
     """`pruned` with plain LayerNorms in its model, changed in place; to be called after the last repair."""
-    settle_streams_(pruned.model, pruned.groups)
+    restore_layer_norms_(pruned.model, pruned.groups)
     return pruned
 
 
@@ -113,11 +113,11 @@ def _is_direction_norm(model: nn.Module, name: str) -> bool:
     return False
 
 
-def _turn_(model: nn.Module, group: Group, writes: Tensor, reads: Tensor) -> None:
+def _multiply_weights_(model: nn.Module, group: Group, writes: Tensor, reads: Tensor) -> None:
     """Multiply weights that write a stream by `writes` from the left, and weights that read it by `reads` from the
     right.
     """
-    for tensor, dim in find_written(model, group):
+    for tensor, dim in find_writing_weights(model, group):
         turned = torch.tensordot(tensor.double(), writes.to(tensor.device), ([dim], [1]))
         tensor.copy_(turned.movedim(-1, dim))
     for member in group.consumers:
@@ -125,7 +125,7 @@ def _turn_(model: nn.Module, group: Group, writes: Tensor, reads: Tensor) -> Non
         weight.copy_(weight.double() @ reads.to(weight.device))
 
 
-def find_written(model: nn.Module, group: Group) -> Iterator[tuple[Tensor, int]]:
+def find_writing_weights(model: nn.Module, group: Group) -> Iterator[tuple[Tensor, int]]:
     """Weights, biases and tables that write a stream, each with the dimension of the stream's coordinates."""
     for member in group.members:
         if member.axis == "in":

@@ -17,19 +17,19 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from pxcompress.errors import ModelError, describe
-from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, Graph, is_depthwise, settled
+from pxcompress.graph.dependencies import CONVOLUTIONS, PRODUCERS, Graph, is_depthwise, use_linked_groups
 from pxcompress.graph.rotation import DirectionNorm, make_direction_group
 from pxcompress.graph.streams import Stream, read_stream
 from pxcompress.models.adapter import all_outputs
 from pxcompress.state import can_have_gradient, copy_sharing, device_of, time_limit, without_checkpointing
-from pxcompress.types import Axis, Fixed, Group, Kind, Member
+from pxcompress.types import Axis, FixedLayer, Group, Kind, Member
 
-WHOLE = (nn.modules.conv._ConvTransposeNd, nn.RNNBase, nn.MultiheadAttention, nn.Bilinear)
+FIXED_LAYERS = (nn.modules.conv._ConvTransposeNd, nn.RNNBase, nn.MultiheadAttention, nn.Bilinear)
 """Layers of which no channel is removed, and whose inputs therefore stay."""
 
 SPANNING_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
-STUMBLES = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError)
+TRACING_ERRORS = (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError)
 """Exceptions of torch-pruning where it cannot follow the outputs of a layer."""
 
 TRACING_SECONDS = 90.0
@@ -38,13 +38,13 @@ TRACING_SECONDS = 90.0
 
 def trace_groups(
     model: nn.Module, example: Tensor, keep: Collection[str], head_layers: Collection[str]
-) -> list[Group | Fixed]:
+) -> list[Group | FixedLayer]:
     """Groups of rows to remove together, and layers that must stay; none for the layers in `head_layers`.
 
     The outputs of the modules in `keep` stay whole. Raises `ModelError` where the model cannot be traced.
     """
     graph, names = _trace_dependencies(model, example)
-    with _raise_model_errors("model's groups cannot be found"), settled(graph.model):
+    with _raise_model_errors("model's groups cannot be found"), use_linked_groups(graph.model):
         return list(_list_candidates(graph, names, set(keep), head_layers))
 
 
@@ -52,11 +52,11 @@ def trace_streams(model: nn.Module, example: Tensor) -> list[Stream]:
     """The residual streams of a model whose norms could be rotated too. Raises as `trace_groups` does."""
     graph, names = _trace_dependencies(model, example)
     streams: list[Stream] = []
-    with _raise_model_errors("model's streams cannot be found"), settled(graph.model):
+    with _raise_model_errors("model's streams cannot be found"), use_linked_groups(graph.model):
         for module in [module for module in graph.module2node if isinstance(module, PRODUCERS)]:
             if is_depthwise(module) or any(names[module] in stream.writers for stream in streams):
                 continue
-            with suppress(*STUMBLES):
+            with suppress(*TRACING_ERRORS):
                 stream = read_stream(_get_whole_group(graph, module), names)
                 if isinstance(stream, Stream):
                     streams.append(stream)
@@ -86,7 +86,7 @@ def _trace_outputs(model: nn.Module, example: Tensor) -> list[Tensor]:
 
 def _list_candidates(
     graph: Any, names: dict[Any, str], keep: set[str], head_layers: Collection[str]
-) -> Iterator[Group | Fixed]:
+) -> Iterator[Group | FixedLayer]:
     """For every convolution and linear layer: the groups of its outputs, or the reason why they stay."""
     covered_layers: set[Any] = set()
     for module in [module for module in graph.module2node if isinstance(module, PRODUCERS)]:
@@ -94,7 +94,7 @@ def _list_candidates(
             continue
         units = len(module.weight)
         if isinstance(module, CONVOLUTIONS) and module.groups == units > 1 and not is_depthwise(module):
-            yield Fixed(names[module], units, "each of its groups has one output")
+            yield FixedLayer(names[module], units, "each of its groups has one output")
             continue
         try:
             raw = _get_whole_group(graph, module)
@@ -103,25 +103,25 @@ def _list_candidates(
         except TimeoutError:
             raise
         except Exception as error:  # noqa: BLE001  (whatever torch-pruning stumbles over: the others go on)
-            yield Fixed(names[module], units, f"its units cannot be followed: {describe(error)}")
+            yield FixedLayer(names[module], units, f"its units cannot be followed: {describe(error)}")
             continue
         if wide is not None:
-            yield Fixed(names[module], units, f"its one output is broadcast over those of {names[wide]}")
+            yield FixedLayer(names[module], units, f"its one output is broadcast over those of {names[wide]}")
             continue
         producers = _list_producers(graph, raw)
         covered_layers |= producers
         if not any(names.get(producer) in head_layers for producer in producers):
             for group in _list_producer_groups(graph, names, raw, keep):
                 yield group
-                if isinstance(group, Fixed):
+                if isinstance(group, FixedLayer):
                     yield from _find_neighbours(group, producers, names)
 
 
-def _find_neighbours(fixed: Fixed, producers: Collection[Any], names: dict[Any, str]) -> Iterator[Fixed]:
+def _find_neighbours(fixed: FixedLayer, producers: Collection[Any], names: dict[Any, str]) -> Iterator[FixedLayer]:
     """The other layers whose outputs are tied to those of the layer `fixed`, and so stay too."""
     for module, name in names.items():
         if isinstance(module, PRODUCERS) and module in producers and name != fixed.name:
-            yield Fixed(name, len(module.weight), f"its outputs meet those of {fixed.name}, which stay")
+            yield FixedLayer(name, len(module.weight), f"its outputs meet those of {fixed.name}, which stay")
 
 
 @contextmanager
@@ -178,13 +178,13 @@ def _start_from_first(dependencies: Any, names: dict[Any, str], raw: Any) -> Any
 
 def _list_producer_groups(
     dependencies: Any, names: dict[Any, str], raw: Any, keep: set[str]
-) -> Sequence[Group] | Sequence[Fixed]:
+) -> Sequence[Group] | Sequence[FixedLayer]:
     """The groups for the outputs of a convolution or linear layer, or the reason why they stay."""
     first_producer, units = raw[0].dep.target.module, len(raw[0].idxs)
     name = names[first_producer]
     if any(isinstance(item.dep.target.module, DirectionNorm) for item in raw):
         stream = read_stream(raw, names)
-        return [make_direction_group(name, stream)] if isinstance(stream, Stream) else [Fixed(name, units, stream)]
+        return [make_direction_group(name, stream)] if isinstance(stream, Stream) else [FixedLayer(name, units, stream)]
     reason = _explain_fixed(names, raw, keep, dependencies)
     if is_depthwise(first_producer):
         reason, units = (
@@ -192,14 +192,14 @@ def _list_producer_groups(
             len(first_producer.weight),
         )
     if reason:
-        return [Fixed(name, units, reason)]
+        return [FixedLayer(name, units, reason)]
     kind: Kind = "neuron" if isinstance(first_producer, nn.Linear) else "channel"
     return _build(dependencies, names, raw, (name, kind), _find_units_of_rows(dependencies, raw, units))
 
 
 def _build(
     dependencies: Any, names: dict[Any, str], raw: Any, label: tuple[str, Kind], unit_of_root: Tensor
-) -> Sequence[Group] | Sequence[Fixed]:
+) -> Sequence[Group] | Sequence[FixedLayer]:
     """Groups made from torch-pruning's items; `unit_of_root` (root rows,) maps each root row to its unit.
 
     There are several where the units own different layers, as with a convolution over a part of the channels. The one
@@ -220,7 +220,7 @@ def _build(
         others = {member.module for group in groups.values() for member in group.members}
         free_parameters = [member.module for member in members if member.module not in others and member.dim is None]
         if not free_parameters:
-            return [Fixed(name, units, f"its units own unequal shares of {members[0].module}")]
+            return [FixedLayer(name, units, f"its units own unequal shares of {members[0].module}")]
         groups[free_parameters[0]] = Group(free_parameters[0], kind, int(units_agree.sum()), tuple(members))
     return list(groups.values())
 
@@ -293,7 +293,7 @@ def _explain_fixed(names: dict[Any, str], raw: Any, keep: set[str], dependencies
             stays = read_stream(raw, names)
             reason = f"{type(module).__name__} {name} takes its statistics over these channels"
             return stays if isinstance(stays, str) and stays else reason
-        if isinstance(module, WHOLE):
+        if isinstance(module, FIXED_LAYERS):
             return f"{type(module).__name__} {name} reads or writes them, and of those no channel is removed"
         if isinstance(module, nn.Parameter) and _find_axis_of_vector(module) is None:
             return f"parameter {name} is added or multiplied outside any layer"

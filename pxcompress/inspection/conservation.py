@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pxcompress.attribution import Attributed, Flow, attributed, parse_composite
+from pxcompress.attribution import AttributedModel, Flow, attributed, parse_composite
 from pxcompress.attribution.relevance import make_start
 from pxcompress.columns import align
 from pxcompress.errors import InputError
@@ -117,7 +117,7 @@ def _make_layer(flow: Flow) -> LayerFlow:
     return LayerFlow(flow.name, flow.kind, str(flow.rule), flow.relevance_out, into, flow.relevance_out - into)
 
 
-def _list_unruled(twin: Attributed, flows: tuple[Flow, ...]) -> tuple[UnruledFlow, ...]:
+def _list_unruled(twin: AttributedModel, flows: tuple[Flow, ...]) -> tuple[UnruledFlow, ...]:
     """The functions without a rule, with the relevance that passed through each."""
     shares: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()

@@ -14,13 +14,13 @@ from pxcompress.cost.latency import Conditions, latency_meter
 from pxcompress.deploy.onnx_modules import check_agrees
 from pxcompress.graph import find_groups, make_rotatable
 from pxcompress.models.inputs import blank_inputs
-from pxcompress.models.loading import Loaded, classifier_names, load_model
+from pxcompress.models.loading import LoadedModel, classifier_names, load_model
 from pxcompress.models.onnx_file import count_numbers, ports_for
 from pxcompress.notes import Note, silent
 from pxcompress.tasks.choice import as_judged
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
-from pxcompress.types import Fixed, ImageSize, Kind
+from pxcompress.types import FixedLayer, ImageSize, Kind
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Survey:
     units: int
     latency_ms: float | None
     groups: tuple[GroupCost, ...]
-    fixed: tuple[Fixed, ...]
+    fixed: tuple[FixedLayer, ...]
 
 
 def load_for(
     name: str, task: Task, classes: int | None, checkpoint: Path | None, input_size: ImageSize | int | None
-) -> Loaded:
+) -> LoadedModel:
     """Load the model `name` for a task, without data. Raises `ModelError`."""
     is_classifier = isinstance(task, Classification)
     ports = ports_for(name)
@@ -75,7 +75,7 @@ def load_for(
     return replace(loaded, model=as_judged(loaded.model, blank_inputs(loaded.preprocessing), task))
 
 
-def survey(name: str, loaded: Loaded, conditions: Conditions | None = None, note: Note = silent) -> Survey:
+def survey(name: str, loaded: LoadedModel, conditions: Conditions | None = None, note: Note = silent) -> Survey:
     """Groups, units, and their shares of parameters, MACs, and, given `conditions`, milliseconds; needs no data.
 
     `note` is told about progress.
@@ -135,7 +135,7 @@ _OVERLAP = (
 )
 
 
-def _list_whole(fixed: Sequence[Fixed]) -> Iterator[str]:
+def _list_whole(fixed: Sequence[FixedLayer]) -> Iterator[str]:
     """Lines of text on the layers that keep all their outputs, by reason; number of outputs in brackets."""
     yield f"stays whole: {len(fixed)} layer{'s' * (len(fixed) > 1)} (outputs in brackets); all others are in groups"
     for reason, layers in by_reason(fixed).items():
@@ -150,9 +150,9 @@ def _list_whole(fixed: Sequence[Fixed]) -> Iterator[str]:
         )
 
 
-def by_reason(fixed: Sequence[Fixed]) -> dict[str, list[Fixed]]:
+def by_reason(fixed: Sequence[FixedLayer]) -> dict[str, list[FixedLayer]]:
     """Reason -> the layers that stay for it, in order."""
-    reasons: dict[str, list[Fixed]] = {}
+    reasons: dict[str, list[FixedLayer]] = {}
     for layer in fixed:
         reasons.setdefault(layer.reason, []).append(layer)
     return reasons

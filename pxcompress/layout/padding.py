@@ -25,9 +25,10 @@ def counting(counted: Tensor | None) -> Iterator[None]:
 
 
 def find_counted_positions(value: Tensor) -> Tensor | None:
-    """Mask (n, length) of the positions of a tensor (n, length, features) in the running batch that are text.
+    """Mask (n, length) of the positions of a tensor (n, length, features) that are text and not padding.
 
-    None if all of them count: no texts run, all have the same length, or the tensor has no such positions.
+    It is that of the batch which the model computes at the moment, see `counting`. None if all positions count: the
+    batch has no texts, or texts of one length, or the tensor has another shape.
     """
     counted = _COUNTED.get()
     if counted is None or value.dim() != 3 or value.shape[:2] != counted.shape or bool(counted.all()):

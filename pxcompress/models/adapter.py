@@ -150,8 +150,8 @@ def perturb(model: nn.Module, example: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Adapted:
-    """A module, an example (1, ...) and batches in the form of all stages; `labelled` says that labels are classes.
+class AdaptedModule:
+    """A module, an example (1, ...) and batches as all stages take them; `labelled` says that labels are classes.
 
     `signature` says how inputs are packed in them.
     """
@@ -167,7 +167,9 @@ class Adapted:
         return replace(self.batches, batches=batches)
 
 
-def adapt_module(model: nn.Module, example: Inputs, batches: Iterable[Any], logits: Logits | None = None) -> Adapted:
+def adapt_module(
+    model: nn.Module, example: Inputs, batches: Iterable[Any], logits: Logits | None = None
+) -> AdaptedModule:
     """`model` behind an `Adapter`, sharing all its parts; `model` itself if it takes and returns one tensor already.
 
     A batch is (inputs, labels), or inputs alone. `logits` picks the outputs that decide. Without it that is an output
@@ -184,7 +186,7 @@ def adapt_module(model: nn.Module, example: Inputs, batches: Iterable[Any], logi
     ready = isinstance(outputs, Tensor) and classes and not signature.inputs and logits is None
     view = model if ready else _view(model, signature, twice)
     labelled = classes and _is_label(labels)
-    return Adapted(view, packed, _Packed(batches, signature, labelled), labelled, signature)
+    return AdaptedModule(view, packed, _Packed(batches, signature, labelled), labelled, signature)
 
 
 def release_(model: nn.Module) -> None:
@@ -301,7 +303,7 @@ def _first(batches: Iterable[Any]) -> Any:
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:
-    """Inputs and labels of a batch; labels are None if it has none."""
+    """Inputs and labels of a batch; labels are None if it has none. Raises `InputError` for other batches."""
     if not isinstance(batch, tuple | list):
         return batch, None
     if len(batch) not in (1, 2):

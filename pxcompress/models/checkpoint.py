@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pxcompress.errors import ModelError, short
+from pxcompress.errors import ModelError, describe, short, suggest_path
 
 SAVE_HINT = "save a state_dict or safetensors"
 
@@ -31,9 +31,9 @@ _USUAL = ("", "state_dict", "model_state_dict", "model", "net", "module", "_orig
 """Names that training scripts give to a set of weights or to a wrapper's only child, the most usual first."""
 _AVERAGED = {"ema", "averaged", "average", "avg", "swa", "shadow"}
 _BESIDE = _AVERAGED | {"criterion", "loss", "losses", "metric", "metrics", "optimizer", "scheduler", "teacher"}
-"""Words in the names of things stored beside a model's own weights, where these have no prefix."""
+"""First words of keys that do not belong to the model itself, such as "optimizer" in "optimizer.state"."""
 _COUNTER = "num_batches_tracked"  # absent from files written before PyTorch 0.4.1, and harmless there
-_PROFILED = ("total_ops", "total_params")
+_PROFILER_BUFFERS = ("total_ops", "total_params")
 """Names of buffers that the profiler thop leaves in every module."""
 _CLASS_NAMES = ("class_names", "classes", "class_to_idx", "idx_to_class", "label_names", "id2label", "label2id")
 _DEPTH = 4
@@ -114,7 +114,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         kind = "is a folder; use --model local-dir:PATH" if path.is_dir() else "does not exist"
-        raise ModelError(f"checkpoint {str(path)!r} {kind}; expected a .safetensors, .pth, .pt or .bin file")
+        raise ModelError(
+            f"checkpoint {str(path)!r} {kind}; expected a .safetensors, .pth, .pt or .bin file{suggest_path(path)}"
+        )
     content: Any
     try:
         content = _safe(path) if path.suffix == ".safetensors" else _unpickle(path)
@@ -122,7 +124,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         _refuse(path, error)
     # Bytes that are no checkpoint make the readers fail in any way: KeyError, EOFError, RuntimeError, UnicodeError, ...
     except Exception as error:
-        raise ModelError(f"{str(path)!r} is not a checkpoint: {short(repr(error))}; {SAVE_HINT}") from error
+        raise ModelError(
+            f"{str(path)!r} is not a checkpoint, or not a whole one ({describe(error)}); copy it again, or {SAVE_HINT}"
+        ) from error
     sets = dict(_sets(content, ()))
     if not sets:
         keys = [str(key) for key in content if key] if isinstance(content, Mapping) else [type(content).__name__]
@@ -187,8 +191,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], heads: tuple[str, 
 def _safe(path: Path) -> dict[str, Any]:
     """Tensors of a .safetensors file by name, and its metadata under the key ""."""
     with safetensors.safe_open(path, "pt") as file:
-        facts = {key: _parse_names(value) for key, value in (file.metadata() or {}).items()}
-    return {**safetensors.torch.load_file(path), "": facts}
+        metadata = {key: _parse_names(value) for key, value in (file.metadata() or {}).items()}
+    return {**safetensors.torch.load_file(path), "": metadata}
 
 
 def _parse_names(text: str) -> Any:
@@ -261,7 +265,7 @@ def _fits(checkpoint: Checkpoint, model_state: Mapping[str, Tensor]) -> Iterator
             extra_keys = [key for key in tensors if not key.startswith(prefix)]
             if not prefix:
                 extra_keys = [key for key in tensors if key not in model_state and _words(key.split(".")[0]) & _BESIDE]
-            extra_keys += [key for key in tensors if key.startswith(prefix) and key.endswith(_PROFILED)]
+            extra_keys += [key for key in tensors if key.startswith(prefix) and key.endswith(_PROFILER_BUFFERS)]
             extra_key_set = set(extra_keys)
             state = {key.removeprefix(prefix): value for key, value in tensors.items() if key not in extra_key_set}
             yield Fit(place, prefix, state, tuple(extra_keys), model_state)

@@ -1,9 +1,10 @@
 """Wraps torchvision's detectors so that they map a batch of images to raw boxes.
 
-A detector of torchvision takes a list of images, resizes them, and returns thinned-out boxes, as many an image as it
-likes. What is pruned and exported is what lies between: from a normalised batch (n, 3, H, W) to {"boxes": (n, L, 4)
-corners in pixels, "logits": (n, L, classes)}, whose sigmoid is the score that the detector gives a class. Its own
-thinning out (a threshold, then NMS) comes behind, as for any other detector. Names of parameters stay.
+A detector of torchvision takes a list of images, resizes them, and returns the boxes that are left after non-maximum
+suppression (NMS), another number for each image. What is pruned and exported is the part between: from a normalised
+batch (n, 3, H, W) to {"boxes": (n, L, 4) corners in pixels, "logits": (n, L, classes)}, whose sigmoid is the score that
+the detector gives a class. Threshold and NMS are applied to these afterwards, as for any other detector. Parameters
+keep their names.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Enough to equal the sequential one, except for long chains of overlaps.
 """
 
 
-NEVER = -1e9
+RULED_OUT = -1e9
 """Logit of a proposal that is ruled out."""
 
 
@@ -49,8 +50,9 @@ def raw_detector(model: nn.Module) -> nn.Module:
 
 
 class _RawDetector(nn.Module):
-    """Base class of the wrappers: the backbone's feature maps, and images normalised as the detector's transform
-    does.
+    """Base class of the wrappers that map a batch of images to raw boxes, before non-maximum suppression.
+
+    It has the detector's backbone, and describes in `default_cfg` how the detector's own transform prepares images.
     """
 
     def __init__(self, detector: Any) -> None:
@@ -146,9 +148,9 @@ class _FasterRCNN(_RawDetector):
         corners = _clip(corners, images)
         chances = flat.unflatten(0, (samples, -1))[..., 0].detach()
         is_empty = ((corners[..., 2:] - corners[..., :2]) < self.rpn.min_size).any(-1)
-        chances = torch.where(is_empty, NEVER, chances)
+        chances = torch.where(is_empty, RULED_OUT, chances)
         levels = zip(chances.split(sizes, 1), corners.split(sizes, 1), strict=True)
-        parts = [_thin_out(*level, self.rpn.pre_nms_top_n(), self.rpn.nms_thresh)[:2] for level in levels]
+        parts = [_suppress_overlaps(*level, self.rpn.pre_nms_top_n(), self.rpn.nms_thresh)[:2] for level in levels]
         chances, corners = (torch.cat(values, 1) for values in zip(*parts, strict=True))
         order = chances.topk(min(self.rpn.post_nms_top_n(), chances.shape[1]), 1).indices
         return corners.gather(1, order[..., None].expand(-1, -1, 4))
@@ -164,8 +166,12 @@ class _KeypointRCNN(_FasterRCNN):
         features = self.features(images)
         raw = self.raw_boxes(images, features)
         chances = raw["logits"].amax(2).detach()
-        thinned, _, order = _thin_out(chances, raw["boxes"].detach(), chances.shape[1], self.roi_heads.nms_thresh)
-        best = order.gather(1, thinned.topk(min(self.roi_heads.detections_per_img, thinned.shape[1]), 1).indices)
+        remaining_chances, _, order = _suppress_overlaps(
+            chances, raw["boxes"].detach(), chances.shape[1], self.roi_heads.nms_thresh
+        )
+        best = order.gather(
+            1, remaining_chances.topk(min(self.roi_heads.detections_per_img, remaining_chances.shape[1]), 1).indices
+        )
         boxes, logits = (
             value.gather(1, best[..., None].expand(-1, -1, value.shape[2])) for value in (raw["boxes"], raw["logits"])
         )
@@ -243,10 +249,10 @@ def _margins(logits: Tensor) -> Tensor:
     return logits[..., BACKGROUND:] - others
 
 
-def _thin_out(chances: Tensor, corners: Tensor, most: int, overlap: float) -> tuple[Tensor, Tensor, Tensor]:
+def _suppress_overlaps(chances: Tensor, corners: Tensor, most: int, overlap: float) -> tuple[Tensor, Tensor, Tensor]:
     """The most likely boxes by non-maximum suppression: logits (n, k), corners (n, k, 4), indices (n, k).
 
-    Boxes that overlap a likelier one get the logit `NEVER`. By Cluster-NMS (Zheng et al.,
+    Boxes that overlap a likelier one get the logit `RULED_OUT`. By Cluster-NMS (Zheng et al.,
     https://arxiv.org/abs/2005.03572), which needs no loop over boxes and equals NMS once it has converged.
     """
     chances, order = chances.topk(min(most, chances.shape[1]), 1)
@@ -255,7 +261,7 @@ def _thin_out(chances: Tensor, corners: Tensor, most: int, overlap: float) -> tu
     stays = torch.ones_like(chances)
     for _ in range(ROUNDS):
         stays = ((stays[:, None] @ overlapping)[:, 0] < 0.5).to(corners)
-    return torch.where(stays > 0, chances, NEVER), corners, order
+    return torch.where(stays > 0, chances, RULED_OUT), corners, order
 
 
 def _pairwise_iou(corners: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from pxcompress.errors import ModelError, describe
-from pxcompress.imports import current_directory_importable, find_object
+from pxcompress.imports import find_object, own_code
 from pxcompress.models.detectors import BACKGROUND, raw_detector
 
 OPTIONS = ("num_classes", "img_size")
@@ -38,7 +38,7 @@ def call_factory(name: str, kwargs: Mapping[str, object]) -> nn.Module:
     if own and isinstance(classes := kwargs.get("num_classes"), int):
         counted["num_classes"] = classes + BACKGROUND
     try:
-        with current_directory_importable():
+        with own_code():
             model = factory(**counted, **_without_backbone_weights(factory))
     except Exception as error:  # the user's callable may fail in any way
         arguments = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())

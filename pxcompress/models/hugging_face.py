@@ -153,8 +153,8 @@ def build_hugging_face(kwargs: Mapping[str, Any]) -> nn.Module:
     """Build a module with random weights from the `kwargs` of a `HuggingFaceModel`. Raises `ModelError`."""
     transformers = _library()
     try:
-        facts = dict(kwargs["config"])
-        config = transformers.AutoConfig.for_model(facts.pop("model_type"), **facts)
+        config_values = dict(kwargs["config"])
+        config = transformers.AutoConfig.for_model(config_values.pop("model_type"), **config_values)
         cls = find_class(kwargs["class"])
         net = cls(config, **without_pooler(cls))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -191,14 +191,14 @@ def _read_config(name: str, place: str) -> Any:
     """The model's configuration, of a class that transformers has. Raises `ModelError`."""
     transformers = _library()
     try:
-        facts, _ = transformers.PretrainedConfig.get_config_dict(place)
+        config_values, _ = transformers.PretrainedConfig.get_config_dict(place)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model {name!r}: no config.json could be read ({short(error)}); expected hf:FOLDER or hf:OWNER/NAME"
         ) from error
-    kind = facts.get("model_type")
+    kind = config_values.get("model_type")
     if kind not in transformers.models.auto.configuration_auto.CONFIG_MAPPING:
-        if facts.get("auto_map"):
+        if config_values.get("auto_map"):
             raise ModelError(
                 f"model {name!r} refused: its config.json needs code of its own ({kind!r}), and no code of a folder is "
                 "run; import it yourself, and give package.module:factory"
@@ -211,7 +211,7 @@ def _read_config(name: str, place: str) -> Any:
 
 
 def _class_name(name: str, config: Any) -> str:
-    """Name of the transformers class to use: the one with the head, else the encoder alone."""
+    """Name of the transformers class to use: the one with the head, else the encoder alone. Raises `ModelError`."""
     transformers = _library()
     declared = next(iter(config.architectures or ()), "")
     if config.model_type in _VISION_TOWERS:
@@ -293,9 +293,9 @@ def _read_pooling(place: str) -> _Pooling:
 
 
 def _read_json(path: Path) -> Any:
-    """The content of a JSON file; None if there is no such file."""
+    """The content of a JSON file; None if there is no such file. Raises `ModelError`."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else None
     except ValueError as error:
         raise ModelError(f"{str(path)!r} is no JSON ({short(error)}); mend it, or fetch the folder again") from error
 
@@ -308,10 +308,10 @@ def _labels(config: Any) -> tuple[str, ...]:
 
 def _read_image_config(place: str, config: Any) -> dict[str, Any]:
     """Size, mean, std and resizing of the images that the model takes, by timm's names for them."""
-    facts = _read_json(Path(place) / "preprocessor_config.json") or {}
-    size, crop = facts.get("size") or {}, facts.get("crop_size") or {}
+    image_config = _read_json(Path(place) / "preprocessor_config.json") or {}
+    size, crop = image_config.get("size") or {}, image_config.get("crop_size") or {}
     sizes = {"height": size, "width": size} if isinstance(size, int) else dict(size)
-    shown = crop if facts.get("do_center_crop") and crop else sizes
+    shown = crop if image_config.get("do_center_crop") and crop else sizes
     shown = {"height": shown, "width": shown} if isinstance(shown, int) else shown
     native = getattr(config, "image_size", None) or sizes.get("shortest_edge") or 224
     height, width = (
@@ -321,12 +321,12 @@ def _read_image_config(place: str, config: Any) -> dict[str, Any]:
     )
     shorter = sizes.get("shortest_edge", height)
     channels = getattr(config, "num_channels", 3)
-    scaled = facts.get("do_normalize", bool(facts))
+    scaled = image_config.get("do_normalize", bool(image_config))
     return {
         "input_size": (channels, height, width),
-        "mean": tuple(facts["image_mean"]) if scaled and "image_mean" in facts else (0.5,) * channels,
-        "std": tuple(facts["image_std"]) if scaled and "image_std" in facts else (0.5,) * channels,
-        "interpolation": _INTERPOLATIONS.get(facts.get("resample", 2), "bilinear"),
+        "mean": tuple(image_config["image_mean"]) if scaled and "image_mean" in image_config else (0.5,) * channels,
+        "std": tuple(image_config["image_std"]) if scaled and "image_std" in image_config else (0.5,) * channels,
+        "interpolation": _INTERPOLATIONS.get(image_config.get("resample", 2), "bilinear"),
         "crop_pct": min(1.0, height / shorter),
         "crop_mode": "squash" if "height" in sizes and shown is sizes else "center",
         "label_names": _labels(config),

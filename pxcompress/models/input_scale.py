@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from pxcompress.errors import InputError
 from pxcompress.models.inputs import config_of
-from pxcompress.models.loading import Loaded
+from pxcompress.models.loading import LoadedModel
 from pxcompress.models.preprocess_file import OWN, PRESETS, Numbers
 
 
-def with_values(loaded: Loaded, mean: str | None, std: str | None, scale: float | None = None) -> Loaded:
+def with_values(loaded: LoadedModel, mean: str | None, std: str | None, scale: float | None = None) -> LoadedModel:
     """`loaded` with the mean and std that the user asks for: `mean` names a preset, or both are numbers.
 
     They are for pixels from 0 to `scale`, which is 1 if it is not given; with a scale alone, pixels are only divided by
@@ -43,7 +43,7 @@ def with_values(loaded: Loaded, mean: str | None, std: str | None, scale: float 
     return _with_numbers(loaded, tuple(each / largest for each in means), tuple(each / largest for each in stds))
 
 
-def _check_known(loaded: Loaded) -> None:
+def _check_known(loaded: LoadedModel) -> None:
     """Raise `InputError` for an ONNX file that does not say how pixels are normalised."""
     if loaded.weights == "file" and "mean" not in config_of(loaded.model):
         raise InputError(
@@ -52,7 +52,7 @@ def _check_known(loaded: Loaded) -> None:
         )
 
 
-def _with_numbers(loaded: Loaded, means: Numbers, stds: Numbers) -> Loaded:
+def _with_numbers(loaded: LoadedModel, means: Numbers, stds: Numbers) -> LoadedModel:
     """`loaded` with this mean and std, each one number for all channels or one for each."""
     channels = loaded.preprocessing.input_size[0]
     mean, std = _for_channels(means, channels), _for_channels(stds, channels)

@@ -24,8 +24,8 @@ def config_of(model: nn.Module) -> Mapping[str, Any]:
     return {}
 
 
-SHOWN_TOKENS = 32
-"""Number of tokens of an example text, where there are no data to take it from."""
+EXAMPLE_TOKENS = 32
+"""Number of tokens of the example text for tracing and export, where there are no data to take one from."""
 
 
 def preprocessing_of(
@@ -46,7 +46,7 @@ def preprocessing_of(
             else:
                 data_text = f"inputs of shape {'x'.join(map(str, input_size))}"
             raise ModelError(f"the model takes texts, not {data_text}; give --data of texts, without --input-size")
-        tokens = (len(tokenizer.names), min(SHOWN_TOKENS, tokenizer.longest))
+        tokens = (len(tokenizer.names), min(EXAMPLE_TOKENS, tokenizer.longest))
         return Preprocessing(tokens, inputs=tokenizer.inputs, tokenizer=tokenizer)
     if inputs and isinstance(input_size, tuple):
         return Preprocessing(input_size, inputs=inputs)

@@ -50,8 +50,8 @@ class Architecture:
     """Everything needed to build the dense module again without its weights: JSON, no pickle.
 
     `name` is a timm name, "package.module:factory", "hf:FOLDER" or an ONNX file; `kwargs` are what the builder is
-    given: of a model of Hugging Face's its whole configuration, so that the folder need not be there. Of a module that
-    was given `in_python` it is the class, which nothing here can build.
+    given: of a model of Hugging Face's its whole configuration, so that the folder need not be there. For a module that
+    the user passed `in_python`, `name` is its class, and `build` is impossible.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Architecture:
 
 
 @dataclass(frozen=True, eq=False)
-class Loaded:
+class LoadedModel:
     """A model in eval mode, how to build it again, and where its weights come from.
 
     `weights` "untrained" means random: the caller trains a baseline. `class_names` is empty where nothing names them.
@@ -126,17 +126,17 @@ def load_model(  # noqa: PLR0913  (one door for all models)
     data_classes: Sequence[str] = (),
     layout: str = AUTO,
     noun: str = "",
-) -> Loaded:
+) -> LoadedModel:
     """Load the model `name` for scoring: in eval mode, on `device` (default: the best available), in plain layers.
 
     Weights: `checkpoint` if given; else the model's own when `pretrained` is set or `name` is a folder or repository
     that holds some; else random ones, drawn from PyTorch's global generator (`state.seeded` makes them repeatable).
     With `pretrained` a factory's weights are taken as it made them.
-    `classes` is the data's class count, None for the model's own; without `classifier` it is how many outputs a builder
-    is asked for, and the model may return anything. `input_size` is in pixels (a side, or height and width), or
-    the shape of an input that is no image; `inputs` are several that the data have, packed in that shape; `noun` says
-    what samples are, such as "images" or "texts"; `layout` where the channels of images in an ONNX file are.
-    Where `data_classes`, the names of the data's classes, are some of those that the weights name, the model keeps all.
+    `classes` is the data's class count, None for the model's own. If `classifier` is false the model may return
+    anything, and `classes` is only passed on to the function that builds it. `input_size` is in pixels (a side, or
+    height and width), or the shape of an input that is no image; `inputs` are several that the data have, packed in
+    that shape; `noun` says what samples are, such as "images"; `layout` where an ONNX file has the channels of images.
+    If `data_classes`, the data's class names, are a part of those that the weights name, the model keeps all classes.
     Raises `ModelError` when the model cannot be found, built or run, or does not have `classes` classes.
     """
     if isinstance(input_size, int) and input_size < 1:
@@ -156,7 +156,7 @@ def load_model(  # noqa: PLR0913  (one door for all models)
 
 
 def _class_names(
-    loaded: Loaded, name: str, classes: int | None, data_classes: Sequence[str]
+    loaded: LoadedModel, name: str, classes: int | None, data_classes: Sequence[str]
 ) -> tuple[int, tuple[str, ...]]:
     """Number and names of a classifier's classes. Raises `ModelError` if the data have other classes."""
     model, preprocessing = loaded.model, loaded.preprocessing
@@ -204,17 +204,17 @@ class _Request:
         return self.input_size if isinstance(self.input_size, int | ImageSize) else None
 
 
-def _load_file(request: _Request, layout: str) -> Loaded:
+def _load_file(request: _Request, layout: str) -> LoadedModel:
     """Load an ONNX file; `layout` says where its images have their channels."""
     module, notes = load_onnx(request.name, request.checkpoint, request.input_size, request.inputs, layout)
     kwargs = {"layout": "" if layout == AUTO else layout, "sizes": sizes_of(module)}
     architecture = Architecture(request.name, {key: value for key, value in kwargs.items() if value})
     preprocessing = preprocessing_of(module, None if request.side else request.input_size, request.inputs)
-    return Loaded(module, architecture, preprocessing, "file", 0, (), notes)
+    return LoadedModel(module, architecture, preprocessing, "file", 0, (), notes)
 
 
-def _load_built(request: _Request) -> Loaded:
-    """Build a model in plain layers, with its weights; its classes are not counted yet."""
+def _load_built(request: _Request) -> LoadedModel:
+    """Build a model with its weights, in plain layers (see `rewrite_plain`); its classes are not counted yet."""
     name = request.name
     if is_hugging_face(name):
         return _load_hugging_face(request)
@@ -238,20 +238,20 @@ def _load_built(request: _Request) -> Loaded:
         load_state(model, fit.state, classifier_names(view, example), label)
         notes = (choice,) if choice else ()
     weights = _weights(weights_file, source, with_own_weights)
-    return _make_request_plain(Loaded(model, architecture, _PENDING, weights, 0, labels, notes), request)
+    return _make_request_plain(LoadedModel(model, architecture, _PENDING, weights, 0, labels, notes), request)
 
 
-def _load_hugging_face(request: _Request) -> Loaded:
-    """Load a model from Hugging Face, with a result like that of `_load_built`."""
+def _load_hugging_face(request: _Request) -> LoadedModel:
+    """Load a model from Hugging Face, with a result like that of `_load_built`. Raises `ModelError`."""
     if request.checkpoint is not None:
         raise ModelError(f"checkpoint {str(request.checkpoint)!r} is given, but {request.name!r} holds its own weights")
     opened = load_hugging_face(request.name, request.classes, pretrained=request.pretrained)
     weights: Weights = "pretrained" if opened.has_weights else "untrained"
     architecture = Architecture(request.name, opened.kwargs)
-    return _make_request_plain(Loaded(opened.model, architecture, _PENDING, weights, 0, (), opened.notes), request)
+    return _make_request_plain(LoadedModel(opened.model, architecture, _PENDING, weights, 0, (), opened.notes), request)
 
 
-def _make_request_plain(loaded: Loaded, request: _Request) -> Loaded:
+def _make_request_plain(loaded: LoadedModel, request: _Request) -> LoadedModel:
     """`loaded` rewritten in plain layers that take one tensor, with its preprocessing. Raises `ModelError`."""
     model = loaded.model
     check_suited(model)
@@ -263,7 +263,9 @@ def _make_request_plain(loaded: Loaded, request: _Request) -> Loaded:
 
 
 def make_plain(model: nn.Module, preprocessing: Preprocessing) -> nn.Module:
-    """`model` rewritten in plain layers, taking one tensor (n, ...) in which its inputs are packed.
+    """`model` with every layer in a form from which units can be removed, see `rewrite_plain`.
+
+    It takes one tensor (n, ...) in which its inputs are packed.
 
     Raises `ModelError`.
     """

@@ -141,7 +141,7 @@ def load_onnx(
 
 
 def sizes_of(module: OnnxModule) -> dict[str, list[int]]:
-    """Shapes of one sample by input name, if the file leaves sizes open; else empty."""
+    """Input name -> shape of one sample that the file was read with; empty if the file itself fixes all sizes."""
     values = module.graph_inputs(module.source.example)
     is_open = any(
         not isinstance(size, int) or size < 1
@@ -171,9 +171,9 @@ def _load_packed(path: Path, inputs: tuple[Input, ...], shape: tuple[int, ...]) 
 
 def _preprocessing(path: Path, ports: Ports, channels: int) -> dict[str, Any]:
     """Preprocessing in timm's terms, as far as the ONNX file or a file beside it contains it."""
-    facts = {entry.key: entry.value for entry in read_proto(path).metadata_props}
+    metadata = {entry.key: entry.value for entry in read_proto(path).metadata_props}
     of_bytes = ports.inputs[0].dtype == torch.uint8
-    return {**(BYTES if of_bytes else {}), **_values(facts), **read_beside(path, channels)}
+    return {**(BYTES if of_bytes else {}), **_values(metadata), **read_beside(path, channels)}
 
 
 def _input_shape(path: Path, declared_shape: tuple[int | None, ...], input_size: Asked) -> tuple[int, ...]:
@@ -196,22 +196,22 @@ def _choose_shape(input_size: Asked, channels: int) -> tuple[int, ...]:
     return (channels, *input_size) if isinstance(input_size, ImageSize) else tuple(input_size)
 
 
-def _values(facts: Mapping[str, str]) -> dict[str, Any]:
+def _values(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Preprocessing and class names from metadata that pxcompress or Ultralytics wrote, in timm's terms."""
     try:
-        if json.loads(facts.get("input_mean", "[]")):
+        if json.loads(metadata.get("input_mean", "[]")):
             return {
-                "mean": tuple(json.loads(facts["input_mean"])),
-                "std": tuple(json.loads(facts["input_std"])),
-                "interpolation": facts["interpolation"],
-                "crop_pct": float(json.loads(facts["crop"])),
-                "crop_mode": facts.get("crop_mode", "center"),
-                "label_names": tuple(json.loads(facts.get("classes", "[]"))),
+                "mean": tuple(json.loads(metadata["input_mean"])),
+                "std": tuple(json.loads(metadata["input_std"])),
+                "interpolation": metadata["interpolation"],
+                "crop_pct": float(json.loads(metadata["crop"])),
+                "crop_mode": metadata.get("crop_mode", "center"),
+                "label_names": tuple(json.loads(metadata.get("classes", "[]"))),
             }
-        if "names" in facts and "imgsz" in facts:
-            names = ast.literal_eval(facts["names"])
+        if "names" in metadata and "imgsz" in metadata:
+            names = ast.literal_eval(metadata["names"])
             values = {"mean": (0.0,) * CHANNELS, "std": (1.0,) * CHANNELS, "label_names": tuple(names.values())}
-            return {**values, "crop_mode": "border"} if facts.get("task") == "detect" else values
+            return {**values, "crop_mode": "border"} if metadata.get("task") == "detect" else values
     except (ValueError, TypeError, KeyError, SyntaxError, AttributeError):  # another tool's words: nothing is known
         pass
     return {}

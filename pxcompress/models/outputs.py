@@ -126,7 +126,7 @@ def _to_strided(value: Tensor) -> Iterator[Tensor]:
 
 
 def _parts(leaf: Any) -> Sequence[Any]:
-    """The values in a collection or record."""
+    """The values in a collection or record. Raises `ModelError`."""
     if isinstance(leaf, Mapping):
         return list(leaf.values())
     if isinstance(leaf, list | tuple | deque):

@@ -39,7 +39,7 @@ def read_beside(model: Path, channels: int) -> dict[str, Any]:
     for path in (model.with_suffix(f".{OWN}"), model.with_name(OWN), model.with_name(HUGGING_FACE)):
         if path.is_file():
             try:
-                record = json.loads(path.read_text())
+                record = json.loads(path.read_text(encoding="utf-8-sig"))
                 return _theirs(record, channels) if path.name == HUGGING_FACE else _own(record, channels)
             except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
                 reason = describe(error)
@@ -66,7 +66,7 @@ def _theirs(record: Mapping[str, Any], channels: int) -> dict[str, Any]:
 
 
 def _values(mean: Any, std: Any, channels: int) -> dict[str, Any]:
-    """Mean and standard deviation as one number for each channel."""
+    """Mean and standard deviation as one number for each channel. Raises `ValueError`."""
     made = {"mean": [float(each) for each in mean], "std": [float(each) for each in std]}
     for key, numbers in made.items():
         if len(numbers) not in (1, channels) or (key == "std" and min(numbers) <= 0):

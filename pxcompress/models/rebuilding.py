@@ -22,7 +22,7 @@ OTHER_SEED = 1_000_003
 """A seed that no run uses, so that random numbers drawn while building differ from those of the first build."""
 
 
-def outside_state(model: nn.Module) -> dict[str, Tensor]:
+def unregistered_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Tensors of a model that its state dict leaves out, by name: non-persistent buffers and plain attributes."""
     state_keys = set(model.state_dict(keep_vars=True))
     tensors = {}
@@ -34,8 +34,8 @@ def outside_state(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def restore_outside_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Set tensors from `outside_state` again, in place."""
+def restore_unregistered_(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Set the `tensors` that `unregistered_tensors` returned as attributes of `model`, in place."""
     for full_name, value in tensors.items():
         path, _, name = full_name.rpartition(".")
         setattr(model.get_submodule(path), name, value)
@@ -51,7 +51,9 @@ def check_rebuilds(model: nn.Module, architecture: Architecture, shape: tuple[in
         rebuilt_model = architecture.build()
     try:
         rebuilt_model.load_state_dict(model.state_dict())
-        restore_outside_(rebuilt_model, {name: value.clone() for name, value in outside_state(model).items()})
+        restore_unregistered_(
+            rebuilt_model, {name: value.clone() for name, value in unregistered_tensors(model).items()}
+        )
         with torch.no_grad(), evaluating(model), evaluating(rebuilt_model):
             rebuilt_outputs, model_outputs = (
                 leaves(each(inputs.to(device_of(each)))) for each in (rebuilt_model, model)

@@ -29,7 +29,7 @@ from pxcompress.state import evaluating, hooks_of
 TOLERANCE = 1e-5
 """Largest accepted difference between a layer and its plain version, as a share of the outputs' scale."""
 
-AMPLIFIED = 1e-3
+AMPLIFIED_TOLERANCE = 1e-3
 """Largest accepted difference of a model's outputs by rewriting; models may amplify rounding of layers."""
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -55,7 +55,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def rewrite_plain(model: nn.Module, run: Run | None = None) -> nn.Module:
-    """A copy of `model` with plain versions of all layers that have one; `model` itself if there are none.
+    """A copy of `model` in plain layers, which hold the weights that they compute with; `model` itself if it is so.
 
     A layer whose plain version does not compute the same stays, as does one that shares parameters with others. With
     `run`, rewrites that change the model's outputs are left out.
@@ -68,7 +68,7 @@ def rewrite_plain(model: nn.Module, run: Run | None = None) -> nn.Module:
 
     def is_same(twin: nn.Module) -> bool:
         outputs = _outputs(twin, run) if run else None
-        return outputs is not None and difference(outputs, expected) <= AMPLIFIED
+        return outputs is not None and difference(outputs, expected) <= AMPLIFIED_TOLERANCE
 
     return _rewrite(model, _sound([], names, lambda some: is_same(_rewrite(model, some))))
 
@@ -108,7 +108,7 @@ def _plain_version(module: nn.Module) -> nn.Module | None:
     if (inner := _inside(module)) is not None:
         return inner
     if parametrize.is_parametrized(module):
-        module = _settle(module)
+        module = _fix_weights(module)
     for hook, remove in _weight_hooks(module):
         remove(module, hook.name if isinstance(hook, WeightNorm | SpectralNorm) else hook._tensor_name)
     if _is_attention(module):
@@ -116,7 +116,7 @@ def _plain_version(module: nn.Module) -> nn.Module | None:
     if _has_own_forward(module):
         convolution = _with_its_weights(module)
         return convolution and _with_hooks_of(module, convolution)
-    norm = _thaw(module) if _is_frozen_norm(module) else explicit_response_norm(module)
+    norm = _unfreeze(module) if _is_frozen_norm(module) else explicit_response_norm(module)
     return module if norm is None else _with_hooks_of(module, norm)
 
 
@@ -279,7 +279,7 @@ def _is_frozen_norm(module: nn.Module) -> bool:
     return type(module).__name__.endswith("FrozenBatchNorm2d") and set(module._buffers) == names
 
 
-def _thaw(module: nn.Module) -> nn.Module:
+def _unfreeze(module: nn.Module) -> nn.Module:
     """A BatchNorm2d that computes the same as a frozen one in eval mode."""
     values = module._buffers
     assert values["weight"] is not None
@@ -288,7 +288,7 @@ def _thaw(module: nn.Module) -> nn.Module:
     return norm
 
 
-def _settle(module: nn.Module) -> nn.Module:
+def _fix_weights(module: nn.Module) -> nn.Module:
     """A copy of a parametrized layer with its computed weights as plain parameters."""
     plain_layer = copy.deepcopy(module)
     plain_layer.__class__ = parametrize.type_before_parametrizations(

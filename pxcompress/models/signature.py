@@ -18,7 +18,7 @@ from torch import Tensor
 from pxcompress.errors import InputError
 from pxcompress.types import Input
 
-WHOLE = 2**24
+WHOLE_NUMBER_LIMIT = 2**24
 """Whole numbers must be below this, since they are packed as float32, which is exact up to here."""
 
 MASK = "attention_mask"
@@ -192,7 +192,7 @@ def bound_inputs(inputs: Sequence[Input], values: Mapping[str | int, Sequence[Te
         if not each.dtype.is_floating_point:
             low = min(float(value.min()) for value in values[each.name] if value.numel())
             high = max(float(value.max()) for value in values[each.name] if value.numel())
-            if max(-low, high) >= WHOLE:
+            if max(-low, high) >= WHOLE_NUMBER_LIMIT:
                 raise InputError(
                     f"input {each.name!r} has whole numbers from {low:.0f} to {high:.0f}; expected less than 2^24"
                 )

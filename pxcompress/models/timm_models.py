@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from timm.models import get_arch_pretrained_cfgs
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch import nn
 
-from pxcompress.errors import ModelError, short
+from pxcompress.errors import ModelError, find_similar, short
 from pxcompress.models.checkpoint import SAVE_HINT
 from pxcompress.types import ImageSize
 
@@ -42,15 +41,17 @@ class TimmSource:
 
 
 def timm_source(name: str) -> TimmSource:
-    """Look up `name` in timm. Raises `ModelError` for an unknown name."""
+    """Look up `name` in timm. Raises `ModelError` for an unknown name or unknown weights."""
     kind, colon, rest = name.partition(":")
     if colon and kind in ("local-dir", "hf-hub", "hf_hub") and rest:
         return _config_source(name, kind, rest)
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture) and Path(name).expanduser().is_dir():
+        raise ModelError(f"model {name!r} is a folder; give a model file in it, hf:{name} or local-dir:{name}")
     if colon or "/" in name:
         raise ModelError(f"model {name!r} is none of: {FORMS}")
-    architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        close_names = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        close_names = find_similar(architecture, timm.list_models())
         hint = f"did you mean {' or '.join(close_names)}?" if close_names else f"expected {FORMS}"
         raise ModelError(f"unknown model {name!r}; {hint}")
     weight_names = get_arch_pretrained_cfgs(architecture)
@@ -60,7 +61,7 @@ def timm_source(name: str) -> TimmSource:
 
 
 def _config_source(name: str, kind: str, place: str) -> TimmSource:
-    """The source from the config.json of a folder or hub repository."""
+    """The source from the config.json of a folder or hub repository. Raises `ModelError`."""
     local = kind == "local-dir"
     folder = Path(place).expanduser()
     try:
@@ -97,7 +98,10 @@ def fetch_model(name: str, source: TimmSource, kwargs: Mapping[str, Any]) -> nn.
 
 
 def build_sized(source: TimmSource, classes: int | None, input_size: Side) -> tuple[nn.Module, dict[str, Any]]:
-    """A model with random weights, and the arguments that build it again without the folder's configuration."""
+    """A model with random weights for images of `input_size`, if its architecture depends on that.
+
+    Also returns the arguments with which `timm.create_model` builds the same architecture without `source.config`.
+    """
     config = source.config or {}
     model_kwargs: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     size: Any = list(input_size) if isinstance(input_size, ImageSize) else input_size

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 CLIP = 1.0  # norm of the gradient
 SHIFT, TURN, ZOOM = 0.06, 0.12, 0.08  # at most: share of the side, radians, share
 LEAST_AREA, STRETCH = 0.35, 4 / 3
-"""Of a part of an image: its least share of the area, and how much longer one of its sides may be than as it was."""
+"""Bounds for random crops: the smallest share of the image's area, and the largest change of the ratio of its sides."""
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def move_images(images: Tensor) -> Tensor:
 
 
 def crop_images(images: Tensor) -> Tensor:
-    """Of every image (n, c, h, w) another part, stretched to the image's size (Szegedy et al., arXiv:1409.4842)."""
+    """A random crop of every image (n, c, h, w), resized to the image's size (Szegedy et al., arXiv:1409.4842)."""
     count = len(images)
     side = (1.0 - (1.0 - LEAST_AREA) * torch.rand(count)).sqrt()
     stretch = (_uniform(math.log(STRETCH), count) / 2.0).exp()
@@ -76,7 +76,10 @@ def crop_images(images: Tensor) -> Tensor:
 
 
 def _sample_images(images: Tensor, rows: Sequence[Tensor]) -> Tensor:
-    """Images through the maps of which `rows` (6 of n) has the rows; edges are continued outwards."""
+    """Images (n, c, h, w) sampled through one affine map each; edges are continued outwards.
+
+    `rows` are the map's six numbers, row by row as `F.affine_grid` takes them, each a tensor (n,).
+    """
     maps = torch.stack(list(rows), dim=1).view(len(images), 2, 3).to(images.device)
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -61,7 +61,7 @@ class Builder:
         self.module.input_names = [value.name for value in self.graph.inputs if value.name and value.uses()]
         self.module.made = [name for value in self.graph.outputs if (name := self._name_of(value))]
         self._leave_softmax()
-        self.module.settle()
+        self.module.remove_unused()
         return self.module.eval()
 
     def _find_patterns(self) -> None:
@@ -102,7 +102,7 @@ class Builder:
         if value is None or not value.name:
             return None
         if (tensor := self.trials.constant(value)) is not None:
-            self.module.hold(value.name, tensor)
+            self.module.store_constant(value.name, tensor)
         return value.name
 
     def _add(

@@ -80,7 +80,7 @@ def find_varying_axis(value: Tensor, shape: Sequence[int]) -> int | None:
 
 
 def _layer_above(x: ir.Value, axis: int, trials: Trials) -> _Layer | None:
-    """The layer whose outputs are along `axis` of `x`, looking through transposes and the Add of a bias."""
+    """The layer whose outputs are along `axis` of `x`, across transposes and the Add of a bias; None without one."""
     while (node := x.producer()) is not None and only_reader(x) is not None:
         rank = len(trials.shape(x))
         if node.op_type == "Transpose":

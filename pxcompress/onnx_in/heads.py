@@ -62,7 +62,7 @@ def group_attention_(module: OnnxModule) -> None:
         attention = _find(walk, core)
         if attention is not None:
             _group_(walk, attention)
-    module.settle()
+    module.remove_unused()
 
 
 def _find(walk: Walk, core: Step) -> _Attention | None:
@@ -165,7 +165,7 @@ def _axis_of_heads(shape: Sequence[int], heads: int) -> int | None:
 
 
 def _group_(walk: Walk, attention: _Attention) -> bool:
-    """Move an attention into a block.
+    """Replace the steps of an attention by one `AttentionBlock`, from which heads can be removed.
 
     Returns False, and changes nothing, if its steps or reshapes do not allow that.
     """
@@ -181,9 +181,9 @@ def _group_(walk: Walk, attention: _Attention) -> bool:
     for child, step in (*zip(NAMES[len(attention.layers)], attention.layers, strict=True), ("proj", output)):
         _move_layer_(module, block, step, f"{where}.{child}")
     for name in {name for step in steps for name in step.inputs if name in module.constants}:
-        _hold_(block, steps, name or "", module.held(name or ""))
+        _store_in_block_(block, steps, name or "", module.get_constant(name or ""))
     _insert_(module, where, block)
-    block.settle()
+    block.remove_unused()
     at = next(place for place, step in enumerate(module.steps) if step is output)
     module.steps[at] = Step("Attention", where, list(input_names), list(output.outputs), output.node)
     module.steps = [step for step in module.steps if not any(step is each for each in steps)]
@@ -267,7 +267,7 @@ def _move_layer_(module: OnnxModule, block: AttentionBlock, step: Step, name: st
     block.add_module(step.run, layer)
 
 
-def _hold_(block: AttentionBlock, steps: Sequence[Step], name: str, value: Tensor) -> None:
+def _store_in_block_(block: AttentionBlock, steps: Sequence[Step], name: str, value: Tensor) -> None:
     """Move a constant into the block.
 
     A bias with an entry for each head ([1,] heads, rows, columns) becomes (heads, ...).
@@ -275,7 +275,7 @@ def _hold_(block: AttentionBlock, steps: Sequence[Step], name: str, value: Tenso
     added = any(step.operator == "Add" and name in step.inputs for step in steps)
     by_head = value.dim() in (3, 4) and value.shape[:-2] in ((1, block.num_heads), (block.num_heads,))
     table = added and value.is_floating_point() and by_head
-    block.hold(name, value.reshape(value.shape[-3:]) if table else value, learned=table)
+    block.store_constant(name, value.reshape(value.shape[-3:]) if table else value, learned=table)
 
 
 def _insert_(module: OnnxModule, where: str, block: Runner) -> None:

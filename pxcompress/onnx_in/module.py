@@ -57,7 +57,7 @@ class Runner(nn.Module):
         self.traces: list[Trace] | None = None
         self.keeps_values = False
 
-    def hold(self, name: str, value: Tensor, *, learned: bool = False) -> None:
+    def store_constant(self, name: str, value: Tensor, *, learned: bool = False) -> None:
         """Store a constant under an attribute of its own; `learned` makes it a parameter."""
         if name in self.constants:
             return
@@ -69,11 +69,11 @@ class Runner(nn.Module):
         else:
             self.register_buffer(attribute, value, persistent=False)
 
-    def held(self, name: str) -> Tensor:
+    def get_constant(self, name: str) -> Tensor:
         """The stored constant with this name."""
         return getattr(self, self.constants[name])
 
-    def settle(self) -> None:
+    def remove_unused(self) -> None:
         """Remove steps and constants that no output needs, and plan when values can be freed."""
         needed, steps = set(self.made), []
         for step in reversed(self.steps):
@@ -108,7 +108,7 @@ class Runner(nn.Module):
         return [self._value(name, values) for name in self.made]
 
     def _value(self, name: str, values: Mapping[str, Any]) -> Any:
-        return values[name] if name in values else self.held(name)
+        return values[name] if name in values else self.get_constant(name)
 
 
 class AttentionBlock(Runner):

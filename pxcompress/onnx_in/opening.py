@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 from torch import Tensor
 
-from pxcompress.errors import ModelError, describe, short
+from pxcompress.errors import ModelError, describe, short, suggest_path
 from pxcompress.onnx_in.operators import OPERATORS
 from pxcompress.onnx_in.operators.table import DTYPES, Settings
 
@@ -87,9 +87,12 @@ def _read_once(tensor: ir.TensorProtoTensor) -> ir.Tensor[Any]:
 
 
 def read_proto(path: Path) -> onnx.ModelProto:
-    """The content of an ONNX file, without its external weights. Raises `ModelError` if it is damaged or no model."""
+    """The content of an ONNX file, without its external weights.
+
+    Raises `ModelError` if it is missing, damaged, too large for one file, or no model.
+    """
     if not path.is_file():
-        raise ModelError(f"no ONNX file at {str(path)!r}; check the path")
+        raise ModelError(f"no ONNX file at {str(path)!r}{suggest_path(path) or '; check the path'}")
     if path.stat().st_size >= LARGEST:
         raise ModelError(f"{path.name} has more than 2 GB; save it with external data")
     try:

@@ -77,7 +77,7 @@ class Finder:
         return None
 
     def _gelu(self, node: ir.Node) -> Pattern | None:
-        """The pattern of GELU, x * (erf(x / sqrt 2) + 1) * 0.5, with the factors in any order."""
+        """The pattern of GELU, x * (erf(x / sqrt 2) + 1) * 0.5, with the factors in any order; None for others."""
         scaled = node.inputs[0].producer() if node.inputs[0] is not None else None
         x = self._beside(scaled, "Div", sqrt(2))
         x = x if x is not None else self._beside(scaled, "Mul", sqrt(0.5))
@@ -218,7 +218,7 @@ class Finder:
         return [(value, tensor) for value, tensor in pairs if tensor is not None and tensor.numel() == width]
 
     def _linear(self, node: ir.Node) -> Pattern | None:
-        """The pattern of a linear layer: a MatMul with a constant, and the Add of its bias."""
+        """The pattern of a linear layer: a MatMul with a constant, and the Add of its bias; None for others."""
         x, after = node.inputs[0], only_reader(node.outputs[0])
         weight = self.trials.constant(node.inputs[1])
         if x is None or weight is None or weight.dim() != 2 or after is None or after.op_type != "Add":

@@ -223,7 +223,10 @@ def list_open_sizes(value: ir.Value) -> list[int | None]:
 
 
 def _shape(value: ir.Value, sizes: Mapping[str, Sequence[int]]) -> list[int]:
-    """A shape for an input: the file's sizes, else those in `sizes`, else some that most networks accept."""
+    """A shape for an input: the file's sizes, else those in `sizes`, else some that most networks accept.
+
+    Raises `ModelError` if that is too large.
+    """
     sizes_of_sample = sizes.get(value.name or "")
     shape = []
     for axis, size in enumerate(list_open_sizes(value)):

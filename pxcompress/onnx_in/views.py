@@ -1,7 +1,7 @@
-"""Removes lookups that change nothing: a tensor is flattened, and all its numbers are looked up in their order.
+"""Removes Gather nodes that change nothing: they read all numbers of a flattened tensor in their order.
 
-PyTorch's exporter writes `as_strided` so, which it has for images that lie in memory with their channels last. The
-places are computed from the batch; they would stay those of the width before.
+PyTorch's exporter writes `as_strided` in this way, which it meets for images that lie in memory with their channels
+last. The indices are computed from the batch, and would still be those of the old width after pruning.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pxcompress.onnx_in.trial import Trials
 
 
 def restore_views_(model: ir.Model, trials: Trials) -> bool:
-    """Replace lookups of all numbers of a flattened tensor by the tensor itself, in place.
+    """Replace every Gather that reads all numbers of a flattened tensor in their order by the tensor itself, in place.
 
     Returns whether there were any.
     """
@@ -26,13 +26,13 @@ def restore_views_(model: ir.Model, trials: Trials) -> bool:
 
 
 def _find_flattened(node: ir.Node) -> ir.Value | None:
-    """The tensor before it was flattened for a lookup; None if it was not."""
+    """The tensor before the Reshape or Flatten whose output the Gather `node` reads; None if it reads another node."""
     flat = node.inputs[0].producer() if node.inputs[0] is not None else None
     return flat.inputs[0] if flat is not None and flat.op_type in ("Reshape", "Flatten") else None
 
 
 def _is_view(node: ir.Node, trials: Trials) -> bool:
-    """Whether a lookup returns all numbers in their order, in the shape before flattening."""
+    """Whether the Gather `node` returns all numbers in their order, in the shape before flattening."""
     before, (x, index) = _find_flattened(node), node.inputs
     if before is None or x is None or index is None or node.outputs[0].is_graph_output():
         return False

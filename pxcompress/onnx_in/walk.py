@@ -68,7 +68,7 @@ class Walk:
         if step.operator not in MOVES:
             return None
         constants = [name for name in step.inputs if name in self.module.constants]
-        if step.operator in SCALES and any(self.module.held(name or "").numel() != 1 for name in constants):
+        if step.operator in SCALES and any(self.module.get_constant(name or "").numel() != 1 for name in constants):
             return None
         live = [name for name in step.inputs if name and name not in self.module.constants]
         return live[0] if len(live) == 1 else None
@@ -84,7 +84,7 @@ class Walk:
         return None
 
     def to_product(self, name: str | None) -> Path | None:
-        """The path back from attention scores to the matrix product that made them, across scales, masks and biases."""
+        """The path back from attention scores, across scales, masks and biases, to their matrix product, or None."""
         step = self.maker.get(name or "")
         if step is None or step.operator == "MatMul":
             return None if step is None else Path(step, [])
@@ -123,4 +123,4 @@ class Walk:
     def _send_through(self, name: str | None, values: dict[str, Tensor]) -> Tensor | None:
         if name is None or name in values:
             return None if name is None else values[name]
-        return self.module.held(name)
+        return self.module.get_constant(name)

@@ -64,7 +64,7 @@ class InputMoments:
 
     @cached_property
     def whole(self) -> Moments:
-        """Moments over both halves."""
+        """Moments over both halves of the samples together."""
         first_half, second_half = self.halves
         count = first_half.count + second_half.count
         shares = first_half.count / count, second_half.count / count
@@ -104,11 +104,11 @@ def collect_moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Ba
         return {name: batches.moments[name] for name in layouts if name in batches.moments}
     device = device_of(model)
     sums: dict[str, tuple[_Sums, _Sums]] = {}
-    turn = samples = batch_size = 0
+    seed = samples = batch_size = 0
 
     def hook(name: str, index: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            number = rank() + processes() * turn  # the batch's number in one process
+            number = rank() + processes() * seed  # the batch's number in one process
             counted = find_counted_positions(args[0])
             features = unit_view(args[0].detach(), module, index)
             features = draw_positions(features, number) if counted is None else features
@@ -130,7 +130,7 @@ def collect_moments(model: nn.Module, layouts: Mapping[str, Tensor], batches: Ba
         for inputs, _ in SplitBatches(batches):
             batch_size = batch_size or len(inputs)
             model(inputs.to(device))
-            turn, samples = turn + 1, samples + len(inputs)
+            seed, samples = seed + 1, samples + len(inputs)
     everyone = int(sum_over_processes(torch.tensor(samples, device=device)))
     return {
         name: InputMoments((sums[name][0].sum_processes(), sums[name][1].sum_processes()), everyone)
@@ -147,13 +147,13 @@ def in_first_half(first_number: int, count: int) -> Tensor:
     return torch.arange(first_number, first_number + count) // RUN_LENGTH % 2 == 0
 
 
-def draw_positions(values: Tensor, turn: int) -> Tensor:
-    """`values` (n, units, positions) at no more than `MOST_POSITIONS` random positions, which depend on `turn`
+def draw_positions(values: Tensor, seed: int) -> Tensor:
+    """`values` (n, units, positions) at no more than `MOST_POSITIONS` random positions, which depend on `seed`
     alone.
     """
     if values.shape[2] <= MOST_POSITIONS:
         return values
-    draw = torch.Generator().manual_seed(turn)
+    draw = torch.Generator().manual_seed(seed)
     return values[:, :, torch.randperm(values.shape[2], generator=draw)[:MOST_POSITIONS].to(values.device)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pxcompress.deploy.export import ANY_BATCH, export_onnx
 from pxcompress.errors import BudgetError
-from pxcompress.graph import prune, settle_streams
+from pxcompress.graph import prune, restore_layer_norms
 from pxcompress.types import Attempt, FileBudget, OpenAxes, Plan, ScoredModel
 
 ATTEMPTS = 4
@@ -26,11 +26,11 @@ def fit_to_file(
 ) -> tuple[Plan, tuple[Attempt, ...]]:
     """The plan whose exported file costs just less than allowed, and all attempts.
 
-    `plan_of` gives the plan that removes a share of the dense cost; it is asked for `scored.ratio` first. Allowed is
-    `limit`, in the budget's unit, or without it the same share of the dense file's own cost. What later attempts are
-    foreseen to cost is corrected by the factor by which the file before was off. Nothing is repaired: what a file
-    costs does not depend on the values of its weights. Files have open `axes`.
-    Raises `BudgetError` where no attempt fits.
+    `plan_of` gives the plan that removes a share of the dense cost; it is called with `scored.ratio` first. The file
+    may cost `limit`, in the budget's unit, or if there is none the dense file's own cost less the same share. For a
+    later attempt the predicted cost is multiplied by measured / predicted of the attempt before. Nothing is repaired:
+    what a file costs does not depend on the values of its weights. Files have open `axes`. Raises `BudgetError` where
+    no attempt fits.
     """
     ratio, factor = scored.ratio, 1.0
     attempts: list[Attempt] = []
@@ -62,13 +62,16 @@ def fit_to_file(
 
 
 def choose_attempt(attempts: Sequence[Attempt], tolerance: float) -> int | None:
-    """Index of the costliest attempt that fits; cost up to `tolerance` (a share) above the limit counts as fitting."""
+    """Index of the costliest attempt that fits; cost up to `tolerance` (a share) above the limit counts.
+
+    None if no attempt fits.
+    """
     fitting_places = [place for place, each in enumerate(attempts) if each.measured <= each.allowed * (1 + tolerance)]
     return max(fitting_places, key=lambda place: attempts[place].measured / attempts[place].allowed, default=None)
 
 
 def _measure_exported(scored: ScoredModel, plan: Plan, path: Path, axes: OpenAxes) -> Path:
-    slim = settle_streams(prune(scored.model, scored.structure.groups, plan))
+    slim = restore_layer_norms(prune(scored.model, scored.structure.groups, plan))
     export_onnx(slim.model, scored.example, path, {}, axes=axes)
     return path
 

@@ -29,7 +29,7 @@ def check_reachable(groups: Sequence[Group], price: Price, ratio: float, limits:
     """
     if not 0 < ratio < 1:
         raise InputError(f"ratio is {ratio}; expected a share of the {price.unit} to remove, between 0 and 1")
-    problem = f"no plan removes {ratio:.0%} of the {price.unit}"
+    problem = f"no plan removes {ratio:.4g} of the {price.unit}"
     if not groups:
         raise BudgetError(f"{problem}: the model has no removable units; see inspect")
     dense, least_cost = price({}), price({group.name: align_width(group, 0, limits) for group in groups})

@@ -32,7 +32,7 @@ def read_planned_groups(text: str, groups: Sequence[Group]) -> list[Group]:
 
 
 def plan_from_json(text: str, groups: Sequence[Group]) -> Plan:
-    """Read a plan from plan.json. Raises `InputError` if its groups are not those of the model."""
+    """Read a plan from plan.json. Raises `InputError` for other text, and if it does not fit `groups`, the model's."""
     try:
         content = json.loads(text)
         planned_for = content.pop("groups")

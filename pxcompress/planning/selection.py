@@ -13,7 +13,7 @@ from pxcompress.choices import SCOPES
 from pxcompress.errors import InputError, list_some, unknown
 from pxcompress.graph import is_depthwise
 from pxcompress.graph.dependencies import PRODUCERS
-from pxcompress.types import Fixed, Group, Structure
+from pxcompress.types import FixedLayer, Group, Structure
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Selection:
     def of(self, structure: Structure, model: nn.Module) -> Structure:
         """`structure` with unselected groups moved to those that stay.
 
-        Raises `InputError` for a glob that matches no group.
+        Raises `InputError` for a glob that matches no group, and if no group is left.
         """
         names = [group.name for group in structure.groups]
         for option, globs in (("only", self.only), ("keep", self.keep), ("floors", tuple(self.least))):
@@ -61,7 +61,7 @@ class Selection:
                 f"nothing may be removed: all {len(names)} groups stay ({reason_counts}); leave some to prune"
             )
         kept_groups = [
-            Fixed(group.name, group.units, reasons[group.name])
+            FixedLayer(group.name, group.units, reasons[group.name])
             for group in structure.groups
             if group not in prunable_groups
         ]

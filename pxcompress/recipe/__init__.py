@@ -1,8 +1,8 @@
 """Recipes: all options of a run as one record, made of several parts.
 
-A recipe is all of its parts side by side: each of their fields is one keyword in Python, one option of the command line
-and one key of --config and recipe.json. `Bench` and `Guarantee` are records within it. What works for a part takes that
-part, such as `Goal`, and is handed the recipe as one: it cannot read what it has no business with.
+A recipe has the fields of all its parts: each field is one keyword in Python, one option of the command line and one
+key of --config and recipe.json. `Bench` and `Guarantee` are records within it. A function that needs only some of the
+options takes the part with these, such as `Goal`; a recipe can be given for it, being a subclass of all its parts.
 """
 
 from pxcompress.recipe.bench import Bench

@@ -17,8 +17,8 @@ class Bench:
     batch_size: int = option(1, "Samples per call when latency is measured.")
     provider: str = option(
         "auto",
-        f"What ONNX Runtime runs on (execution provider): {one_of(PROVIDERS)}; auto: CUDA if it works, else the CPU; or "
-        "your own package.module:Class.",
+        f"What ONNX Runtime runs on (execution provider): {one_of(PROVIDERS)}; auto: CUDA if it works, else the CPU; "
+        "or your own package.module:Class.",
     )
     threads: int = option(0, "Number of CPU threads of ONNX Runtime; 0: one per physical core.")
 

@@ -29,8 +29,10 @@ class Export:
         QUANT_DROP,
         "How much of the task's metric int8 may lose; the layers that cost most stay in float32 until that holds.",
     )
-    fixed_batch: bool = option(False, "Export for exactly --batch-size samples per call, not for any number.")
-    dynamic_size: bool = option(False, "Export for images of any height and width that the model takes, not for one.")
+    fixed_batch: bool = option(False, "Export for exactly --batch-size samples per call, instead of any number.")
+    dynamic_size: bool = option(
+        False, "Export for images of any height and width that the model takes, instead of one size."
+    )
 
     def __post_init__(self) -> None:
         check_types(self, Export)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pxcompress.types import Budget
 
 DEFAULT_BUDGET = "macs"
-MEASURED = 0
+MEASURED_STEP = 0
 """Value of `round_to` for the step of widths that measures best on this machine."""
 
 
@@ -34,7 +34,7 @@ class _Way:
 
 
 GOALS = {
-    "ratio": _Way("", 0, "a share of the cost to remove, between 0 and 1", below=1),
+    "ratio": _Way("", 0, "a share of the cost to remove, between 0 and 1, such as 0.5 for half", below=1),
     "speedup": _Way("latency", 1, "a factor above 1, such as 2x", "x"),
     "latency_ms": _Way("latency", 0, "milliseconds above 0", "ms"),
     "max_bytes": _Way("bytes", 0, "a size above 0, such as 20MB", "B"),
@@ -68,20 +68,24 @@ class Goal:
     )
     budget: str = option(
         "auto",
-        f"Cost that --ratio is a share of: {one_of(names_in('pxcompress.budgets'))}, or your own package.module:Class.  "
-        f"[default: {DEFAULT_BUDGET}]",
+        f"Cost that --ratio is a share of: {one_of(names_in('pxcompress.budgets'))}, or your own "
+        f"package.module:Class.  [default: {DEFAULT_BUDGET}]",
     )
     normalise: str = option(
         "auto",
         "How scores of groups of units are scaled to be compared: auto (as suits the budget), "
-        f"{one_of(NORMALISATIONS)}.",
+        f"{one_of(NORMALISATIONS)}; `pxcompress methods` explains them.",
     )
     round_to: int | None = option(
         None,
         "Make layer widths multiples of this number. 1: any width; 0: the multiple that measures fastest; "
         f"{one_of(CONVERSIONS)}: what suits that runtime.  [default: 8; 0 with --budget latency]",
     )
-    min_keep: float = option(0.1, "Smallest share of its units that every group keeps, 0 to 1.")
+    min_keep: float = option(
+        0.1,
+        "Smallest share of its units that every group keeps, 0 to 1. Units are channels, neurons or heads; a group has "
+        "those of all layers that must lose the same ones.",
+    )
     floors: Sequence[str] = option(
         (), "As --min-keep, for single groups: GLOB=SHARE with commas, such as 'layer4*=0.5'."
     )

@@ -21,7 +21,7 @@ class Guarantee:
 
     It is tested on `steps` ever smaller models, the last of which has the recipe's ratio; the smallest that passes
     is the result. `part` and `coverage` say which samples count, as `parts.Part` does; with a `group`, a column of the
-    table of data, the risk is held for each of its words.
+    table of data, the risk is bounded for each of its values, which are words.
     """
 
     max_drop: float = option(MISSING, "Largest risk to certify, see --risk: a share of the samples, such as 0.03.")
@@ -42,7 +42,9 @@ class Guarantee:
     coverage: float | None = option(
         None, "With --part confident: share of the samples that count as confident.  [default: 0.8]"
     )
-    group: str = option("", "A text column of the table given as --data; the risk must hold for each of its words.")
+    group: str = option(
+        "", "A text column of the table given as --data; the bound on the risk must hold for each of its values."
+    )
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -10,6 +10,9 @@ from pxcompress.choices import INPUT_LAYOUTS, one_of
 from pxcompress.errors import InputError, unknown
 from pxcompress.registry import names_in, option
 
+MOST_SEED = 2**31 - 1
+"""Largest seed: all libraries that draw random numbers take it."""
+
 IN_PYTHON = "batches in Python"
 """Name of the data if batches were given in Python, with a module."""
 
@@ -32,7 +35,7 @@ class ModelAndData:
     data: str = option(
         "digits",
         "Your data: a folder of images, a .csv or .jsonl table, a .txt of texts, .npz or .npy arrays, a timm dataset "
-        "spec, or package.module:factory, a function that returns them; or for a try an embedded set: "
+        "spec, or package.module:factory, a function that returns them; or, to try things out, an embedded data set: "
         f"{one_of(names_in('pxcompress.demo'))}.",
     )
     classes: Sequence[str] = option(
@@ -71,11 +74,11 @@ class ModelAndData:
 
     def __post_init__(self) -> None:
         check_types(self, ModelAndData)
-        sides = self.input_size if isinstance(self.input_size, tuple) else (self.input_size or 8,)
-        if min(sides) < 8:
+        sides = self.input_size if isinstance(self.input_size, tuple) else (self.input_size,)
+        if any(side is not None and side < 8 for side in sides):
             raise InputError(f"input-size is {'x'.join(map(str, sides))}; expected sides of 8 pixels or more")
-        if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; expected 0 or more")
+        if not 0 <= self.seed <= MOST_SEED:
+            raise InputError(f"seed is {self.seed}; expected a whole number from 0 to {MOST_SEED}")
         if self.layout not in INPUT_LAYOUTS:
             raise InputError(str(unknown("layout", self.layout, INPUT_LAYOUTS)))
         _check_classes(self.classes)

@@ -68,8 +68,8 @@ class Recipe(Pruning, ModelAndData):
     _: KW_ONLY
     against: Sequence[str] = option(
         (),
-        "Measure this model too (repeat the option), with int8 and smaller images: a timm name, MODEL=CHECKPOINT or an "
-        "ONNX file; the report says which to ship.",
+        "Compare with this model too (repeat the option): a timm name, MODEL=CHECKPOINT or an ONNX file; also with "
+        "int8 and with smaller images. The report says which to ship.",
         repeat=True,
     )
     guarantee: Guarantee | None = None
@@ -114,24 +114,25 @@ class Recipe(Pruning, ModelAndData):
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Recipe:
-        """Read a recipe from JSON. Raises `InputError` for unknown keys, with a list of the known ones."""
+    def from_json(cls, text: str, source: str = "the recipe") -> Recipe:
+        """Read a recipe from JSON. Raises `InputError`, which names its `source`, for what is no recipe."""
         try:
-            return cls.from_dict(json.loads(text))
+            content = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"not a recipe ({error}); expected JSON as recipe.json holds") from error
+            raise InputError(f"{source} is not a recipe ({error}); expected JSON as recipe.json holds") from error
+        return cls.from_dict(content, source)
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Recipe:
+    def from_dict(cls, content: Mapping[str, Any], source: str = "the recipe") -> Recipe:
         """Make a recipe from plain values, as `to_json` writes them. Raises as `from_json` does."""
         if not isinstance(content, Mapping):
-            raise InputError(f"not a recipe but {short(repr(content), 40)}; expected what recipe.json holds")
+            raise InputError(f"{source} is {short(repr(content), 40)}; expected what recipe.json holds")
         for part, values in ((cls, content), (Bench, content.get("bench")), (Guarantee, content.get("guarantee"))):
             check_keys(part, values if isinstance(values, Mapping) else {})
         try:
-            return read_record(cls, json.dumps(content), "the recipe")
+            return read_record(cls, json.dumps(content), source)
         except TypeError as error:
-            raise InputError(f"not a recipe ({error}); expected what recipe.json holds") from error
+            raise InputError(f"{source} is not a recipe ({error}); expected what recipe.json holds") from error
 
     def but(self, **changes: Any) -> Recipe:
         """A copy with some fields changed."""

@@ -30,7 +30,8 @@ class Repairing:
     repair: Sequence[str] = option(
         (AUTO,),
         "How outputs of the pruned model are brought back to the dense one's; repeat the option for several, in order: "
-        f"{one_of(names_in('pxcompress.repair'))}, or your own package.module:Class; closed-form: the defaults that do not train; none for none.  "
+        f"{one_of(names_in('pxcompress.repair'))}, or your own package.module:Class; "
+        "closed-form: the defaults that do not train; none for none.  "
         f"[default: {', '.join(DEFAULT_REPAIR)}]",
         repeat=True,
     )

@@ -1,15 +1,15 @@
 """A short training towards the dense model's predictions, for losses that closed-form repairs leave.
 
-Distillation without labels (Hinton et al., https://arxiv.org/abs/1503.02531) in which both models see the same moved
-images (Beyer et al., https://arxiv.org/abs/2106.05237): the loss is T^2 KL(dense / T || slim / T) over the classes or,
-for a model that is no classifier, the squared error of all outputs or, where its task wants it, the task's divergence.
-Errors at the outputs of blocks or layers added to it gained nothing on glyphs (a quarter of a ResNet's MACs: top-1
-91.7 % without, 91.2 to 91.6 % with them), nor did a moving average of the weights. Normalisation uses its running
-statistics: the slim model is trained as it will be run.
+Distillation without labels (Hinton et al., https://arxiv.org/abs/1503.02531) in which both models see the same
+augmented images (Beyer et al., https://arxiv.org/abs/2106.05237): the loss is T^2 KL(dense / T || slim / T) over the
+classes or, for a model that is no classifier, the squared error of all outputs or, where its task wants it, the task's
+divergence. Errors at the outputs of blocks or layers added to it gained nothing on glyphs (a quarter of a ResNet's
+MACs: top-1 91.7 % without, 91.2 to 91.6 % with them), nor did a moving average of the weights. Normalisation uses its
+running statistics: the slim model is trained as it will be run.
 
-The learning rate rises within a few steps and falls along a cosine. Where the error on held-out samples is clearly
-above that of the start right after the rise the rate is too high, as it is for compact pretrained networks: training
-begins again with a third of it.
+The learning rate rises within a few steps and falls along a cosine. It is too high, as for compact pretrained networks
+and for text encoders, where the error on held-out samples is clearly above that of the start right after the rise, or
+no lower than it after a third of the steps: training begins again with a third of the rate.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.types import Batch, Batches, Phase, Pruned, Repair
 
 WARM_UP, TRIAL = 8, 12
-"""Steps in which the learning rate rises, and after which it is judged, both at most a tenth of a training."""
+"""Number of steps in which the learning rate rises, and number after which the error is compared with the start's.
+
+Both are at most a tenth of a training.
+"""
 
 NEXT_RATE = 0.3
 """Highest learning rate of the next attempt, as a share of that of an attempt whose rate was too high."""
@@ -68,10 +71,10 @@ PASSES, MOST_STEPS = 5, 300
 """Default length of training, about as long as the rest of a run: passes over the samples, and most steps."""
 
 LONGER, SMALL_WORK = 4, 3e12
-"""Small models train so many times as long, where that is at most so many MACs: a minute on two CPU cores."""
+"""Small models train up to `LONGER` times as many steps, as far as `SMALL_WORK` MACs allow: a minute on two cores."""
 
 CROPPED_SIDE = 128
-"""Pixels from which on a part of an image still shows what it is of; smaller images are moved as a whole."""
+"""Smallest side, in pixels, of images that are cropped at random; a crop of smaller ones may not show the object."""
 
 SAVE_SECONDS = 60.0
 """Seconds between two checkpoints."""
@@ -96,14 +99,16 @@ class FineTune(Repair):
         low=0,
         high=10**6,
     )
-    learning_rate: float = option(1e-3, "at its highest; it falls to 0 along a cosine", low=1e-7, high=1.0, log=True)
-    batch_size: int = option(16, "samples of a batch, in every process", low=1, high=65_536, log=True)
-    accumulate: int = option(1, "batches of a step, where memory holds no larger ones", low=1, high=1024, log=True)
-    labels: bool = option(False, "add the cross-entropy to the labels, and choose by top-1")
+    learning_rate: float = option(1e-3, "its highest value; it falls to 0 along a cosine", low=1e-7, high=1.0, log=True)
+    batch_size: int = option(16, "samples in a batch, in every process", low=1, high=65_536, log=True)
+    accumulate: int = option(1, "batches whose gradients are added up for one step", low=1, high=1024, log=True)
+    labels: bool = option(False, "add the cross-entropy with the labels to the loss, and choose weights by top-1")
     augment: bool = option(
-        True, f"shift, turn and zoom every image a little, anew each time; of {CROPPED_SIDE} pixels or more take a part"
+        True, f"randomly shift, rotate and zoom images, and crop those of {CROPPED_SIDE} pixels or more"
     )
-    precision: str = option("fp32", "of forward and backward passes; weights stay fp32", choices=("fp32", "bf16"))
+    precision: str = option(
+        "fp32", "precision of forward and backward passes; weights stay fp32", choices=("fp32", "bf16")
+    )
 
     @property
     def needs_labels(self) -> bool:
@@ -116,9 +121,9 @@ class FineTune(Repair):
         The best weights on `held_out`, those of the start included, are the result: by the mean distance from the
         dense model or, with labels, by top-1. Without `held_out` it is the last ones. PyTorch's seed decides on
         order and augmentation. A training that is interrupted after more than `SAVE_SECONDS` goes on where it was when
-        it is called again, and ends with the same weights. Where memory allows no larger ones, a step takes as many
-        samples, in batches as `SplitBatches` makes them. Raises `DataError` where there is no sample or an impossible
-        label, `ResultError` when training diverges.
+        it is called again, and ends with the same weights. If `batches` are `SplitBatches` with a size, since memory
+        allows no more, batches have at most that size, and a step adds up the gradients of more of them. Raises
+        `DataError` where there is no sample or an impossible label, `ResultError` when training diverges.
         """
         model, dense, seed = pruned.model, pruned.whole.dense, torch.initial_seed()
         trained_parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -171,11 +176,12 @@ class FineTune(Repair):
 class _Progress:
     """The state of a training in numbers: its step, the least error so far, and the attempt with its first step.
 
-    Every attempt has a lower learning rate than the one before.
+    Every attempt has a lower learning rate than the one before; `error_before` is the least error before it.
     """
 
     attempt: int
     attempt_begin: int
+    error_before: float = math.inf
     step: int = 0
     error: float = math.inf
 
@@ -200,7 +206,7 @@ class _Training:
         self._resume(path)
         options, progress = self._options, self._progress
         if judge and not progress.step:
-            self._check(judge)
+            progress.error_before = self._check(judge)
         batches = feed.iterate_from(progress.step * options.accumulate)
         every, saved_at = -(-options.steps // CHECKS), time.monotonic()
         while progress.step < options.steps:
@@ -208,8 +214,7 @@ class _Training:
             after_trial = progress.step - progress.attempt_begin == min(TRIAL, every)
             if judge and (after_trial or progress.step % every == 0 or progress.step == options.steps):
                 error = self._check(judge)
-                limit = (WORSE_AFTER_TRIAL if after_trial else WORSE_LATER) * progress.error
-                if error > limit and progress.step < options.steps and not options.labels:
+                if progress.step < options.steps and not options.labels and self._rate_too_high(error, after_trial):
                     self._begin_attempt()
             if from_first(time.monotonic() - saved_at >= SAVE_SECONDS):
                 self._save(path)
@@ -219,9 +224,18 @@ class _Training:
         with suppress(OSError):  # there is none after a short training, or on a disk that cannot be written
             path.unlink()
 
+    def _rate_too_high(self, error: float, after_trial: bool) -> bool:
+        """Whether the held-out error is far above the least one, or a third of the attempt has not lowered it."""
+        options, progress = self._options, self._progress
+        if error > (WORSE_AFTER_TRIAL if after_trial else WORSE_LATER) * progress.error:
+            return True
+        third = (options.steps - progress.attempt_begin) / 3
+        return progress.error >= progress.error_before and progress.step - progress.attempt_begin >= third
+
     def _begin_attempt(self) -> None:
         """Start again from the best weights at a lower learning rate, for the remaining steps."""
         progress = self._progress
+        progress.error_before = progress.error
         self._put(self._best)
         self._optimizer = adamw(self._model, self._options.learning_rate, weight_decay=0.0)
         progress.attempt += 1
@@ -321,7 +335,10 @@ class _Training:
 
 
 def _training_macs(pruned: Pruned, batches: Batches) -> int:
-    """Multiply-accumulates of a step per sample: forwards of both models, and backwards, which is two more, of one."""
+    """Multiply-accumulates of a step for one sample: a forward pass of both models, a backward pass of the slim one.
+
+    A backward pass counts as two forward passes.
+    """
     inputs, _ = next(iter(batches))
     example = inputs[:1].to(device_of(pruned.model))
     return count_macs(pruned.whole.dense, example) + 3 * count_macs(pruned.model, example)

@@ -32,14 +32,14 @@ class Fold(Repair):
 
     ridge: float = option(
         0.0,
-        "ridge, as a share of the mean variance of the kept inputs; 0: what a fit to one half of the samples does best "
-        "with on the other",
+        "ridge, as a share of the mean variance of the kept inputs; 0: the best by cross-validation",
         low=0.0,
         high=10.0,
     )
     centred: str = option(
         "auto",
-        "predict around the mean (a bias takes it up), around zero (exact at zero-padded borders), or by padding",
+        "yes: predict differences from the mean, and adapt the bias; no: predict the inputs themselves, which is exact "
+        "at zero-padded borders; auto: no for layers with padding",
         choices=("auto", "yes", "no"),
     )
 

@@ -47,7 +47,7 @@ ROUNDING = 1e-9
 """Added to the variance of the inputs, as a share of their mean square, to cover rounding of float32 inputs."""
 
 WIDEST = 8192
-"""Most inputs an output of a layer that is refitted, which takes about five float64 matrices of their square."""
+"""Most inputs per output of a layer that is refitted: about five float64 matrices (inputs, inputs) are needed."""
 
 MEMORY_BYTES = 1 << 29
 """Most memory at a time for rows of the dense model, and for matrices of layers refitted together, bytes."""
@@ -58,10 +58,10 @@ EXACT_BYTES = 1 << 24
 LARGEST_HALF = 1024.0
 """Value to which the largest number is scaled when rows are stored in half precision."""
 
-TOGETHER = 3
-"""Most layers refitted together (a wave). Each corrects the errors before it alone: too many overshoot."""
+LAYERS_TOGETHER = 3
+"""Most layers refitted together (a wave). Each corrects the whole error so far: too many together overshoot."""
 
-PLAIN = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
+PLAIN_FORWARDS = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 """Forward methods of layers that can be refitted; a subclass with its own forward may read other inputs."""
 
 
@@ -70,55 +70,55 @@ PLAIN = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 class LeastSquares(Repair):
     """Refit every layer that lost inputs by least squares. With few data, refitting all layers does harm."""
 
-    waves: int = option(16, "parts in which layers are refitted, each with those before it repaired", low=1, high=9999)
+    waves: int = option(16, "sets of layers that are refitted one after the other, in order", low=1, high=9999)
     rows: int = option(
         16_384, f"samples and positions to fit to, or {ROWS_PER_INPUT} for every input", low=1, high=10**9, log=True
     )
     weighting: str = option(
         "auto",
-        "rows weighted by the squared gradient of the decision's margin at the dense output, or all alike; auto: by "
-        "relevance for classifiers alone",
+        "relevance: rows weighted by the squared gradient of the predicted class's margin at the dense output; none: "
+        "all alike; auto: by relevance for classifiers alone",
         choices=("auto", "relevance", "none"),
     )
     phase: ClassVar[Phase] = "refit"
     costly: ClassVar[bool] = True
 
     def __call__(self, pruned: Pruned, batches: Batches, held_out: Batches = ()) -> Pruned:
-        """Refit on `batches`: a pass of the dense model, with a backward one for the weighting, and a slim pass a wave.
+        """Refit on `batches`; `held_out` is not needed.
 
-        A slim pass ends where its wave does, half-way on average. Where the dense model's rows take more than
-        `MEMORY_BYTES` it runs several times. What ridge a layer gets, or no update at all, is what does best on one
-        half of the samples after a fit to the other half; `held_out` is not needed. Layers that run more than once,
-        compute something of their own or have more than `WIDEST` inputs stay as they are.
+        It takes a pass of the dense model (several if its rows take more than `MEMORY_BYTES`), with a backward pass for
+        the weighting, and for each wave a pass of the slim model up to its last layer. A layer gets the ridge that does
+        best on one half of the samples after a fit to the other half, or stays if every update does worse. Layers that
+        run more than once, have a forward of their own or more than `WIDEST` inputs stay too.
         """
         batches = SplitBatches(batches)
         first_batch = next(iter(batches), None)
         layers = [] if first_batch is None else _find_layers(pruned.whole, first_batch[0][:1], self.rows)
         sizes = [len(inputs) for inputs, _ in batches]
-        parts, samples = sum_over_processes(torch.tensor([len(sizes), sum(sizes)])).tolist()
-        size = min(-(-len(layers) // self.waves), TOGETHER)
+        count, samples = sum_over_processes(torch.tensor([len(sizes), sum(sizes)])).tolist()
+        size = min(-(-len(layers) // self.waves), LAYERS_TOGETHER)
         waves = _split_by_size(layers, lambda layer: max(1 / size, layer.sum_bytes / MEMORY_BYTES))
         for stretch in _split_by_size(waves, lambda wave: sum(layer.row_bytes for layer in wave) / MEMORY_BYTES):
-            parts_by_layer = {layer: _count_parts(wave, parts, samples) for wave in stretch for layer in wave}
-            rows = self._rows(pruned.whole.dense, parts_by_layer, batches)
+            batches_by_layer = {layer: _count_batches(wave, count, samples) for wave in stretch for layer in wave}
+            rows = self._rows(pruned.whole.dense, batches_by_layer, batches)
             for wave in stretch:
                 for layer, (fit, check) in _collect_sums(pruned.model, wave, rows, batches).items():
                     _refit_(layer, fit.sum_processes(), check.sum_processes())
         return pruned
 
     def _rows(
-        self, model: nn.Module, parts_by_layer: Mapping[_Layer, int], batches: Batches
+        self, model: nn.Module, batches_by_layer: Mapping[_Layer, int], batches: Batches
     ) -> dict[_Layer, list[_Rows]]:
-        """Rows of the dense model's outputs, drawn from the first `parts_by_layer` batches of all processes."""
-        rows_by_layer: dict[_Layer, list[_Rows]] = {layer: [] for layer in parts_by_layer}
+        """Rows of the dense model's outputs by layer, from its first `batches_by_layer` batches over all processes."""
+        rows_by_layer: dict[_Layer, list[_Rows]] = {layer: [] for layer in batches_by_layer}
 
         def hook(layer: _Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def add(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-                turn = rank() + processes() * len(rows_by_layer[layer])  # the batch's number in one process
-                if turn >= parts_by_layer[layer]:
+                number = rank() + processes() * len(rows_by_layer[layer])  # of the batch, over all processes
+                if number >= batches_by_layer[layer]:
                     return
                 values, counted = _channels_first(output.detach(), module), find_counted_positions(output)
-                rows = _draw_rows(layer, values, counted, turn, parts_by_layer[layer])
+                rows = _draw_rows(layer, values, counted, number, batches_by_layer[layer])
                 rows_by_layer[layer].append(rows)
                 if output.requires_grad:
                     output.register_hook(lambda gradient: rows.weigh_(layer, _channels_first(gradient, module)))
@@ -127,9 +127,9 @@ class LeastSquares(Repair):
 
         by_relevance, start = self._weighs_by_relevance(model), make_start("margin", "prediction")
         with evaluating(model):
-            for layer in parts_by_layer:
+            for layer in batches_by_layer:
                 model.get_submodule(layer.name).register_forward_hook(hook(layer))
-            for inputs, labels in islice(batches, -(-max(parts_by_layer.values()) // processes())):
+            for inputs, labels in islice(batches, -(-max(batches_by_layer.values()) // processes())):
                 with gradients(by_relevance):
                     inputs = inputs.detach().to(device_of(model)).requires_grad_(by_relevance)
                     logits = model(inputs)
@@ -143,17 +143,17 @@ class LeastSquares(Repair):
         return self.weighting == "relevance" or (self.weighting == "auto" and not several)
 
 
-def _count_parts(wave: Sequence[_Layer], parts: int, samples: int) -> int:
-    """Number of batches, of `parts` with `samples` in all, that suffice to fit the layers of a wave."""
+def _count_batches(wave: Sequence[_Layer], batches: int, samples: int) -> int:
+    """How many of all `batches`, which hold `samples` together, suffice to fit the layers of a wave."""
     needed_samples = max(layer.rows / min(layer.positions, ROWS_PER_SAMPLE) for layer in wave)
-    return max(1, min(parts, math.ceil(parts * needed_samples / samples)))
+    return max(1, min(batches, math.ceil(batches * needed_samples / samples)))
 
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """A layer to refit on `rows` rows; `outputs` are the dense layer's output rows that remain.
+    """A layer to refit; `outputs` are the indices of the dense layer's outputs that remain.
 
-    A sample gives a row at each of `positions`.
+    `rows` is the number of rows of the regression; a sample gives one at each of its `positions`.
     """
 
     name: str
@@ -187,10 +187,10 @@ class _Layer:
 
 @dataclass(eq=False)
 class _Rows:
-    """Rows drawn from one batch at a layer: `places` (m,) among samples and positions, and the dense outputs there.
+    """Rows drawn from one batch at a layer: their indices `places` (m,) among samples x positions, and dense outputs.
 
-    That is `values` (m, kept outputs) times `scale`. `weights` is (m,) float64; `fits` (m,) says which half of the
-    samples a row is from.
+    The latter are `values` (m, kept outputs) times `scale`. `weights` is (m,) float64; `fits` (m,) is true for rows
+    that are fitted to, and false for those by which the fit is judged.
     """
 
     places: Tensor
@@ -209,22 +209,22 @@ class _Rows:
         self.weights += _pick_rows(gradient, self.places)[:, layer.outputs].double().square().sum(1)
 
 
-def _draw_rows(layer: _Layer, values: Tensor, counted: Tensor | None, turn: int, parts: int) -> _Rows:
-    """Draw rows from batch number `turn` of `parts`, always the same ones; `values` are (n, outputs, ...).
+def _draw_rows(layer: _Layer, values: Tensor, counted: Tensor | None, number: int, batches: int) -> _Rows:
+    """Draw rows from `values` (n, outputs, ...), the layer's outputs for the batch `number` of `batches`.
 
-    Of texts only positions that are `counted` (n, length).
+    The same number always gives the same rows. Of texts only positions that `counted` (n, length) marks are drawn.
     """
     samples, positions = len(values), prod(values.shape[2:])
-    draw = torch.Generator().manual_seed(turn)
+    draw = torch.Generator().manual_seed(number)
     places = torch.randperm(samples * positions, generator=draw)
     places = places if counted is None else places[counted.flatten()[places.to(counted.device)].cpu()]
-    places = places[: -(-layer.rows // parts)].sort().values
-    fits = (2 * (places // positions) < samples) == (turn % 2 == 0)  # of batches of one sample every second one
+    places = places[: -(-layer.rows // batches)].sort().values
+    fits = (2 * (places // positions) < samples) == (number % 2 == 0)  # of batches of one sample every second one
     weights = torch.full((len(places),), 1e-30, dtype=torch.float64)  # where no gradient comes, all are alike
     places, weights, fits = (each.to(values.device) for each in (places, weights, fits))
     rows = _pick_rows(values, places)[:, layer.outputs]
     scale = rows.new_ones(())
-    row_type = layer.row_type(len(rows) * parts)
+    row_type = layer.row_type(len(rows) * batches)
     if row_type == torch.float16:  # the largest far from the end of its range
         scale = rows.abs().amax().clamp_min(1e-30) / LARGEST_HALF
     return _Rows(places, (rows / scale).to(row_type), scale, weights, fits)
@@ -355,7 +355,7 @@ def _find_layers(pruned: Pruned, example: Tensor, rows: int) -> list[_Layer]:
         assert isinstance(weight, Tensor)
         assert isinstance(slim_weight, Tensor)
         inputs = slim_weight.shape[1:].numel()
-        if len(positions[name]) == 1 and type(slim).forward in PLAIN and inputs <= WIDEST:
+        if len(positions[name]) == 1 and type(slim).forward in PLAIN_FORWARDS and inputs <= WIDEST:
             outputs = complement(len(weight), list_removed_rows(producers.get(name, ()), pruned.plan)).to(weight.device)
             layers.append(_Layer(name, slim, outputs, max(rows, ROWS_PER_INPUT * inputs), positions[name][0]))
     return layers

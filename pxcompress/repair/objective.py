@@ -28,7 +28,10 @@ class Objective:
         self._labels = labels
 
     def loss(self, outputs: Outputs, target: Outputs, labels: Tensor) -> Tensor:
-        """The loss to minimise, a mean over samples. `target` are the dense model's outputs."""
+        """The loss to minimise, a mean over samples. `target` are the dense model's outputs.
+
+        Raises `DataError` for labels that are no class.
+        """
         if isinstance(self.dense, Adapter):
             return _distances(self.dense, outputs, target).mean().float()
         logits = outputs[LOGITS]
@@ -86,9 +89,9 @@ def _distances(dense: Adapter, outputs: Outputs, target: Outputs) -> Tensor:
 
 
 def _divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(target / T
+    """T^2 KL(softmax(target / T), softmax(logits / T)), summed over samples; T^2 keeps the size of gradients.
 
-    logits / T), summed over samples, with temperature T; T^2 keeps the size of gradients.
+    T is the `temperature`.
     """
     log_slim, log_dense = (logits / temperature).log_softmax(1), (target / temperature).log_softmax(1)
     return temperature**2 * F.kl_div(log_slim, log_dense, reduction="sum", log_target=True)

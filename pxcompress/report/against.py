@@ -8,7 +8,7 @@ from pxcompress.proof import Contender
 from pxcompress.report.record import Report
 from pxcompress.report.summary import format_bytes, format_change_span, format_count, format_milliseconds, format_span
 
-NEAR = 0.05
+LATENCY_TOLERANCE = 0.05
 """Share by which a latency may exceed the requested one, for noise on an idle machine."""
 
 COLUMNS = ("model", "input", "p50", "size", "MACs", "quality", "change to dense")
@@ -22,7 +22,7 @@ def describe_choice(report: Report) -> str:
         return ""
     limit, words = _find_limit(report)
     metric = report.metric
-    fits = [each for each in report.contenders if each.latency_ms.p50 <= limit * (1 + NEAR)]
+    fits = [each for each in report.contenders if each.latency_ms.p50 <= limit * (1 + LATENCY_TOLERANCE)]
     if not fits:
         fastest = min(report.contenders, key=lambda each: each.latency_ms.p50)
         return f"Nothing takes at most {words}; the fastest is {fastest.name} ({_format_figures(fastest, report)})"

@@ -19,15 +19,16 @@ def to_json(report: Report) -> str:
     return json.dumps(content, indent=1, allow_nan=False)
 
 
-def from_json(text: str) -> Report:
-    """Read a report that `to_json` wrote. `InputError` names the key that is unknown, missing or of the wrong type."""
-    report = read_record(Report, text, "report.json")
+def from_json(text: str, source: str = "report.json") -> Report:
+    """Read a report that `to_json` wrote.
+
+    `InputError` names the `source` of the text, and the key that is unknown, missing or of the wrong type.
+    """
+    report = read_record(Report, text, source)
     if report.metric.unit == "share":
         for name, quality in _list_qualities(report).items():
             if not 0 <= quality <= 1:
-                raise not_as_written(
-                    "report.json", f"{name}.quality.value: expected a share from 0 to 1, not {quality}"
-                )
+                raise not_as_written(source, f"{name}.quality.value: expected a share from 0 to 1, not {quality}")
     return report
 
 
@@ -40,7 +41,8 @@ def _list_qualities(report: Report) -> dict[str, float]:
 
 def read_report(folder: Path) -> Report:
     """The report of a run folder. Raises as `from_json` does, and if there is none."""
-    return from_json(read_text(folder / "report.json", "give a run folder"))
+    path = folder / "report.json"
+    return from_json(read_text(path, "give a run folder"), repr(str(path)))
 
 
 def check_files(folder: Path, sha256: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from pxcompress.deploy.intervals import newcombe_interval
 from pxcompress.errors import list_some
 from pxcompress.proof import ClassChange
-from pxcompress.report.pages import Bar, Bars, Row, Stacked
+from pxcompress.report.pages import Bar, Bars, Row, TwoLineCell
 from pxcompress.report.record import Report
 from pxcompress.report.summary import capitalise, format_percent, format_points
 
@@ -69,9 +69,9 @@ def _view_change(of: ClassChange) -> Row:
     dense, pruned = of.dense / of.samples, of.pruned / of.samples
     words = f"{of.name}: dense {format_percent(dense)}, pruned {format_percent(pruned)}"
     loss = newcombe_interval(of.dense, of.pruned, of.both, of.samples)
-    change = Stacked(format_points(pruned - dense), f"{format_points(-loss.high)} to {format_points(-loss.low)}")
+    change = TwoLineCell(format_points(pruned - dense), f"{format_points(-loss.high)} to {format_points(-loss.low)}")
     drawing = Bars(words, (Bar(dense, "dense"), Bar(pruned, "pruned")))
-    return Stacked(of.name, f"{of.samples} samples"), drawing, format_percent(dense), format_percent(pruned), change
+    return TwoLineCell(of.name, f"{of.samples} samples"), drawing, format_percent(dense), format_percent(pruned), change
 
 
 def _sort_by_removed(report: Report) -> list[tuple[str, float, int]]:

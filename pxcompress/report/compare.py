@@ -9,7 +9,7 @@ from pxcompress.columns import align
 from pxcompress.proof import Estimate, Measurement, Metric, Speedup
 from pxcompress.report.certificates import make_badge
 from pxcompress.report.figures import Named, draw_tradeoffs, render_figure
-from pxcompress.report.pages import Cell, Picture, Stacked, render
+from pxcompress.report.pages import Cell, Picture, TwoLineCell, render
 from pxcompress.report.record import Report
 from pxcompress.report.summary import (
     describe_conditions,
@@ -63,7 +63,7 @@ class Row:
 
     @property
     def faster(self) -> str:
-        """The speed-up as text: "2.00x", with "slower" or "not shown" where the interval says so."""
+        """The speed-up as text: "2.00x", ", slower" or ", not shown" behind it by its interval; "reference" without."""
         if self.speedup is None:
             return "reference"
         words = "" if self.speedup.low > 1 else ", slower" if self.speedup.high < 1 else ", not shown"
@@ -202,7 +202,7 @@ def _make_wide(row: Row, report: Report, asked_for: str) -> Sequence[Cell]:
     name = _stack(row.run, asked_for) if of is report.pruned else f"{row.run}, {row.precision}"
     return (
         f"{report.recipe.model}, dense" if row.is_dense else name,
-        Stacked(row.quality, format_span(of.quality.low, of.quality.high, metric)),
+        TwoLineCell(row.quality, format_span(of.quality.low, of.quality.high, metric)),
         _stack(row.difference, row.interval),
         format_count(of.macs),
         format_count(of.params),
@@ -213,7 +213,7 @@ def _make_wide(row: Row, report: Report, asked_for: str) -> Sequence[Cell]:
 
 
 def _stack(text: str, under: str) -> Cell:
-    return Stacked(text, under) if under else text
+    return TwoLineCell(text, under) if under else text
 
 
 def to_comparison(reports: Named) -> str:

@@ -11,7 +11,10 @@ from pxcompress.report.record import Report
 from pxcompress.report.summary import describe_change, format_count, format_milliseconds, typeset_factors
 
 _ROWS = 24
-"""Most blocks that the page shows; layers are joined by the longest name prefixes that give no more."""
+"""Most blocks that the page shows.
+
+A block is all layers whose names begin with the same parts, with as many parts as this number of blocks allows.
+"""
 
 _LEAST = 0.01
 """Types of operators with a smaller share of the time are not shown."""

@@ -89,9 +89,12 @@ class Pictures:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One explained input; `label` is None where the data have none, `similarity` has the names of `SIMILARITIES`.
+    """One explained input, by its name `sample`; `kind` says why it was chosen, such as "changed".
 
-    `subjects` are what relevance explains: in both models that of the dense one, and the pruned model's own.
+    `label` is None where the data have none. `subjects` are the outputs whose relevance is shown, in words, such as
+    class names: first the dense model's largest output, shown for both models, then the pruned model's own largest
+    one. `agreement` and `similarity` (by the names of `SIMILARITIES`) compare the heatmaps, `units` carry the most
+    relevance.
     """
 
     sample: str

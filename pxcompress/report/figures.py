@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from pxcompress.cache import whole_file
 from pxcompress.checks import make_file_name
 from pxcompress.report.against import is_best_at_its_speed
 from pxcompress.report.record import Report
@@ -166,14 +167,14 @@ def write_figures(reports: Named, folder: Path) -> list[Path]:
     for name, report in reports.items():
         label = make_file_name(name)
         figures |= {f"{label}-widths": draw_widths(report), f"{label}-stages": draw_stages(report)}
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
     forms: Sequence[Literal["svg", "png"]] = ("svg", "png")
-    for name, figure in figures.items():
-        for form in forms:
-            files.append(folder / f"{name}.{form}")
-            files[-1].write_bytes(render_figure(figure, form))
-    return files
+    contents = {
+        folder / f"{name}.{form}": render_figure(figure, form) for name, figure in figures.items() for form in forms
+    }
+    for path, content in contents.items():
+        with whole_file(path) as beside:
+            beside.write_bytes(content)
+    return list(contents)
 
 
 def _scale(report: Report) -> float:

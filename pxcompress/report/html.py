@@ -17,7 +17,7 @@ from pxcompress.report.costs import list_blocks, list_operators, view_latency
 from pxcompress.report.explanation import Explanation
 from pxcompress.report.explanation_page import view_explanation
 from pxcompress.report.figures import draw_contenders, render_figure
-from pxcompress.report.pages import Bar, Bars, Picture, Row, Stacked, render
+from pxcompress.report.pages import Bar, Bars, Picture, Row, TwoLineCell, render
 from pxcompress.report.probabilities import list_calibration
 from pxcompress.report.record import Report
 from pxcompress.report.similarity import describe_heatmap_samples, list_similarities
@@ -180,11 +180,11 @@ def _view_accuracy(report: Report) -> Row:
         tuple(_make_quality_bar(of, name, report) for of, name in zip(qualities, ("dense", "pruned"), strict=True)),
     )
     cells = [
-        Stacked(text, format_span(of.low, of.high, metric).replace("%", ""))
+        TwoLineCell(text, format_span(of.low, of.high, metric).replace("%", ""))
         for text, of in zip(texts, qualities, strict=True)
     ]
     span = format_change_span(report.change, metric).replace("-", _MINUS)
-    return metric.name, drawing, *cells, Stacked(describe_accuracy_briefly(report, with_metric=False), span)
+    return metric.name, drawing, *cells, TwoLineCell(describe_accuracy_briefly(report, with_metric=False), span)
 
 
 def _make_quality_bar(of: Estimate, name: str, report: Report) -> Bar:

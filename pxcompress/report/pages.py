@@ -43,14 +43,14 @@ class Strip:
 
 
 @dataclass(frozen=True)
-class Stacked:
+class TwoLineCell:
     """A table cell with a text and a smaller text below it."""
 
     text: str
     under: str
 
 
-Cell = str | Bars | Strip | Stacked
+Cell = str | Bars | Strip | TwoLineCell
 """The kinds of cells in a page's tables."""
 
 Row = tuple[Cell, ...]
@@ -104,4 +104,4 @@ _TEMPLATES = Environment(
     loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
 _TEMPLATES.filters.update(across=_format_share, flat=_flatten, breakable=_make_breakable)
-_TEMPLATES.globals["css"] = Markup((TEMPLATES / "style.css").read_text())
+_TEMPLATES.globals["css"] = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))

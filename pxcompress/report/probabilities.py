@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pxcompress.proof import Estimate
-from pxcompress.report.pages import Row, Stacked
+from pxcompress.report.pages import Row, TwoLineCell
 from pxcompress.report.record import Report
 from pxcompress.report.summary import format_percent, format_points
 
@@ -52,6 +52,6 @@ def list_calibration(report: Report) -> Sequence[Row]:
     ]
 
 
-def _stack_interval(estimate: Estimate, text: Callable[[float], str]) -> Stacked:
+def _stack_interval(estimate: Estimate, text: Callable[[float], str]) -> TwoLineCell:
     value, low, high = (text(each).replace("-", _MINUS) for each in (estimate.value, estimate.low, estimate.high))
-    return Stacked(value, f"{low} to {high}")
+    return TwoLineCell(value, f"{low} to {high}")

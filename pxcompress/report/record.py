@@ -32,7 +32,7 @@ from pxcompress.proof import (
     Warning,
 )
 from pxcompress.recipe import Recipe
-from pxcompress.types import Agreements, Attempt, Fixed
+from pxcompress.types import Agreements, Attempt, FixedLayer
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Report:
     provider: Placement
     stages: tuple[StageTime, ...]
     groups: tuple[GroupWidth, ...]
-    fixed: tuple[Fixed, ...]
+    fixed: tuple[FixedLayer, ...]
     plan: PlanCosts
     folder: str
     verdict: str

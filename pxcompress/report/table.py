@@ -35,7 +35,7 @@ from pxcompress.report.targets import AGREE, list_columns, list_targets
 
 if TYPE_CHECKING:
     from pxcompress.deploy.bench import BenchRow
-    from pxcompress.deploy.convert import Converted
+    from pxcompress.deploy.convert import ConvertedModel
 
 _Line = tuple[str, ...]
 
@@ -164,7 +164,7 @@ def format_bench(rows: Sequence[BenchRow]) -> str:
     )
 
 
-def format_conversion(converted: Converted) -> str:
+def format_conversion(converted: ConvertedModel) -> str:
     """Text on a converted file, and how close it is to PyTorch. It has no newline at the end."""
     parity = converted.parity
     inputs = [f"{name} {'x'.join(map(str, kind.shape))} {kind.dtype}" for name, kind in converted.inputs.items()]

@@ -15,7 +15,7 @@ from pxcompress.deploy import runtime
 from pxcompress.deploy.comparison import Candidate
 from pxcompress.deploy.feeds import get_image_shape
 from pxcompress.deploy.intervals import estimate_speedup
-from pxcompress.deploy.measure import FileTiming, file_bytes, latency, try_apart
+from pxcompress.deploy.measure import FileTiming, file_bytes, latency, time_and_predict_apart
 from pxcompress.deploy.precision import convert
 from pxcompress.errors import InputError, ModelError, PxError, short
 from pxcompress.models.onnx_file import is_onnx
@@ -84,7 +84,7 @@ def measure_contenders(
     with run.clock.stage("measure rivals"):
         pairs = {entry.name: (entry.path, entry.batches) for entry in entries}
         try:
-            timings = try_apart(pairs, workload.task, **asdict(run.recipe.bench))
+            timings = time_and_predict_apart(pairs, workload.task, **asdict(run.recipe.bench))
         except PxError as error:  # the pruned model is none the worse for it
             return (), (*notes, Warning("against", f"what could be shipped instead was not measured: {error}"))
     return tuple(_contender(entry, timings) for entry in entries), notes
@@ -142,11 +142,11 @@ def _load_rival(text: str, workload: Workload, run: Run, place: Path) -> _Entry:
     recipe, (name, _, checkpoint) = run.recipe, text.partition("=")
     if is_onnx(name):
         session = runtime.open_session(Path(name), "cpu")
-        facts = session.metadata
+        metadata = session.metadata
         preprocessing = (
-            preprocessing_of(facts, Path(name).parent) if "input_mean" in facts else workload.loaded.preprocessing
+            preprocessing_of(metadata, Path(name).parent) if "input_mean" in metadata else workload.loaded.preprocessing
         )
-        shape = get_image_shape(session, None if "input_mean" in facts else _image(preprocessing.input_size))
+        shape = get_image_shape(session, None if "input_mean" in metadata else _image(preprocessing.input_size))
         splits = load_splits(workload.source, replace(preprocessing, input_size=shape), seed=recipe.seed)
         return _Entry(text, "given", Path(name), splits.test)
     keys = ("data", "classes", "task", "skip_corrupt", "seed")

@@ -6,10 +6,11 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
+from itertools import zip_longest
 from pathlib import Path
 
 from pxcompress.certify.few_labels import NEITHER
-from pxcompress.checks import read_text
+from pxcompress.checks import read_text, split_csv
 from pxcompress.errors import InputError, short, unknown
 
 NO_ANSWER_RIGHT = "-"
@@ -18,8 +19,8 @@ NO_ANSWER_RIGHT = "-"
 
 @dataclass(frozen=True)
 class Question:
-    """One image to label: its path below the folder, the dense model's answer, and different answers of other
-    models.
+    """One image to label: its path below the folder, the class that the dense model predicts, and those that other
+    models predict instead; the user fills in `label`.
     """
 
     image: str
@@ -29,7 +30,10 @@ class Question:
 
     @classmethod
     def of(cls, image: str, answers: Sequence[str]) -> Question:
-        """Make a question from the `answers` of all models, the dense one's first."""
+        """A question about `image`, from the predicted classes (`answers`) of all models, the dense one's first.
+
+        `pruned` lists the classes that differ from the dense model's, once each, with " | " between them.
+        """
         others = dict.fromkeys(answer for answer in answers[1:] if answer != answers[0])
         return cls(image, answers[0], " | ".join(others))
 
@@ -85,7 +89,7 @@ def _rows(path: Path) -> list[Mapping[str, str]]:
     """The lines of the table, also as spreadsheets save it: with a byte-order mark, and semicolons between columns."""
     text = read_text(path, "give the filled to_label.csv, as UTF-8")
     header = text.partition("\n")[0]
-    table = csv.DictReader(io.StringIO(text), delimiter=";" if ";" in header and "," not in header else ",")
-    if tuple(table.fieldnames or ()) != HEADER:
+    lines = split_csv(text)
+    if tuple(next(lines, ())) != HEADER:
         raise InputError(f"{str(path)!r} begins with {short(header)!r}; expected the columns {','.join(HEADER)}")
-    return [{name: row.get(name) or "" for name in HEADER} for row in table]
+    return [dict(zip_longest(HEADER, cells[: len(HEADER)], fillvalue="")) for cells in lines if cells]

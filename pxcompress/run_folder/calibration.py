@@ -30,7 +30,8 @@ _AT_ONCE = 16
 def read_calibration(session: Session, data: str, input_size: tuple[int, int, int] | None) -> Batches:
     """Calibration inputs for `session`, in batches that it takes: samples of `data`, or random numbers without data.
 
-    Images for a file that does not describe its preprocessing are normalised as ImageNet models expect.
+    Images for a file that does not describe its preprocessing are normalised as ImageNet models expect. Raises
+    `InputError` for fewer samples than the fixed batch of the file.
     """
     several = bool(read_signature(session.metadata).inputs)
     shape = tuple(json.loads(session.metadata["input_size"])) if several else get_image_shape(session, input_size)

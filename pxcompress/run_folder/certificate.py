@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pxcompress.cache import cache_dir
+from pxcompress.cache import cache_dir, whole_file
 from pxcompress.certify.bounded import path_losses
 from pxcompress.certify.learn_then_test import Array
 from pxcompress.certify.parts import Part, check_groups
@@ -55,7 +55,7 @@ from pxcompress.run import Run
 from pxcompress.run_folder.ledger import Samples, count_use
 from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of
-from pxcompress.run_folder.served import LEFT_OUT, Served, read_served
+from pxcompress.run_folder.served import LEFT_OUT, ServedSamples, read_served
 from pxcompress.run_folder.written import Files, export_dense, export_slim, write_beside_onnx
 from pxcompress.tasks import TASKS
 from pxcompress.tasks.choice import layout_of
@@ -202,10 +202,16 @@ def find_smallest_certified(
     hashes = hash_files(folder, samples)
     record = make_record(certificate, part, samples, hashes, slim.pruned.plan.unit)
     record = count_use(record, samples.as_samples(hashes))
-    (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
+    write_record(record, folder)
     if record.spent:
         clock.say(record.spent)
     return slim, replace(files, certificate=record)
+
+
+def write_record(record: CertificateRecord, folder: Path) -> None:
+    """Write a certificate into `folder`, which is made if it is missing, whole or not at all."""
+    with whole_file(folder / FILE) as beside:
+        beside.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
 
 
 def judge_files(
@@ -317,13 +323,13 @@ def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> R
     """Draw the certify split, with samples prepared as the models' files say.
 
     Samples that had another role in the runs of the files are left out, and `note` is told so. If the data come in one
-    piece and are new to these runs, all samples but those of select are taken.
+    piece and are new to these runs, all samples but those of select are taken. Raises `InputError`.
     """
     data, seed = draw.data, draw.seed
     preprocessing, classes = read_shared_metadata(files)
-    facts = read_metadata(files[0])
-    task = TASKS.build(facts.get("task", "classification"))
-    ports = read_ports(str(files[0]), facts.get(LAYOUT, AUTO)) if is_onnx(facts.get("model", "")) else None
+    metadata = read_metadata(files[0])
+    task = TASKS.build(metadata.get("task", "classification"))
+    ports = read_ports(str(files[0]), metadata.get(LAYOUT, AUTO)) if is_onnx(metadata.get("model", "")) else None
     source = open_source(data, skip_corrupt=draw.skip_corrupt, seed=seed, layout=layout_of(task, data), ports=ports)
     if classes and set(classes) <= set(source.classes):  # all of them, or the task that `run --classes` cut out
         source = restrict_classes(source, classes, seed)
@@ -350,7 +356,7 @@ def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> R
     return ReservedSamples.of(data, source, splits, task, draw.group)
 
 
-def _are_new(splits: Splits, has_served: Served) -> bool:
+def _are_new(splits: Splits, has_served: ServedSamples) -> bool:
     """Whether it is certain that no sample was used in a run of the models."""
     contents = itertools.chain.from_iterable(splits.contents.values())
     return has_served.complete and are_known_by_content(splits) and not any(map(has_served, contents))
@@ -358,19 +364,19 @@ def _are_new(splits: Splits, has_served: Served) -> bool:
 
 def read_shared_metadata(files: Sequence[Path]) -> tuple[Preprocessing, tuple[str, ...]]:
     """Preprocessing and class names that all files share. Raises `InputError` if they differ."""
-    facts = [runtime.open_session(file, "cpu").metadata for file in files]
-    preprocessing = [_preprocessing(file, facts_of_file) for file, facts_of_file in zip(files, facts, strict=True)]
+    metadata = [runtime.open_session(file, "cpu").metadata for file in files]
+    preprocessing = [_preprocessing(file, facts_of_file) for file, facts_of_file in zip(files, metadata, strict=True)]
     for place, file in enumerate(files):
-        if preprocessing[place] != preprocessing[0] or facts[place].get("classes") != facts[0].get("classes"):
+        if preprocessing[place] != preprocessing[0] or metadata[place].get("classes") != metadata[0].get("classes"):
             raise InputError(
                 f"{str(file)!r} has other classes or inputs than {str(files[0])!r}; give models of one task"
             )
-    return preprocessing[0], tuple(json.loads(facts[0].get("classes", "[]")))
+    return preprocessing[0], tuple(json.loads(metadata[0].get("classes", "[]")))
 
 
-def _preprocessing(file: Path, facts: Mapping[str, str]) -> Preprocessing:
+def _preprocessing(file: Path, metadata: Mapping[str, str]) -> Preprocessing:
     try:
-        return preprocessing_of(facts, file.parent)
+        return preprocessing_of(metadata, file.parent)
     except InputError as error:
         raise InputError(f"{str(file)!r}: {error}") from error
 

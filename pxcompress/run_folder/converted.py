@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pxcompress.choices import TARGETS
-from pxcompress.deploy.convert import Converted, check_ecosystem, convert_model
+from pxcompress.deploy.convert import ConvertedModel, check_ecosystem, convert_model
 from pxcompress.deploy.converters import Converter
 from pxcompress.deploy.measure import check_batch_size
 from pxcompress.errors import InputError, unknown
@@ -25,7 +25,7 @@ from pxcompress.types import Pruned
 class HandOff:
     """The file written for an ecosystem, and notes for the user about it."""
 
-    converted: Converted
+    converted: ConvertedModel
     notes: tuple[str, ...]
 
 
@@ -72,7 +72,7 @@ def _find_onnx(folder: Path, converter: Converter, ecosystem: str, precision: st
     return path
 
 
-def _notes(pruned: Pruned, converter: Converter, converted: Converted) -> Iterator[str]:
+def _notes(pruned: Pruned, converter: Converter, converted: ConvertedModel) -> Iterator[str]:
     """Notes for the user: that the result was not compared, and that the ecosystem pads some widths."""
     if converted.parity is None:
         yield f"{converter.title} does not run on this machine: the result is not compared with PyTorch; try it there"

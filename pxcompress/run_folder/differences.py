@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from pxcompress.certify.path import Certificate, Tested
+from pxcompress.certify.path import Certificate, CertificateRow
 from pxcompress.certify.record import CertificateRecord
 
 
@@ -35,7 +35,7 @@ def list_other_files(hashes: Mapping[str, str], hashes_now: Mapping[str, str]) -
     return [f"the {name} is not the certified one" for name in hashes if hashes_now.get(name) != hashes[name]]
 
 
-def find_differences(rows: Sequence[Tested], recomputed_rows: Sequence[Tested]) -> list[str]:
+def find_differences(rows: Sequence[CertificateRow], recomputed_rows: Sequence[CertificateRow]) -> list[str]:
     """Messages about models of a certificate whose counts or p-value differ from the recomputed ones."""
     problems = []
     for row, recomputed_row in zip(rows, recomputed_rows, strict=True):
@@ -49,14 +49,14 @@ def find_differences(rows: Sequence[Tested], recomputed_rows: Sequence[Tested]) 
     return problems
 
 
-def _describe_counts(row: Tested, other_row: Tested) -> str:
+def _describe_counts(row: CertificateRow, other_row: CertificateRow) -> str:
     """Text with those counts of `row` that differ from `other_row`, at most three, and its p-value."""
     counts = [count for count in _counts(row) if count not in _counts(other_row)][:3] or _counts(row)[:1]
     words = [f"{errors:g} errors on {n} samples" + (f" of {name!r}" if name else "") for name, n, errors in counts]
     return f"{', '.join(words)} (p = {row.p_value:.3g})"
 
 
-def _counts(row: Tested) -> list[tuple[str, int, float]]:
+def _counts(row: CertificateRow) -> list[tuple[str, int, float]]:
     """The counts of a row as (class, samples, errors); all samples first, under the name ""."""
     return [("", row.n, row.errors), *((each.name, each.n, each.errors) for each in row.classes)]
 

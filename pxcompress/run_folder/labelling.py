@@ -19,6 +19,7 @@ from typing import Literal
 
 from PIL import Image
 
+from pxcompress.cache import whole_file
 from pxcompress.certify.anytime import Budget, certify_anytime
 from pxcompress.certify.few_labels import (
     MISSING,
@@ -41,15 +42,16 @@ from pxcompress.report.labelling_page import LabelCase, to_labelling_page
 from pxcompress.report.pages import Picture
 from pxcompress.run_folder import ledger
 from pxcompress.run_folder.answers import questions_csv, read_answers
-from pxcompress.run_folder.certificate import FILE, check_descending
+from pxcompress.run_folder.certificate import check_descending, write_record
 from pxcompress.run_folder.ledger import Procedure
 from pxcompress.run_folder.names import DENSE, RECIPE, SLIM
+from pxcompress.run_folder.place import whole_folder
 from pxcompress.run_folder.saved import read_run
 from pxcompress.run_folder.unlabelled import BY_ANSWER, ModelAnswers, observe, with_questions
 
 REQUEST, QUESTIONS, PAGE, ANSWERS = "request.json", "to_label.csv", "to_label.html", "answers.csv"
 
-ONCE = Procedure()
+FIXED_SIZE_TEST = Procedure()
 """The default procedure: one test of fixed size on all samples."""
 
 _SIDE = 320
@@ -92,7 +94,7 @@ def request_labels(
     unlabelled: str,
     guarantee: Guarantee | RiskLimit,
     folder: Path,
-    procedure: Procedure = ONCE,
+    procedure: Procedure = FIXED_SIZE_TEST,
     note: Note = silent,
 ) -> LabelRequest:
     """Write a new `folder` that says which images of `unlabelled` need a label for `guarantee`; maybe none does.
@@ -109,9 +111,9 @@ def request_labels(
     check_descending([(name, float(file_bytes(file)), file) for name, file in file_by_name.items()])
     observed = observe(file_by_name, unlabelled, group, note)
     image_folder = str(Path(unlabelled).expanduser().resolve())
-    turn = ledger.find_turn(observed.as_samples(image_folder), limit, procedure)
-    limit = limit if turn is None else replace(limit, delta=turn.budget.stake)
-    observed = with_questions(observed, limit, turn)
+    anytime_plan = ledger.plan_anytime(observed.as_samples(image_folder), limit, procedure)
+    limit = limit if anytime_plan is None else replace(limit, delta=anytime_plan.budget.stake)
+    observed = with_questions(observed, limit, anytime_plan)
     if procedure.earlier is None:
         check_groups(limit, {name: mask[observed.order] for name, mask in observed.masks.items()}, len(observed.order))
     request = LabelRequest(
@@ -123,7 +125,7 @@ def request_labels(
         hashes=observed.hashes,
         images=len(observed.samples),
         to_label=len(observed.to_label),
-        budget=turn.budget if turn else None,
+        budget=anytime_plan.budget if anytime_plan else None,
         group=group,
         earlier=procedure.earlier,
     )
@@ -137,10 +139,10 @@ def request_labels(
 
 
 def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Make `folder` and write text files into it, by name."""
-    folder.mkdir(parents=True)
-    for name, text in texts.items():
-        (folder / name).write_text(text)
+    """Make `folder` with text files, by name, whole or not at all."""
+    with whole_folder(folder, force=False) as building:
+        for name, text in texts.items():
+            (building / name).write_text(text, encoding="utf-8")
 
 
 def _group_of_guarantee(guarantee: Guarantee | RiskLimit) -> str:
@@ -166,9 +168,12 @@ def certify_answers(answers: Path, folder: Path, note: Note = silent) -> Certifi
         raise InputError(f"{problems[0]}; ask for labels anew, with another --out")
     record = _certificate(folder, request, observed, answers)
     # More answers to the same request are no new use: limit and path were chosen before the first of them.
-    record = ledger.count_use(record, observed.as_samples(request.unlabelled), (folder / REQUEST).read_text())
-    (folder / ANSWERS).write_bytes(answers.read_bytes())
-    (folder / FILE).write_text(json.dumps(asdict(record), indent=1))
+    record = ledger.count_use(
+        record, observed.as_samples(request.unlabelled), (folder / REQUEST).read_text(encoding="utf-8")
+    )
+    with whole_file(folder / ANSWERS) as beside:
+        beside.write_bytes(answers.read_bytes())
+    write_record(record, folder)
     return record
 
 
@@ -180,14 +185,14 @@ def recompute_answers(folder: Path, request: LabelRequest, observed: ModelAnswer
 def observe_again(request: LabelRequest, unlabelled: str, note: Note) -> ModelAnswers:
     """The answers of a request's models on its images, and which images need a label for it."""
     observed = observe(_files(request), unlabelled, request.group, note)
-    return with_questions(observed, request.limit, _turn(request, observed))
+    return with_questions(observed, request.limit, _plan_anytime(request, observed))
 
 
-def _turn(request: LabelRequest, observed: ModelAnswers) -> ledger.Turn | None:
+def _plan_anytime(request: LabelRequest, observed: ModelAnswers) -> ledger.AnytimePlan | None:
     """The part of the samples that a request's test may look at; None for a test of fixed size."""
     if request.budget is None:
         return None
-    return ledger.same_turn(observed.as_samples(request.unlabelled), request.budget, request.earlier)
+    return ledger.plan_again(observed.as_samples(request.unlabelled), request.budget, request.earlier)
 
 
 def next_command(folder: Path) -> str:
@@ -202,7 +207,10 @@ def read_request(folder: Path) -> LabelRequest:
 
 
 def _name_files(files: Sequence[Path], unlabelled: str) -> dict[str, Path]:
-    """Models of a path by name; for a run folder, whose own data must not contain the images, its two models."""
+    """The models to test by name: the ONNX `files`, or the two models of a run folder.
+
+    Raises `DataError` if the images of `unlabelled` are part of the run's data, `InputError` for a single ONNX file.
+    """
     if len(files) == 1 and files[0].is_dir() and (files[0] / RECIPE).exists():
         recipe = read_run(files[0])
         if Path(recipe.data).is_dir():
@@ -239,7 +247,7 @@ def _files(request: LabelRequest) -> dict[str, Path]:
 def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, answers: Path) -> CertificateRecord:
     """The certificate from the filled table `answers`, with the hashes of the table and of the request."""
     label_by_position = read_answers(answers, observed.questions, observed.classes)
-    limit, dense, turn = request.limit, observed.predicted[0], _turn(request, observed)
+    limit, dense, anytime_plan = request.limit, observed.predicted[0], _plan_anytime(request, observed)
     labels = completed_labels(
         dense, {place: label_by_position.get(observed.samples.ids[place], MISSING) for place in observed.to_label}
     )
@@ -261,12 +269,12 @@ def _certificate(folder: Path, request: LabelRequest, observed: ModelAnswers, an
     masks = {name: mask[counted_positions] for name, mask in observed.masks.items()}
     budget: Budget | None = None
     seen: tuple[str, ...] = ()
-    if turn is None:
+    if anytime_plan is None:
         certificate = certify(candidates, limit, masks)
     else:
         before = request.earlier.rows if request.earlier else ()
-        certificate, budget = certify_anytime(candidates, limit, turn.budget, masks, before)
-        seen = ledger.list_looked_at(observed.as_samples(request.unlabelled), turn, budget)
+        certificate, budget = certify_anytime(candidates, limit, anytime_plan.budget, masks, before)
+        seen = ledger.list_looked_at(observed.as_samples(request.unlabelled), anytime_plan, budget)
     own_files = {"answers": answers, "request": folder / REQUEST}
     hashes = {
         **observed.hashes,

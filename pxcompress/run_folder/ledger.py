@@ -78,10 +78,10 @@ class Samples:
 
 
 @dataclass(frozen=True, eq=False)
-class Turn:
-    """The part of a split that one anytime test may look at, as indices in order, and its share of the error budget.
+class AnytimePlan:
+    """Which samples of a split an anytime test may look at, as indices in order, and its share of the error budget.
 
-    It goes on from an `earlier` certificate, where there is one.
+    If the test continues one that ended in a certificate, that is `earlier`.
     """
 
     order: Array
@@ -98,21 +98,22 @@ def read_earlier(path: Path) -> CertificateRecord:
     return record
 
 
-def find_turn(samples: Samples, limit: RiskLimit, procedure: Procedure) -> Turn | None:
-    """What an anytime test may look at (or looked at, if it is repeated); None for a test of fixed size."""
+def plan_anytime(samples: Samples, limit: RiskLimit, procedure: Procedure) -> AnytimePlan | None:
+    """The plan of an anytime test, or of the one that is repeated; None for a test of fixed size."""
     if not procedure.anytime:
         return None
     if procedure.recorded is not None:
-        return same_turn(samples, procedure.recorded, procedure.earlier)
-    return next_turn(samples, limit.delta, procedure.earlier)
+        return plan_again(samples, procedure.recorded, procedure.earlier)
+    return plan_next(samples, limit.delta, procedure.earlier)
 
 
-def next_turn(samples: Samples, total: float, earlier: CertificateRecord | None = None) -> Turn:
-    """What the next anytime test of a split may look at, within an error budget of `total` for all tests.
+def plan_next(samples: Samples, total: float, earlier: CertificateRecord | None = None) -> AnytimePlan:
+    """Plan the next anytime test of a split, within an error budget of `total` for all its tests.
 
-    It begins where other tests of the split ended; one that goes on from an `earlier` certificate has all samples that
-    this one has not looked at, and its stake. Raises `InputError` where nothing is left: samples or budget, and where
-    the data have grown, since samples that told something already would be looked at again.
+    It begins with the sample after the last one that other tests of the split looked at. A test that continues an
+    `earlier` certificate has all samples that this one has not looked at, and its share of the budget. Raises
+    `InputError` where no samples or no budget are left, and where the data have changed, since samples that served
+    other tests already would be looked at again.
     """
     if earlier is not None:
         _check_models(earlier, samples.hashes)
@@ -123,7 +124,7 @@ def next_turn(samples: Samples, total: float, earlier: CertificateRecord | None 
                 f"the earlier test looked at all {len(samples.keys)} samples; give more, to go on with them"
             )
         budget = replace(earlier.budget, begins=count, ends=count, samples=count + len(order), resumed=True)
-        return Turn(order, budget, earlier)
+        return AnytimePlan(order, budget, earlier)
     if count := count_seen_elsewhere(samples.data, samples.split, samples.keys):
         raise InputError(
             f"{count} of these {len(samples.keys)} samples served certificates before the data changed; to go on from "
@@ -131,13 +132,17 @@ def next_turn(samples: Samples, total: float, earlier: CertificateRecord | None 
         )
     uses = uses_of(samples.data, samples.split)
     begins = min(max((use.ends for use in uses), default=0), len(samples.keys))
-    return Turn(samples.order[begins:], stake_budget(total, sum(use.lost for use in uses), begins, len(samples.keys)))
+    return AnytimePlan(
+        samples.order[begins:], stake_budget(total, sum(use.lost for use in uses), begins, len(samples.keys))
+    )
 
 
-def same_turn(samples: Samples, budget: Budget, earlier: CertificateRecord | None = None) -> Turn:
-    """What a test looked at, from the `budget` in its certificate or request."""
+def plan_again(samples: Samples, budget: Budget, earlier: CertificateRecord | None = None) -> AnytimePlan:
+    """The plan that a test had, from the `budget` in its certificate or in its request for labels."""
     order = samples.order[budget.begins :] if earlier is None else _find_unseen(samples, earlier)
-    return Turn(order, replace(budget, ends=budget.begins, samples=budget.begins + len(order), lost=False), earlier)
+    return AnytimePlan(
+        order, replace(budget, ends=budget.begins, samples=budget.begins + len(order), lost=False), earlier
+    )
 
 
 def _find_unseen(samples: Samples, earlier: CertificateRecord) -> Array:
@@ -146,30 +151,39 @@ def _find_unseen(samples: Samples, earlier: CertificateRecord) -> Array:
     return np.array([place for place in samples.order if samples.keys[place] not in seen], dtype=np.int64)
 
 
-def list_looked_at(samples: Samples, turn: Turn, budget: Budget) -> tuple[str, ...]:
+def list_looked_at(samples: Samples, anytime_plan: AnytimePlan, budget: Budget) -> tuple[str, ...]:
     """Short hashes of all samples that a test, and the earlier ones it continues, have looked at.
 
-    `budget` is the turn's budget after the test.
+    `budget` is the test's budget after it ended.
     """
-    places = turn.order[: budget.ends - budget.begins]
-    return (*(turn.earlier.looked_at if turn.earlier else ()), *(samples.keys[place] for place in places))
+    places = anytime_plan.order[: budget.ends - budget.begins]
+    return (
+        *(anytime_plan.earlier.looked_at if anytime_plan.earlier else ()),
+        *(samples.keys[place] for place in places),
+    )
 
 
-def certify_turn(
-    candidates: Sequence[Candidate], limit: RiskLimit, samples: Samples, masks: Mapping[str, Array], turn: Turn
+def certify_by_plan(
+    candidates: Sequence[Candidate],
+    limit: RiskLimit,
+    samples: Samples,
+    masks: Mapping[str, Array],
+    anytime_plan: AnytimePlan,
 ) -> tuple[Certificate, Budget, tuple[str, ...]]:
-    """Certify a path by an anytime test on the losses of all samples; returns certificate, budget, and samples seen.
+    """Certify the smallest of ever smaller models, the `candidates`, by an anytime test on their losses.
 
-    The samples seen are short hashes. With `masks` (name -> (n,)) the risk is held in each of them.
+    The error probability is the plan's stake, whatever `limit` has. Returns the certificate, the budget after the test,
+    and short hashes of the samples that it looked at. With `masks` (name -> booleans (n,), one for each sample) the
+    risk has to stay below the limit in each of these groups of samples.
     """
-    limit = replace(limit, delta=turn.budget.stake)
-    masks = {name: mask[turn.order] for name, mask in masks.items()}
-    if turn.earlier is None:
-        check_groups(limit, masks, len(turn.order), "left to certify on")
-    rows = [each._replace(losses=np.asarray(each.losses)[turn.order]) for each in candidates]
-    before = turn.earlier.rows if turn.earlier else ()
-    certificate, budget = certify_anytime(rows, limit, turn.budget, masks, before)
-    return certificate, budget, list_looked_at(samples, turn, budget)
+    limit = replace(limit, delta=anytime_plan.budget.stake)
+    masks = {name: mask[anytime_plan.order] for name, mask in masks.items()}
+    if anytime_plan.earlier is None:
+        check_groups(limit, masks, len(anytime_plan.order), "left to certify on")
+    rows = [each._replace(losses=np.asarray(each.losses)[anytime_plan.order]) for each in candidates]
+    before = anytime_plan.earlier.rows if anytime_plan.earlier else ()
+    certificate, budget = certify_anytime(rows, limit, anytime_plan.budget, masks, before)
+    return certificate, budget, list_looked_at(samples, anytime_plan, budget)
 
 
 def count_use(record: CertificateRecord, samples: Samples, request: str = "") -> CertificateRecord:

@@ -16,8 +16,9 @@ from pxcompress.certify.parts import Part, check_groups
 from pxcompress.certify.path import Candidate, RiskLimit, certify
 from pxcompress.certify.record import CertificateRecord, Origin
 from pxcompress.certify.used import hash_of
+from pxcompress.checks import read_text, split_csv
 from pxcompress.errors import InputError, unknown
-from pxcompress.run_folder.ledger import Procedure, Samples, certify_turn, count_use, find_turn
+from pxcompress.run_folder.ledger import Procedure, Samples, certify_by_plan, count_use, plan_anytime
 
 
 def certify_losses(
@@ -47,14 +48,14 @@ def _judge(path: Path, limit: RiskLimit, procedure: Procedure) -> tuple[Certific
     masks = {name: groups == name for name in np.unique(groups).tolist()} if procedure.group else {}
     rows = path_losses(limit.risk, table)
     candidates = [Candidate(name, -place, rows[place]) for place, name in enumerate(names)]
-    turn = find_turn(samples, limit, procedure)
+    anytime_plan = plan_anytime(samples, limit, procedure)
     budget: Budget | None = None
     seen: tuple[str, ...] = ()
-    if turn is None:
+    if anytime_plan is None:
         check_groups(limit, masks, len(table))
         certificate = certify(candidates, limit, masks)
     else:
-        certificate, budget, seen = certify_turn(candidates, limit, samples, masks, turn)
+        certificate, budget, seen = certify_by_plan(candidates, limit, samples, masks, anytime_plan)
     part, hashes = Part("classes" if masks else "all"), {"split": split}
     record = CertificateRecord.of(certificate, part, reserved=len(table), hashes=hashes, unit="", data=source)
     origin = Origin(earlier=procedure.earlier)
@@ -65,10 +66,9 @@ def _judge(path: Path, limit: RiskLimit, procedure: Procedure) -> tuple[Certific
 def _chain_lines(path: Path) -> list[str]:
     """A hash for every line below the first that covers it and all lines before it, so that equal lines differ."""
     chain, texts = "", []
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        for line in csv.reader(file):
-            chain = hash_of(f"{chain}\n{line}")
-            texts.append(chain)
+    for line in split_csv(path.read_text(encoding="utf-8-sig")):
+        chain = hash_of(f"{chain}\n{line}")
+        texts.append(chain)
     return texts[1:]
 
 
@@ -77,13 +77,11 @@ def read_losses(path: Path, group: str = "") -> tuple[tuple[str, ...], Array, Ar
 
     `InputError` names the line that holds no numbers.
     """
+    advice = "give a CSV in UTF-8 whose first line names the models"
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *lines = csv.reader(file)
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(
-            f"{str(path)!r} cannot be read ({error}); give a CSV whose first line names the models"
-        ) from error
+        header, *lines = [*split_csv(read_text(path, advice))] or [[]]
+    except csv.Error as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error}); {advice}") from error
     if group and group not in header:
         raise unknown("column", group, header)
     place = header.index(group) if group else len(header)

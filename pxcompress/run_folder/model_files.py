@@ -26,7 +26,7 @@ from pxcompress.run_folder.certificate import (
     make_record,
     reserve_samples,
 )
-from pxcompress.run_folder.ledger import Procedure, Samples, certify_turn, count_use, find_turn
+from pxcompress.run_folder.ledger import Procedure, Samples, certify_by_plan, count_use, plan_anytime
 from pxcompress.run_folder.names import DENSE, SLIM
 from pxcompress.run_folder.saved import read_run
 
@@ -93,15 +93,17 @@ def _judge(
     split = split_hash(reserved.ids)
     hashes = {**{name: artifact_of(file).sha256 for name, _, file in path}, "split": split}
     samples = reserved.as_samples(hashes)
-    turn = find_turn(samples, limit, procedure)
+    anytime_plan = plan_anytime(samples, limit, procedure)
     part = choose_threshold(part, files[0], reserved)
     candidates, labels = judge_candidates(path, reserved, limit.risk, part)
     masks = reserved.masks(part, labels)
-    if turn is None:
+    if anytime_plan is None:
         certificate = certify(candidates, part.with_scope(limit), masks)
         record = make_record(certificate, part, reserved, hashes, "bytes")
     else:
-        certificate, budget, seen = certify_turn(candidates, replace(limit, anytime=True), samples, masks, turn)
+        certificate, budget, seen = certify_by_plan(
+            candidates, replace(limit, anytime=True), samples, masks, anytime_plan
+        )
         record = make_record(certificate, part, reserved, hashes, "bytes")
         record = replace(record, budget=budget, looked_at=seen)
     return replace(record, origin=origin), samples

@@ -25,6 +25,6 @@ def write_report(folder: Path, report: Report) -> None:
     """Write report.json, report.html, the hashes of all files, and predict.py for models of images or texts."""
     if takes_images(report) or (folder / TOKENIZER).is_file():
         shutil.copyfile(PREDICT if takes_images(report) else PREDICT_TEXT, folder / PREDICT.name)
-    (folder / RECORD).write_text(to_json(report))
-    (folder / PAGE).write_text(to_html(report))
+    (folder / RECORD).write_text(to_json(report), encoding="utf-8")
+    (folder / PAGE).write_text(to_html(report), encoding="utf-8")
     write_sums(folder)

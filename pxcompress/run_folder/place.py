@@ -23,14 +23,37 @@ def check_place(path: Path, force: bool) -> None:
             )
         if not path.is_dir() or (any(path.iterdir()) and not (path / RECIPE).is_file()):
             raise InputError(f"{str(path)!r} is not a run folder, so --force does not replace it; choose another --out")
-    try:
+    with name_unwritable(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".pxcompress-", dir=path.parent):
-            pass
+        _try_writing(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `InputError`, before any work, if files cannot be added to `folder`, which need not exist.
+
+    Nor may it be a run folder: its files have digests that would no longer be theirs.
+    """
+    if (folder / RECIPE).is_file():
+        raise InputError(f"{str(folder)!r} is a run folder, to which nothing is added; choose another folder")
+    with name_unwritable(folder):
+        _try_writing(next(place for place in (folder, *folder.parents) if place.exists()))
+
+
+@contextmanager
+def name_unwritable(folder: Path) -> Iterator[None]:
+    """A context that turns errors of the operating system into an `InputError`: `folder` cannot be written to."""
+    try:
+        yield
     except OSError as error:
         raise InputError(
-            f"cannot write to {str(path.parent)!r} ({error.strerror}); choose another place with --out"
+            f"cannot write to {str(folder)!r} ({error.strerror}); choose another place, or make room there"
         ) from error
+
+
+def _try_writing(folder: Path) -> None:
+    """Make a folder in `folder`, and remove it. Raises `OSError`."""
+    with tempfile.TemporaryDirectory(prefix=".pxcompress-", dir=folder):
+        pass
 
 
 @contextmanager

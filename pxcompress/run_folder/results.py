@@ -15,7 +15,7 @@ from pxcompress.deploy.environment import environment
 from pxcompress.deploy.export import argument_name
 from pxcompress.deploy.int8 import Judge
 from pxcompress.deploy.intervals import NOISE_LIMIT, is_chance_level
-from pxcompress.deploy.measure import FileTiming, try_files
+from pxcompress.deploy.measure import FileTiming, time_and_predict
 from pxcompress.deploy.predictions import Predictions
 from pxcompress.errors import list_some
 from pxcompress.proof import (
@@ -47,7 +47,7 @@ SPEED_TOLERANCE = 0.05
 
 
 NOTHING_RIGHT = 0.01
-"""If the dense model's quality is below this share of the possible, the report says that it shows nothing."""
+"""If the dense model's quality is below this share of the best possible, the report warns that nothing can be lost."""
 
 
 DENSE_DRIFT_LIMIT = 0.2
@@ -78,7 +78,7 @@ def measure(files: Files, workload: Workload, slim: PruneResult, run: Run) -> Ru
     )
     paths = (dense.path, pruned.path, *converted_files.files)
     with run.clock.stage("measure"):
-        timings = try_files(paths, workload.splits.test, workload.task, **asdict(run.recipe.bench))
+        timings = time_and_predict(paths, workload.splits.test, workload.task, **asdict(run.recipe.bench))
     layers = tuple(LayerCost(name, cost, macs[1].get(name, 0)) for name, cost in macs[0].items())
     comparison = compare(dense, pruned, timings, workload.source.classes)
     calibration = _compare_calibration(timings[0].predictions, timings[1].predictions)

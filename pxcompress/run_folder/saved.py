@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from pxcompress.checks import read_text
 from pxcompress.deploy.parity import verify_parity
 from pxcompress.errors import InputError, ParityError, describe
-from pxcompress.graph import find_groups, make_rotatable, prune, settle_streams
+from pxcompress.graph import find_groups, make_rotatable, prune, restore_layer_norms
 from pxcompress.models.adapter import release_
 from pxcompress.models.checkpoint import load_state
 from pxcompress.models.inputs import blank_inputs
 from pxcompress.models.loading import Architecture, classifier_names, make_plain
-from pxcompress.models.rebuilding import restore_outside_
+from pxcompress.models.rebuilding import restore_unregistered_
 from pxcompress.models.signature import inputs_from_json
 from pxcompress.models.task import slice_classes
 from pxcompress.models.tokens import IDS, Tokenizer
@@ -33,22 +33,22 @@ from pxcompress.tasks.choice import as_judged
 from pxcompress.types import Batches, Input, Preprocessing, Pruned
 
 
-def preprocessing_of(facts: Mapping[str, str], folder: Path) -> Preprocessing:
+def preprocessing_of(metadata: Mapping[str, str], folder: Path) -> Preprocessing:
     """The preprocessing in an ONNX file's metadata; for texts, the tokenizer is read from `folder`.
 
     Raises `InputError` if the metadata have none.
     """
     try:
-        inputs = inputs_from_json(facts.get("inputs", "[]"))
+        inputs = inputs_from_json(metadata.get("inputs", "[]"))
         return Preprocessing(
-            input_size=tuple(json.loads(facts["input_size"])),
-            mean=tuple(json.loads(facts["input_mean"])),
-            std=tuple(json.loads(facts["input_std"])),
-            interpolation=facts["interpolation"],
-            crop=json.loads(facts["crop"]),
+            input_size=tuple(json.loads(metadata["input_size"])),
+            mean=tuple(json.loads(metadata["input_mean"])),
+            std=tuple(json.loads(metadata["input_std"])),
+            interpolation=metadata["interpolation"],
+            crop=json.loads(metadata["crop"]),
             inputs=inputs,
-            tokenizer=_tokenizer(inputs, int(facts["most_tokens"]), folder) if "most_tokens" in facts else None,
-            crop_mode=facts.get("crop_mode", "center"),
+            tokenizer=_tokenizer(inputs, int(metadata["most_tokens"]), folder) if "most_tokens" in metadata else None,
+            crop_mode=metadata.get("crop_mode", "center"),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(
@@ -66,7 +66,8 @@ def _tokenizer(inputs: Sequence[Input], longest: int, folder: Path) -> Tokenizer
 
 def read_run(folder: Path, data: str = "") -> Recipe:
     """The recipe of a run folder, with `data` replaced if given. Raises `InputError` for other folders."""
-    recipe = Recipe.from_json(read_text(folder / RECIPE, "give a run folder"))
+    path = folder / RECIPE
+    recipe = Recipe.from_json(read_text(path, "give a run folder"), repr(str(path)))
     return recipe.but(data=data) if data else recipe
 
 
@@ -98,48 +99,51 @@ def check_loads(folder: Path, batches: Batches, model: nn.Module | None = None) 
 
 
 def load_pruned(folder: Path, model: nn.Module | None = None) -> Pruned:
-    """The slim model of a run folder with groups and plan; its `dense` has random weights, not the run's."""
+    """The slim model of a run folder with groups and plan; its `dense` has random weights, not the run's.
+
+    Raises `InputError` for other folders, and if the model cannot be built again.
+    """
     check_files(folder, read_report(folder).sha256)
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
-            facts: Mapping[str, str] = file.metadata() or {}
+            metadata: Mapping[str, str] = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-        plan = (folder / PLAN).read_text()
+        plan = (folder / PLAN).read_text(encoding="utf-8")
     except (OSError, SafetensorError, UnicodeDecodeError) as error:
         raise InputError(f"{str(folder)!r} is not a run folder ({error}); expected {PLAN} and {WEIGHTS}") from error
     try:
-        return _rebuild(facts, plan, state, folder, model)
+        return _rebuild(metadata, plan, state, folder, model)
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:  # what is there does not fit
         reason = describe(error)
         raise InputError(f"the model in {str(folder)!r} cannot be built again ({reason}); run again") from error
 
 
 def _rebuild(
-    facts: Mapping[str, str], plan: str, state: Mapping[str, Tensor], folder: Path, own: nn.Module | None = None
+    metadata: Mapping[str, str], plan: str, state: Mapping[str, Tensor], folder: Path, own: nn.Module | None = None
 ) -> Pruned:
-    """Build the architecture in `facts`, or copy the module `own`, prune it by `plan`, and load the weights `state`."""
-    shape = tuple(json.loads(facts["input_shape"]))
-    preprocessing = Preprocessing(shape, inputs=inputs_from_json(facts.get("inputs", "[]")))
+    """Build the architecture in `metadata`, or copy the module `own`, prune it by `plan`, and load `state` into it."""
+    shape = tuple(json.loads(metadata["input_shape"]))
+    preprocessing = Preprocessing(shape, inputs=inputs_from_json(metadata.get("inputs", "[]")))
     example = blank_inputs(preprocessing)
-    architecture = Architecture.from_json(facts["architecture"])
+    architecture = Architecture.from_json(metadata["architecture"])
     if architecture.is_file:  # the dense model lies in the folder
         architecture = Architecture(str(folder / DENSE), architecture.kwargs)
     built = architecture.build() if own is None or architecture.is_file else copy.deepcopy(own).cpu()
     release_(built)
     dense = make_plain(built, preprocessing)
     dense.eval()
-    if "outputs" in facts and not architecture.is_file:
-        dense = slice_classes(dense, example, json.loads(facts["outputs"]))
-    task = Agreement() if architecture.in_python else TASKS.build(facts.get("task", "classification"))
+    if "outputs" in metadata and not architecture.is_file:
+        dense = slice_classes(dense, example, json.loads(metadata["outputs"]))
+    task = Agreement() if architecture.in_python else TASKS.build(metadata.get("task", "classification"))
     dense = as_judged(dense, example, task)
     dense = make_rotatable(dense, example, read_planned_streams(plan))
     all_groups = find_groups(dense, example, classifier_names(dense, example), prove=False).groups
     groups = read_planned_groups(plan, all_groups)
-    pruned = settle_streams(prune(dense, groups, plan_from_json(plan, groups)))
+    pruned = restore_layer_norms(prune(dense, groups, plan_from_json(plan, groups)))
     model = pruned.model
-    outside = {name: state[name] for name in json.loads(facts.get("outside", "[]"))}
-    restore_outside_(model, outside)
-    state = {name: value for name, value in state.items() if name not in outside}
+    unregistered = {name: state[name] for name in json.loads(metadata.get("outside", "[]"))}
+    restore_unregistered_(model, unregistered)
+    state = {name: value for name, value in state.items() if name not in unregistered}
     for name in state.keys() - model.state_dict().keys():
         module, _, parameter = name.rpartition(".")
         model.get_submodule(module).register_parameter(parameter, nn.Parameter(state[name]))

@@ -27,11 +27,11 @@ def write_served(folder: Path, splits: Splits) -> None:
     hashes.pop("certify", None)
     if hashes:
         served = sorted(set().union(*hashes.values()))
-        (folder / SERVED).write_text("".join(f"{each}\n" for each in served))
+        (folder / SERVED).write_text("".join(f"{each}\n" for each in served), encoding="utf-8")
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedSamples:
     """A function that tells from a sample's content hash whether runs used it in another role.
 
     `hashes` are short ones of those that were used; `complete` says whether every run has a list of them.
@@ -44,7 +44,7 @@ class Served:
         return short_hash(content) in self.hashes
 
 
-def read_served(files: Sequence[Path], note: Note) -> Served:
+def read_served(files: Sequence[Path], note: Note) -> ServedSamples:
     """The samples used by the runs that made `files`, from the lists beside them.
 
     `note` is told about a file without a list. Raises `InputError` for a list that cannot be read.
@@ -53,10 +53,10 @@ def read_served(files: Sequence[Path], note: Note) -> Served:
     complete = True
     for folder in dict.fromkeys(file.parent for file in files):
         try:
-            served.update((folder / SERVED).read_text().split())
+            served.update((folder / SERVED).read_text(encoding="utf-8").split())
         except FileNotFoundError:
             complete = False
             note(f"no {SERVED} in {str(folder)!r}: samples that chose its models can be told only by how data are cut")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{SERVED} of {str(folder)!r} cannot be read ({error}); put it back") from error
-    return Served(frozenset(served), complete)
+    return ServedSamples(frozenset(served), complete)

@@ -26,6 +26,8 @@ from pxcompress.workload import Workload
 SMALLEST_SCALE = 0.5
 """Smallest sides that are tried, as a share of the dense model's; that is a quarter of its MACs."""
 
+SCALE_STEP = 0.95
+"""Factor between two sides that are tried, where maps of few pixels make MACs shrink less than images."""
 
 FAILURES = (PxError, ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 """What models raise that take images of one size only: their own errors, of any kind."""
@@ -84,16 +86,11 @@ def recommend_smaller_images(macs: tuple[int, int], pruned: Predictions, workloa
     dense, example, task = workload.loaded.model, workload.splits.example, workload.task
     if not workload.loaded.preprocessing.is_image or isinstance(dense, OnnxModule):
         return ()
-    macs_dense, macs_pruned = macs
     sides = tuple(example.shape[2:])
-    sizes = tuple(scale_side(side, (macs_pruned / macs_dense) ** 0.5, rounding=0) for side in sides)
-    if sizes == sides or min(sizes) < SMALLEST_SCALE * min(sides):
-        return ()
     try:
-        resized = ResizedInputs(resize_model(dense, sizes), sizes, task.output_name)
-        macs_resized = count_macs(resized.model, resize_images(example, sizes))
+        resized, macs_resized = _resize_to_macs(dense, example, macs, task.output_name)
         whole = ResizedInputs(dense, sides, task.output_name)
-        if macs_resized > macs_pruned or _output_shapes(resized, example) != _output_shapes(whole, example):
+        if resized is None or _output_shapes(resized, example) != _output_shapes(whole, example):
             return ()
         reference = {"whole": whole} if task.reads_dense else {"resized": resized}
         (name,) = reference
@@ -103,16 +100,38 @@ def recommend_smaller_images(macs: tuple[int, int], pruned: Predictions, workloa
     metric, change = task.metric, judged["resized"].change(pruned)
     if not change.is_shown or metric.gain(change.value) < 0:
         return ()
-    words = "x".join(map(str, sizes))
+    words = "x".join(map(str, resized.sizes))
     quality, pruned_quality = judged["resized"].quality.value, pruned.quality.value
     return (
         Warning(
             "smaller-images",
             f"for no more computation the dense model on smaller images does better: {words} pixels are "
-            f"{macs_resized / macs_dense:.2f} of the MACs with {metric.name} {metric.format(quality)}, the pruned "
+            f"{macs_resized / macs[0]:.2f} of the MACs with {metric.name} {metric.format(quality)}, the pruned "
             f"model has {metric.format(pruned_quality)}; give --input-size {words} and remove less",
         ),
     )
+
+
+def _resize_to_macs(
+    model: nn.Module, example: Tensor, macs: tuple[int, int], output_name: str
+) -> tuple[ResizedInputs | None, int]:
+    """The model on the largest smaller images with which it takes no more than `macs[1]`, and what it takes then.
+
+    `macs[0]` are those of the model as it is. None where it takes no more than `macs[1]` as it is, or only on images of
+    less than `SMALLEST_SCALE`.
+    """
+    whole, most = macs
+    sides = tuple(example.shape[2:])
+    scale, former_sizes = (most / whole) ** 0.5, {sides}
+    while 1 > scale >= SMALLEST_SCALE:
+        sizes = tuple(scale_side(side, scale, rounding=0) for side in sides)
+        if sizes not in former_sizes and min(sizes) >= SMALLEST_SCALE * min(sides):
+            resized = ResizedInputs(resize_model(model, sizes), sizes, output_name)
+            if (macs_resized := count_macs(resized.model, resize_images(example, sizes))) <= most:
+                return resized, macs_resized
+        former_sizes.add(sizes)
+        scale *= SCALE_STEP
+    return None, 0
 
 
 def _output_shapes(model: ResizedInputs, example: Tensor) -> dict[str, tuple[int, ...]]:

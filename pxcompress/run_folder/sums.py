@@ -21,7 +21,7 @@ def write_sums(folder: Path) -> None:
 def update_sums(folder: Path, files: Iterable[Path]) -> None:
     """Update SHA256SUMS for files that a later command wrote; does nothing if the folder has no SHA256SUMS.
 
-    Other files keep their recorded digests, so that changes to them still show.
+    Other files keep their recorded digests, so that changes to them still show; files that are missing are left out.
     """
     if not (folder / SUMS).is_file():
         return
@@ -47,7 +47,7 @@ def _name(folder: Path, file: Path) -> str:
 def _write(folder: Path, digests: dict[str, str]) -> None:
     lines = [f"{digests[name]}  {name}\n" for name in sorted(digests) if name != SUMS]
     with whole_file(folder / SUMS) as beside:
-        beside.write_text("".join(lines))
+        beside.write_text("".join(lines), encoding="utf-8")
 
 
 def _read(folder: Path) -> dict[str, str]:

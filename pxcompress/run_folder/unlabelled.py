@@ -61,7 +61,8 @@ class ModelAnswers:
 def observe(files: Mapping[str, Path], unlabelled: str, group: str, note: Note) -> ModelAnswers:
     """The answers of the models `files` on the images of `unlabelled`, with their groups.
 
-    No image is marked to label yet.
+    No image is marked to label yet. Raises `InputError` for models that are no classifiers, `DataError` if no image is
+    new to them.
     """
     preprocessing, classes = read_shared_metadata(list(files.values()))
     note(begin("reading the images"))
@@ -103,8 +104,8 @@ def _groups(
     return {name: np.array(words) == name for name in names}
 
 
-def with_questions(observed: ModelAnswers, limit: RiskLimit, turn: ledger.Turn | None) -> ModelAnswers:
-    """`observed` with the images that need a label for `limit`, in the order of the test or of its `turn`."""
-    order = observed.order if turn is None else turn.order
+def with_questions(observed: ModelAnswers, limit: RiskLimit, anytime_plan: ledger.AnytimePlan | None) -> ModelAnswers:
+    """`observed` with the images that need a label for `limit`, in the order of the test or of its `anytime_plan`."""
+    order = observed.order if anytime_plan is None else anytime_plan.order
     places = samples_to_label(limit.risk, observed.predicted, order, anytime=limit.anytime)
     return replace(observed, to_label=places, order=order)

@@ -134,7 +134,7 @@ def _check_whole(folder: Path) -> None:
 
 
 def _verify_files(folder: Path, data: str, note: Note) -> Verification:
-    """Compute the certificate of ONNX files on labelled data, or of a table of losses, again."""
+    """Compute the certificate of ONNX files on labelled data, or of a table of losses, again. Raises `InputError`."""
     record = _read_certificate(folder, "certify --out")
     if record.origin is None:
         raise InputError(

@@ -19,7 +19,7 @@ from pxcompress.deploy.export import artifact_of, check_outputs, describe_packin
 from pxcompress.deploy.parity import resize_doubled, verify_other_sizes, verify_parity
 from pxcompress.deploy.runtime import find_backend
 from pxcompress.errors import InputError, ModelError, ParityError
-from pxcompress.models.rebuilding import outside_state
+from pxcompress.models.rebuilding import unregistered_tensors
 from pxcompress.models.signature import Signature
 from pxcompress.models.transformers_folder import save_slim
 from pxcompress.onnx_in import OnnxModule
@@ -66,36 +66,43 @@ def export(folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult) 
 
 def export_dense(path: Path, recipe: Recipe, workload: Workload) -> Artifact:
     """Write the dense model as ONNX."""
-    facts = {**_facts(recipe, workload), "pruned": "no"}
+    metadata = {**_make_metadata(recipe, workload), "pruned": "no"}
     model = workload.loaded.model
     if isinstance(model, OnnxModule) and workload.whole is None and recipe.open_axes.batch is None:
-        copy_file(model.source.path, path, {**facts, **describe_packing(model)})
+        copy_file(model.source.path, path, {**metadata, **describe_packing(model)})
         return artifact_of(path)
-    return _export(workload.loaded.model, path, facts, recipe, workload)
+    return _export(workload.loaded.model, path, metadata, recipe, workload)
 
 
 def export_slim(path: Path, recipe: Recipe, workload: Workload, slim: PruneResult) -> Artifact:
     """Write a slim model as ONNX."""
     plan = sha256(_plan(slim).encode()).hexdigest()
-    facts = {**_facts(recipe, workload), "pruned": "yes" if slim.pruned.plan.removed else "no", "plan_sha256": plan}
+    metadata = {
+        **_make_metadata(recipe, workload),
+        "pruned": "yes" if slim.pruned.plan.removed else "no",
+        "plan_sha256": plan,
+    }
     if slim.temperature != 1:
-        facts["temperature"] = f"{slim.temperature:.6g}"
-    return _export(slim.pruned.model, path, facts, recipe, workload)
+        metadata["temperature"] = f"{slim.temperature:.6g}"
+    return _export(slim.pruned.model, path, metadata, recipe, workload)
 
 
-def _export(model: nn.Module, path: Path, facts: dict[str, str], recipe: Recipe, workload: Workload) -> Artifact:
+def _export(model: nn.Module, path: Path, metadata: dict[str, str], recipe: Recipe, workload: Workload) -> Artifact:
     """Write `model` by the backend of the recipe's provider."""
     backend, name = find_backend(recipe.bench.provider), workload.task.output_name
-    return backend.export(model, workload.splits.example, path, facts, axes=recipe.open_axes, output_name=name)
+    return backend.export(model, workload.splits.example, path, metadata, axes=recipe.open_axes, output_name=name)
 
 
 def write_beside_onnx(
     folder: Path, recipe: Recipe, workload: Workload, slim: PruneResult, artifacts: tuple[Artifact, Artifact]
 ) -> Files:
-    """Write recipe, plan, scores and slim weights beside the dense and slim ONNX files, and check parity."""
+    """Write recipe, plan, scores and slim weights beside the dense and slim ONNX files, and check parity.
+
+    Raises `ParityError`.
+    """
     dense, small = artifacts
-    (folder / RECIPE).write_text(recipe.to_json())
-    (folder / PLAN).write_text(_plan(slim))
+    (folder / RECIPE).write_text(recipe.to_json(), encoding="utf-8")
+    (folder / PLAN).write_text(_plan(slim), encoding="utf-8")
     scores = {name: values.float().contiguous() for name, values in slim.scores.items()}
     (folder / "scores.safetensors").write_bytes(save(scores))
     write_served(folder, workload.splits)
@@ -156,7 +163,7 @@ def _plan(slim: PruneResult) -> str:
 
 def _save_weights(model: nn.Module, workload: Workload, path: Path) -> None:
     """Write the slim model's weights, and all that `load` needs to build the module around them."""
-    facts = {
+    metadata = {
         "format": "pt",
         "architecture": workload.loaded.architecture.to_json(),
         "input_shape": json.dumps(list(workload.splits.example.shape[1:])),
@@ -165,21 +172,21 @@ def _save_weights(model: nn.Module, workload: Workload, path: Path) -> None:
         "inputs": Signature(workload.loaded.preprocessing.inputs).to_json(),
     }
     if workload.whole:
-        facts["outputs"] = json.dumps(workload.whole.outputs)
-    outside = outside_state(model)
-    facts["outside"] = json.dumps(sorted(outside))
-    tensors = {**model.state_dict(), **outside}
+        metadata["outputs"] = json.dumps(workload.whole.outputs)
+    unregistered = unregistered_tensors(model)
+    metadata["outside"] = json.dumps(sorted(unregistered))
+    tensors = {**model.state_dict(), **unregistered}
     state = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-    path.write_bytes(save(state, facts))  # not `save_file`: its errors are no OSError, its files for the owner only
+    path.write_bytes(save(state, metadata))  # not `save_file`: its errors are no OSError, its files for the owner only
 
 
 def _save_class_relevance(relevance: ClassRelevance, workload: Workload, path: Path) -> None:
     """Write the relevance for classes: group name -> (classes, units), with names and counts of classes as metadata."""
-    facts = {"classes": json.dumps(workload.source.classes), "samples": json.dumps(relevance.samples)}
-    path.write_bytes(save({name: values.contiguous() for name, values in relevance.units.items()}, facts))
+    metadata = {"classes": json.dumps(workload.source.classes), "samples": json.dumps(relevance.samples)}
+    path.write_bytes(save({name: values.contiguous() for name, values in relevance.units.items()}, metadata))
 
 
-def _facts(recipe: Recipe, workload: Workload) -> dict[str, str]:
+def _make_metadata(recipe: Recipe, workload: Workload) -> dict[str, str]:
     """Metadata of the ONNX files: where they come from, their preprocessing, and what their outputs mean."""
     preprocessing, model = workload.loaded.preprocessing, workload.loaded.model
     return {

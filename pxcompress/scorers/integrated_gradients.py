@@ -17,7 +17,7 @@ from pxcompress.registry import option
 from pxcompress.scorers import SCORERS
 from pxcompress.types import Batch, Batches, Group, Scorer, Scores
 
-TOGETHER = 64
+INPUTS_TOGETHER = 64
 """Inputs in one forward pass, counting each step of a path."""
 
 
@@ -31,7 +31,7 @@ class _Paths:
     def __iter__(self) -> Iterator[Batch]:
         middle = (torch.arange(self.steps) + 0.5) / self.steps
         place = torch.cat([torch.zeros(1), middle, torch.ones(1)])
-        size = max(1, TOGETHER // len(place))
+        size = max(1, INPUTS_TOGETHER // len(place))
         for inputs, labels in self.batches:
             for part, target in zip(inputs.split(size), labels.split(size), strict=True):
                 scale = place.to(part).reshape(1, -1, *[1] * (part.dim() - 1))
@@ -52,7 +52,10 @@ class IntegratedGradients(Scorer):
     target: str = option("label", "class whose logit is explained", choices=("label", "prediction"))
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
-        """Score all units; takes `steps` + 2 forward and backward passes for each sample."""
+        """Score all units; takes `steps` + 2 forward and backward passes for each sample.
+
+        Raises `InputError` for a model of whole numbers, between which there is no path.
+        """
         if has_whole_numbers(model):
             raise InputError(
                 "integrated-gradients goes from zero to an input, but the model takes whole numbers, such as "

@@ -27,25 +27,35 @@ from pxcompress.types import Batches, Group, Scorer, Scores
 @SCORERS.register("lrp")
 @dataclass(frozen=True)
 class LRP(Scorer):
-    """Mean relevance of a unit, E_x | sum_p a_p m_p |, with multipliers m by the composite's rules.
+    """Mean LRP relevance of a unit, E_x | sum_p a_p m_p |, over inputs x, summed over the unit's positions p.
 
-    a are activations. `plrp` is the share of relevance that is pruned (PLRP-lambda).
+    a are activations, m the gradients as LRP's rules modify them. `plrp` is the share of relevance that is dropped in
+    each layer (PLRP-lambda).
     """
 
     composite: str = option(
-        "epsilon", "rules by depth: a preset's name or a composite's text, see `pxcompress methods`"
+        "epsilon", "LRP rules by depth: the name of a composite, or the text of one as listed below"
     )
-    start: str = search_option(option("logit", "relevance that the target starts with", choices=tuple(STARTS)))
+    start: str = search_option(
+        option("logit", "relevance with which the target's logit starts the backward pass", choices=tuple(STARTS))
+    )
     target: str = option(
         "prediction", "class whose relevance counts; only label needs labels", choices=("prediction", "label", "all")
     )
-    aggregate: str = search_option(option("abs", "over samples", choices=tuple(AGGREGATES)))
+    aggregate: str = search_option(
+        option("abs", "over samples with relevance R: mean |R|, mean R, |mean R|, mean R^2", choices=tuple(AGGREGATES))
+    )
     plrp: float = option(
-        0.0, "drop the smallest relevances of each sample and layer that hold this share of the mass", low=0.0, high=0.9
+        0.0,
+        "drop the smallest relevances of each sample and layer, which together hold this share of all",
+        low=0.0,
+        high=0.9,
     )
     centre: bool = search_option(option(False, "count only what goes beyond the unit's mean activation"))
     autocast: str = option(
-        "none", "precision of products, refused where scores move by over 1 %", choices=("none", *PRECISIONS)
+        "none",
+        "precision of matrix products, an error where scores change by more than 1 %",
+        choices=("none", *PRECISIONS),
     )
 
     def __post_init__(self) -> None:

@@ -48,21 +48,27 @@ class LRPResidual(Scorer):
     judged on the same samples it would be everything wherever samples are fewer than units.
     """
 
-    composite: str = option("epsilon", "rules that give the multipliers m: a preset's name or a composite's text")
-    start: str = search_option(option("logit", "relevance that the target starts with", choices=tuple(STARTS)))
+    composite: str = option(
+        "epsilon", "LRP rules by depth: the name of a composite, or the text of one as listed below"
+    )
+    start: str = search_option(
+        option("logit", "relevance with which the target's logit starts the backward pass", choices=tuple(STARTS))
+    )
     target: str = option("prediction", "class whose relevance counts", choices=("prediction", "label"))
     metric: str = search_option(
         option(
             "outputs",
-            "where errors are weighed: by relevance at the consumers' outputs, by the consumers' weights alone (OBS), "
-            "by relevance at the units, or not at all (redundancy)",
+            "what an error counts by: the relevance at the outputs of the next layers, their weights alone (OBS), the "
+            "relevance at the units themselves, or nothing (redundancy alone)",
             choices=tuple(METRICS),
         )
     )
-    follow: bool = search_option(option(True, "let what a unit costs follow the folds before it"))
+    follow: bool = search_option(
+        option(True, "after each removal, update the remaining units' costs for the weights that took the unit over")
+    )
     ridge: float = option(
         0.0,
-        "ridge, as a share of the mean variance of a layer's inputs; 0: what does best on the other half",
+        "ridge, as a share of the mean variance of a layer's inputs; 0: the best by cross-validation",
         low=0.0,
         high=10.0,
     )

@@ -21,8 +21,10 @@ class Taylor(Scorer):
     """Change of the cross-entropy when a unit is zeroed, to first order: E_x | sum_p a_p dL/da_p |."""
 
     target: ClassVar[str] = "label"
-    start: str = option("loss", "what is differentiated", choices=tuple(STARTS))
-    aggregate: str = option("abs", "over samples", choices=tuple(AGGREGATES))
+    start: str = option("loss", "function of the logits whose gradient is taken", choices=tuple(STARTS))
+    aggregate: str = option(
+        "abs", "over samples with change R: mean |R|, mean R, |mean R|, mean R^2", choices=tuple(AGGREGATES)
+    )
 
     def __call__(self, model: nn.Module, groups: Sequence[Group], batches: Batches) -> Scores:
         """Score all units by gradients of the loss of the labels, which it needs."""

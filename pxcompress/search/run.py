@@ -96,7 +96,7 @@ def search(recipe: Recipe, plan: SearchPlan, out: Path, note: Note) -> SearchRes
     out.mkdir(parents=True, exist_ok=True)
     for name, text in {COMPOSITE: composite, RESULT: json.dumps(asdict(result), indent=1), PAGE: page}.items():
         with whole_file(out / name) as beside:
-            beside.write_text(text)
+            beside.write_text(text, encoding="utf-8")
     return result
 
 
@@ -118,7 +118,10 @@ def _check(recipe: Recipe, out: Path) -> None:
 
 
 def _make_result(study: Study, space: Space, bench: Workbench, samples: int) -> SearchResult:
-    """The results of all trials of `study`, and the interval of the gain over the default."""
+    """The results of all trials of `study`, with a note if the gain over the default is within the noise.
+
+    Raises `InputError` if no trial was measured to the end.
+    """
     trials = study.get_trials(deepcopy=False)
     choices = []
     for trial in trials:
@@ -144,7 +147,7 @@ def _make_result(study: Study, space: Space, bench: Workbench, samples: int) -> 
 
 
 def _make_page(result: SearchResult, study: Study, recipe: Recipe) -> str:
-    """The search as one self-contained HTML page with Optuna's plots: history, and importances if trials differ."""
+    """The search as one self-contained HTML page with Optuna's plots: history, and importances if 8 values differ."""
     from matplotlib import pyplot
 
     plots = optuna.visualization.matplotlib

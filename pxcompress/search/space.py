@@ -105,7 +105,11 @@ class Space:
 
 
 def make_space(recipe: Recipe, *, attention: bool) -> Space:
-    """The space around `recipe`: scorer, its options and rules, softmax rule (with `attention`), normalisation."""
+    """The parameters that a search varies, with `recipe` for everything else.
+
+    They are the scorer, its options and LRP rules, the rule for softmax (if the model has `attention`), and the
+    normalisation.
+    """
     recipe, scorers = recipe.but(scorer=recipe.scorers[0]), [name for name in SCORERS if _has_rules(name)]
     numbers = [
         each

@@ -68,7 +68,7 @@ def read_boxes(outputs: Mapping[str, Tensor], name: str = AUTO) -> Candidates:
 
 
 def layout_of(outputs: Mapping[str, Tensor], name: str = AUTO) -> BoxLayout:
-    """The layout `name`, or for "auto" the first that matches. Raises `InputError` if none does."""
+    """The layout `name`, or for "auto" the first that matches. Raises `InputError` if none does, or there is none."""
     if name != AUTO and name not in LAYOUTS:
         raise unknown("box layout", name, [AUTO, *LAYOUTS])
     candidates = LAYOUTS.values() if name == AUTO else [LAYOUTS[name]]
@@ -81,7 +81,7 @@ def layout_of(outputs: Mapping[str, Tensor], name: str = AUTO) -> BoxLayout:
 
 
 def _yolo_map(outputs: Mapping[str, Tensor]) -> Tensor | None:
-    """The first output (n, 4 + classes, locations); not (n, boxes, 6), which has been filtered already."""
+    """The first output (n, 4 + classes, locations), or None; (n, boxes, 6) does not count, it is filtered already."""
     maps = [each for each in outputs.values() if is_real(each) and each.dim() == 3]
     maps = [each for each in maps if each.shape[1] > 4 and each.shape[2] > 6]
     return maps[0] if maps else None

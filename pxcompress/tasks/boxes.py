@@ -42,7 +42,7 @@ class Boxes:
     places: Tensor = NOWHERE
 
     @property
-    def there(self) -> Tensor:
+    def is_box(self) -> Tensor:
         """Mask (n, k) of the rows that hold a box."""
         return self.classes >= 0
 
@@ -51,7 +51,7 @@ class Boxes:
         """Mask (n, k) of the boxes that a model must find: no crowds, and with joints only objects with marked
         joints.
         """
-        single = self.there & ~self.crowd
+        single = self.is_box & ~self.crowd
         return single if self.joints is None else single & self.joints.marked.any(2)
 
     def surer_than(self, score: float) -> Boxes:
@@ -81,7 +81,7 @@ def match(boxes: Boxes, truth: Boxes, thresholds: tuple[float, ...] = THRESHOLDS
     overlaps = _overlaps(boxes, truth)
     least = torch.tensor([min(value, 1 - 1e-10) for value in thresholds], dtype=torch.float64)
     counted, crowd = truth.counted[:, None], truth.crowd[:, None]
-    free = truth.there[:, None].expand(-1, len(thresholds), -1).clone()
+    free = truth.is_box[:, None].expand(-1, len(thresholds), -1).clone()
     results = torch.zeros(*boxes.classes.shape, len(thresholds), dtype=torch.float64)
     if not overlaps.numel():
         return results
@@ -101,7 +101,7 @@ def _overlaps(boxes: Boxes, truth: Boxes) -> Tensor:
 
     For a crowd it is the share of the box that the crowd covers, for objects with joints OKS.
     """
-    same = (boxes.classes[:, :, None] == truth.classes[:, None]) & truth.there[:, None]
+    same = (boxes.classes[:, :, None] == truth.classes[:, None]) & truth.is_box[:, None]
     if boxes.joints is not None and truth.joints is not None:
         return torch.where(same, oks(boxes.joints, truth.joints, truth.corners), -1.0)
     one, two = boxes.corners.double(), truth.corners.double()
@@ -115,7 +115,7 @@ def _overlaps(boxes: Boxes, truth: Boxes) -> Tensor:
 
 def f1(boxes: Boxes, truth: Boxes, threshold: float = THRESHOLDS[0]) -> Tensor:
     """F1 score of the boxes of each image, (n,); 1 if there are neither boxes nor true ones."""
-    results = torch.where(boxes.there, match(boxes, truth, (threshold,))[..., 0], -1.0)
+    results = torch.where(boxes.is_box, match(boxes, truth, (threshold,))[..., 0], -1.0)
     right, counted = (results > 0).sum(1).double(), (results >= 0).sum(1)
     truth_counts = truth.counted.sum(1)
     return torch.where(counted + truth_counts > 0, 2 * right / (counted + truth_counts).clamp_min(1), 1.0)

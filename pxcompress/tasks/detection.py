@@ -20,13 +20,13 @@ from pxcompress.tasks.box_layouts import AUTO, Candidates, read_boxes
 from pxcompress.tasks.boxes import THRESHOLDS, Boxes, average_precision, f1, match, survivors
 from pxcompress.tasks.task import Layout, Outputs, Task
 
-MOST = 100
+MOST_BOXES = 100
 """Most boxes in an image that count, as in COCO's evaluation."""
 
 KEYPOINTS = "keypoints"
 """Name of the output (n, locations, joints, 3) of models with joints; the task "detection" judges boxes alone."""
 
-FAINT = 0.01
+FAINT_SCORE = 0.01
 """Boxes with a lower score are left out of the average precision."""
 
 SIGNS = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]])
@@ -55,7 +55,7 @@ class Detection(Task):
     whole_images = True
     trains_by_divergence = True
     subject = "the boxes"
-    most: ClassVar[int] = MOST
+    most: ClassVar[int] = MOST_BOXES
     """Most boxes in an image that count."""
 
     def logits(self, outputs: Outputs) -> Tensor:
@@ -111,7 +111,11 @@ class Detection(Task):
         return f1(one, other)
 
     def divergence(self, outputs: Outputs, dense: Outputs) -> Tensor:
-        """KL divergence of all candidates' classes plus 1 - IoU of the dense model's boxes, per such box, (n,)."""
+        """How far the outputs of each image are from the dense model's, (n,), for each box that the latter predicts.
+
+        That is the sum of the KL divergences of all candidates' classes and of 1 - IoU for boxes that the dense model
+        predicts, divided by their number.
+        """
         one, reference = self._candidates(outputs), self._candidates(dense)
         predicted = self._find_predicted(reference)
         classes = _bernoulli_divergence(one.logits.double(), reference.logits.double()).sum((1, 2))
@@ -135,13 +139,13 @@ class Detection(Task):
         """The predicted boxes with their scores, best first."""
         candidates = self._candidates(outputs)
         boxes = self._predicted_boxes(outputs).surer_than(self.score)
-        there, (height, width) = boxes.there[0], size or (1, 1)
+        is_box, (height, width) = boxes.is_box[0], size or (1, 1)
         scale = torch.tensor([width, height, width, height]) if candidates.relative else 1
-        numbers = tuple(boxes.classes[0, there].int().tolist())
-        pairs = zip(numbers, boxes.scores[0, there].tolist(), strict=True)
+        numbers = tuple(boxes.classes[0, is_box].int().tolist())
+        pairs = zip(numbers, boxes.scores[0, is_box].tolist(), strict=True)
         names = tuple(f"{name_class(classes, k)} {score:.2f}" for k, score in pairs)
         words = list_parts(names, "no box")
-        return Answer(words, boxes=boxes.corners[0, there] * scale, classes=numbers, names=names)
+        return Answer(words, boxes=boxes.corners[0, is_box] * scale, classes=numbers, names=names)
 
     def describe_target(self, target: Tensor, classes: Sequence[str]) -> str:
         """The classes of the true boxes in words; "" if the target is no table of boxes."""
@@ -163,9 +167,9 @@ class Detection(Task):
         padding = torch.tensor([0.0, 0, 0, 0, -1, 0, 0]).to(candidates.corners.detach())
         rows.append(padding.expand(self.most, -1))
         table = pad_sequence(rows, batch_first=True, padding_value=-1.0)[:-1].double().cpu()
-        there = table[..., 4] >= 0
-        scores = torch.where(there, table[..., 5], 0)
-        return Boxes(table[..., :4], table[..., 4], scores, torch.zeros_like(there), places=table[..., 6].long())
+        is_box = table[..., 4] >= 0
+        scores = torch.where(is_box, table[..., 5], 0)
+        return Boxes(table[..., :4], table[..., 4], scores, torch.zeros_like(is_box), places=table[..., 6].long())
 
     def _true_boxes(self, targets: Tensor, *, relative: bool) -> Boxes:
         """The boxes of `targets` (n, rows, 6), in pixels of the input or as shares of its sides."""
@@ -173,7 +177,7 @@ class Detection(Task):
 
     def _list_survivors(self, corners: Tensor, scores: Tensor, classes: Tensor, overlap: bool) -> Tensor:
         """Corners, class, score and location of one image's boxes after non-maximum suppression, (k, 7)."""
-        places = self._survivors(corners, scores, classes, overlap, FAINT)
+        places = self._survivors(corners, scores, classes, overlap, FAINT_SCORE)
         facts = (classes[places], scores[places], places)
         return torch.cat([corners[places], *(each[:, None].to(corners) for each in facts)], 1)
 

@@ -249,7 +249,7 @@ def test_a_backend_from_elsewhere_measures_a_run(numpy_provider: str, file: Path
     assert Bench(provider=numpy_provider).provider == numpy_provider
     other = _save(tmp_path / "other.onnx", -np.ones((6, 4), np.float32))
     batches = [(EXAMPLE, torch.full((3,), 3))]
-    files = measure.try_files([file, other], batches, Classification(), provider=numpy_provider, threads=1)
+    files = measure.time_and_predict([file, other], batches, Classification(), provider=numpy_provider, threads=1)
     assert [each.session.placement.got for each in files] == ["NumPyCPU"] * 2
     assert all((each.seconds > 0).all() for each in files)
 

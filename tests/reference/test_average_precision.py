@@ -52,10 +52,10 @@ def test_map_is_that_of_cocos_own_code(seed: int) -> None:
     recalls, thresholds = np.linspace(0, 1, 101).tolist(), np.linspace(0.5, 0.95, 10).tolist()  # its own are float32
     metric = MeanAveragePrecision(backend="pycocotools", rec_thresholds=recalls, iou_thresholds=thresholds)
     for image, rows in enumerate(targets[:, :-1]):
-        rows, there = rows[rows[:, 0] >= 0], boxes.there[image]
-        predicted_boxes = {"boxes": boxes.corners[image][there], "scores": boxes.scores[image][there]}
+        rows, is_box = rows[rows[:, 0] >= 0], boxes.is_box[image]
+        predicted_boxes = {"boxes": boxes.corners[image][is_box], "scores": boxes.scores[image][is_box]}
         true_boxes = {"boxes": rows[:, 1:5], "labels": rows[:, 0].long(), "iscrowd": rows[:, 5].long()}
-        metric.update([{**predicted_boxes, "labels": boxes.classes[image][there].long()}], [true_boxes])
+        metric.update([{**predicted_boxes, "labels": boxes.classes[image][is_box].long()}], [true_boxes])
     expected = metric.compute()
     assert 0.05 < expected["map"] < 0.95
     assert task.quality(statistics) == pytest.approx(float(expected["map"]), abs=1e-6)
@@ -93,7 +93,7 @@ def _coco_map_of_joints(boxes: Boxes, targets: Tensor, joints: int) -> float:
                 }
             )
         assert boxes.joints is not None
-        for place in boxes.there[image].nonzero()[:, 0].tolist():
+        for place in boxes.is_box[image].nonzero()[:, 0].tolist():
             places = boxes.joints.places[image, place]
             table = torch.cat([places, torch.ones(joints, 1)], 1).flatten().tolist()
             kind, score = int(boxes.classes[image, place]), float(boxes.scores[image, place])

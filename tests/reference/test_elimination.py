@@ -124,7 +124,7 @@ def test_a_unit_nobody_reads_goes_first() -> None:
 def test_going_in_blocks_loses_little(monkeypatch: pytest.MonkeyPatch) -> None:
     problems = [_problem(48, 1, 20, seed) for seed in range(6)]
     one_by_one = [eliminate(_readers([problem], 1), 48) for problem in problems]
-    monkeypatch.setattr(elimination, "SHARE", 12)
+    monkeypatch.setattr(elimination, "UNITS_PER_REMOVAL", 12)
     in_blocks = [eliminate(_readers([problem], 1), 48) for problem in problems]
     ratios = [
         _loss(*problem, blocks.argsort()[removed:].tolist()) / _loss(*problem, single.argsort()[removed:].tolist())

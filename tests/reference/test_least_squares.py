@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pxcompress.graph import find_groups, prune
 from pxcompress.repair import REPAIRS, least_squares
 from pxcompress.repair.fold import Fold
-from pxcompress.repair.least_squares import RIDGES, TOGETHER, LeastSquares
+from pxcompress.repair.least_squares import LAYERS_TOGETHER, RIDGES, LeastSquares
 from pxcompress.state import evaluating, seeded
 from pxcompress.types import Group, Plan, Pruned
 
@@ -204,7 +204,7 @@ def _order(pruned: Pruned, example: Tensor) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["geometry", "flatten_cnn", "conv1d", "grouped", "resnet_basic", "resnext", "vit"])
-@pytest.mark.parametrize(("weighting", "together"), [("relevance", 1), ("none", TOGETHER)])
+@pytest.mark.parametrize(("weighting", "together"), [("relevance", 1), ("none", LAYERS_TOGETHER)])
 def test_least_squares_is_ridge_regression(name: str, weighting: str, together: int) -> None:
     pruned, inputs = _folded(name)
     expected = copy.deepcopy(pruned)

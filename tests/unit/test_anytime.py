@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pxcompress.certify.anytime import Budget, certify_anytime, stake_budget, stopping_time
 from pxcompress.certify.learn_then_test import BETS, e_process, log_wealth
 from pxcompress.certify.path import Candidate, RiskLimit, certify
-from pxcompress.certify.path import Tested as Row
+from pxcompress.certify.path import CertificateRow as Row
 from pxcompress.errors import InputError
 
 DRAWN = settings(deadline=None, derandomize=True, database=None, max_examples=40)

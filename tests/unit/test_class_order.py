@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pxcompress.data import Source, match_class_order, open_source, restrict_classes
 from pxcompress.errors import ModelError
 from pxcompress.models.class_names import imagenet_classes
-from pxcompress.models.loading import Architecture, Loaded, load_model
+from pxcompress.models.loading import Architecture, LoadedModel, load_model
 from pxcompress.recipe import Recipe
 from pxcompress.types import Preprocessing
 from pxcompress.workload import load_workload
@@ -40,8 +40,8 @@ class Shade(nn.Module):
         return -(inputs.mean((1, 2, 3))[:, None] - self.shades).abs()
 
 
-def loaded(order: Sequence[str], names: Sequence[str] = ()) -> Loaded:
-    return Loaded(Shade(order).eval(), Architecture("x"), SHADES, "checkpoint", 4, tuple(names))
+def loaded(order: Sequence[str], names: Sequence[str] = ()) -> LoadedModel:
+    return LoadedModel(Shade(order).eval(), Architecture("x"), SHADES, "checkpoint", 4, tuple(names))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_a_part_of_the_classes_is_found_by_name_and_the_model_keeps_all(data: So
     torch_order = tuple(name if name in ("x", "y") else {"BEE": "Bee"}.get(name, name) for name in order)
     model = Shade([{"x": "c10", "y": "c10"}.get(name, name) for name in torch_order])
     model.shades[[0, 3]] = 9.0
-    extended = match_class_order(data, Loaded(model.eval(), Architecture("x"), SHADES, "checkpoint", 6, order))
+    extended = match_class_order(data, LoadedModel(model.eval(), Architecture("x"), SHADES, "checkpoint", 6, order))
     assert extended.classes == torch_order
     assert extended.outputs == 6
     assert right(extended, model) == 1.0

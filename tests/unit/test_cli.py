@@ -344,20 +344,27 @@ def test_a_place_that_cannot_be_written_is_said_at_once(px: Px, tmp_path: Path) 
     )
 
 
-def test_interrupted_runs_leave_nothing(tmp_path: Path, images: Path, checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "stage", "code", "word"),
+    [(signal.SIGINT, "export", 130, "interrupted"), (signal.SIGTERM, "load", 143, "terminated")],
+)
+def test_runs_ended_by_a_signal_leave_nothing(
+    tmp_path: Path, images: Path, checkpoint: Path, number: int, stage: str, code: int, word: str
+) -> None:
     args = [sys.executable, "-m", "pxcompress", "run", "--model", MODEL, "--ratio", "0.5", "--data", str(images)]
     args += ["--checkpoint", str(checkpoint), "--input-size", str(SIZE), "--out", str(tmp_path / "runs" / "out")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("export ..."):
+            if line.startswith(f"{stage} ..."):
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == code, err
     assert out == ""
     assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith(f"pxcompress: {word}; no result was written; trials of a search")
     assert list((tmp_path / "runs").iterdir()) == []
 
 

@@ -22,6 +22,21 @@ from pxcompress.passes.parts import watch_batches
 from pxcompress.recipe import Bench, Guarantee, Recipe
 
 
+def test_a_closed_stdout_ends_no_command(px: Px, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it after `>&-`
+    assert (px("methods").code, sys.stdout.name) == (0, os.devnull)
+    sys.stdout.close()
+
+
+def test_letters_that_a_terminal_lacks_end_no_command(px: Px, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert px("methods").code == 0
+    stream.write("caf\u00e9\n")
+    stream.flush()
+    assert stream.buffer.getvalue().endswith(b"caf?\n")  # type: ignore[attr-defined]
+
+
 def test_inspect_needs_no_data(px: Px) -> None:
     outcome = px("inspect", "--model", "resnet18", "--input-size", 32, "--json")
     assert outcome.code == 0

@@ -239,7 +239,7 @@ def test_wrong_folders_are_one_line(px: Px, folders: list[Path], tmp_path: Path)
     assert "given 2 times" in one_line(px("report", folders[0], folders[0]))
     assert "--card is of one run, and printed" in one_line(px("report", *folders, "--card"))
     (folders[0] / "report.json").write_text("{")
-    assert "report.json is not as pxcompress writes it" in one_line(px("report", *folders))
+    assert "report.json' is not as pxcompress writes it" in one_line(px("report", *folders))
     for altered in ({"certificate": {"rows": 1}}, {"recipe": {"repair": 1, "floors": 1}}):
         (folders[0] / "report.json").write_text(json.dumps({**json.loads(to_json(REPORT)), **altered}))
         assert "is not as pxcompress writes it" in one_line(px("report", folders[0], "--card"))

@@ -230,10 +230,10 @@ def test_predict_finds_the_boxes_that_the_task_says() -> None:
     boxes = task._predicted_boxes(outputs).surer_than(task.score)
     facts = {"task": "detection", "input_size": json.dumps([3, SIDE, SIDE])}
     for image in range(4):
-        there = boxes.there[image]
+        is_box = boxes.is_box[image]
         results = predict.find_boxes({"output": outputs["output"][image].double().numpy()}, facts)
-        assert [kind for kind, *_ in results] == boxes.classes[image][there].long().tolist()
-        np.testing.assert_allclose([corners for _, _, corners, _ in results], boxes.corners[image][there], atol=1e-4)
+        assert [kind for kind, *_ in results] == boxes.classes[image][is_box].long().tolist()
+        np.testing.assert_allclose([corners for _, _, corners, _ in results], boxes.corners[image][is_box], atol=1e-4)
 
 
 def test_boxes_without_labels_are_judged_beside_the_dense_models() -> None:

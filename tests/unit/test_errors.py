@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+from torch import nn
 
 from pxcompress import errors
+from pxcompress.data import open_source
+from pxcompress.deploy.runtime import open_session
 from pxcompress.errors import (
     BudgetError,
     DataError,
@@ -13,6 +19,7 @@ from pxcompress.errors import (
     ResultError,
     unknown,
 )
+from pxcompress.models.loading import load_model
 
 ALL = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, PxError)]
 
@@ -46,6 +53,10 @@ def test_unknown_names_suggest_the_nearest() -> None:
     assert str(error) == "unknown scorer 'magnitud'; did you mean magnitude? known: magnitude, random, taylor"
 
 
+def test_names_are_near_whatever_their_case() -> None:
+    assert "did you mean ResNet18?" in str(unknown("model", "RESNET18", ["ResNet18", "vit"]))
+
+
 def test_unknown_names_list_all_when_none_is_near() -> None:
     assert str(unknown("scorer", "zzz", ["taylor", "random"])) == "unknown scorer 'zzz'; known: random, taylor"
 
@@ -60,3 +71,39 @@ def test_only_few_known_names_are_listed_beside_the_near_ones() -> None:
     many = [f"name{n}" for n in range(20)]
     assert "known:" not in str(unknown("model", "name99", many))
     assert str(unknown("target", "int4", ["fp32", "fp16", "int8"])).endswith("known: fp16, fp32, int8")
+
+
+@pytest.mark.parametrize(
+    ("neighbour", "use"),
+    [
+        ("photos", lambda folder: open_source(f"{folder}/photso")),
+        ("texts.csv", lambda folder: open_source(f"{folder}/text.csv")),
+        ("rows.npz", lambda folder: open_source(f"{folder}/row.npz")),
+        ("net.onnx", lambda folder: load_model(f"{folder}/nets.onnx", classes=10)),
+        ("net.onnx", lambda folder: open_session(folder / "nets.onnx", "cpu")),
+        ("net.pth", lambda folder: load_model("resnet10t", classes=10, checkpoint=folder / "nets.pth")),
+    ],
+)
+def test_a_missing_file_is_told_with_what_is_spelt_like_it(
+    neighbour: str, use: Callable[[Path], object], tmp_path: Path
+) -> None:
+    (tmp_path / neighbour).touch()
+    with pytest.raises(InputError) as caught:
+        use(tmp_path)
+    assert f"; did you mean {str(tmp_path / neighbour)!r}?" in str(caught.value)
+
+
+def test_a_path_that_exists_or_lies_nowhere_has_no_suggestion(tmp_path: Path) -> None:
+    (tmp_path / "photos").touch()
+    assert errors.suggest_path(tmp_path / "photos") == ""
+    assert errors.suggest_path(tmp_path / "quite another") == ""
+    assert errors.suggest_path(tmp_path / "missing" / "photos") == ""
+
+
+def test_a_folder_is_no_model_and_a_name_of_timm_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("exported", "test_resnet"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="'exported' is a folder; give a model file in it, hf:exported or"):
+        load_model("exported", classes=10)
+    assert isinstance(load_model("test_resnet", classes=10).model, nn.Module)

@@ -9,6 +9,8 @@ import torch
 from loading import SMALL, equal, load, refusal
 from safetensors.torch import save_file
 
+from pxcompress.guard import terminate
+from pxcompress.models.factories import own_code
 from pxcompress.models.loading import Architecture, classifier_names, load_model
 
 FACTORY = """
@@ -30,6 +32,10 @@ def sized(num_classes, img_size): return nn.Sequential(nn.Flatten(), nn.Linear(3
 def needy(path): return Net(2)
 def number(): return 3
 def features(): return nn.Conv2d(3, 8, 3)
+def ending(): raise SystemExit(0)
+def printing():
+    print("loading")
+    return Net(4)
 def broken(): raise KeyError("weights.bin")
 def nan():
     net = Net(4)
@@ -109,6 +115,7 @@ def test_factory_preprocessing(factory: str) -> None:
         ("number", "returned a int; expected an nn.Module"),
         ("needy", "missing 1 required positional argument: 'path'"),
         ("broken", "KeyError: 'weights.bin'"),
+        ("ending", "it ends the process with exit code 0"),
         ("nan", "NaN"),
     ],
 )
@@ -116,6 +123,17 @@ def test_bad_factory(factory: str, function: str, words: str) -> None:
     message = refusal(f"{factory}:{function}")
     assert words in message
     assert f"{factory}:{function}" in message
+
+
+def test_what_a_factory_prints_is_no_result(factory: str, capsys: pytest.CaptureFixture[str]) -> None:
+    load(f"{factory}:printing")
+    out, err = capsys.readouterr()
+    assert (out, set(err.split())) == ("", {"loading"})
+
+
+def test_the_end_of_the_process_is_not_taken_for_a_bad_factory() -> None:
+    with pytest.raises(SystemExit, match="143"), own_code():
+        terminate(15, None)
 
 
 def test_factory_with_another_class_count(factory: str) -> None:

@@ -104,6 +104,32 @@ def test_a_rate_that_is_too_high_is_found_soon(monkeypatch: pytest.MonkeyPatch) 
     assert divergence(tuned(options, near(), batches, held_out), held_out) == start
 
 
+@pytest.mark.parametrize(
+    ("errors", "lowered_at"),
+    [
+        ([1.0] * 14, [40, 70, 90, 100, 110]),
+        ([1.0, 0.5, 1.4] + [0.6] * 12, [20, 60, 80, 100, 110]),
+        ([1.0, 1.2, 1.1, 0.9] + [1.4] * 10, []),
+    ],
+)
+def test_a_rate_that_gained_nothing_in_a_third_of_the_steps_is_lowered(
+    errors: list[float], lowered_at: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However little the error rose; with 120 steps, checks are made at the twelfth, in every tenth, and at the end."""
+    seen = iter(errors)
+    monkeypatch.setattr(finetune.Validation, "__call__", lambda *_: next(seen))
+    begun: list[int] = []
+    begin = finetune._Training._begin_attempt
+
+    def note(training: finetune._Training) -> None:
+        begun.append(training._progress.step)
+        begin(training)
+
+    monkeypatch.setattr(finetune._Training, "_begin_attempt", note)
+    tuned("steps=120", near(), data(64, 64), data(32, 32, seed=1))
+    assert begun == lowered_at
+
+
 def test_the_best_weights_on_held_out_samples_are_kept() -> None:
     batches, held_out = data(32, 32), data(200, 50, seed=1)
     better = 0

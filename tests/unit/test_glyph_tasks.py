@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pxcompress.data import EMBEDDED, Source, load_splits, open_source
 from pxcompress.demo import baseline
 from pxcompress.demo.baseline import Problem, train_baseline
-from pxcompress.demo.glyph_tasks import COUNT_NAMES, KINDS, LABELS, SCENE_SIDE, scene, scenes
+from pxcompress.demo.glyph_tasks import COUNT_NAMES, KINDS, LABELS, SCENE_SIDE, draw_scene, draw_scenes
 from pxcompress.demo.glyphs import CLASSES
 from pxcompress.demo.losses import Loss, loss_for
 from pxcompress.demo.nets import UNet, scene_cnn, scene_vit
@@ -91,7 +91,7 @@ def test_kinds_are_all_characters_once() -> None:
 def test_scenes_show_each_character_where_the_mask_says() -> None:
     kinds = tuple(KINDS.values())
     for seed in range(30):
-        image, owners, shown = scene(kinds, np.random.default_rng(seed))
+        image, owners, shown = draw_scene(kinds, np.random.default_rng(seed))
         assert image.shape == (SCENE_SIDE, SCENE_SIDE, 3)
         assert 1 <= len(shown) <= 4
         for number in range(1, len(shown) + 1):
@@ -104,19 +104,19 @@ def test_scenes_show_each_character_where_the_mask_says() -> None:
 def test_targets_say_what_is_shown() -> None:
     masks, counts = open_source("glyph-masks" + TINY), open_source("glyph-counts" + TINY)
     labels = open_source("glyph-labels" + TINY)
-    _, owners, characters = scenes("train", 48, tuple(KINDS.values()))
+    _, owners, characters = draw_scenes("train", 48, tuple(KINDS.values()))
     for index in range(48):
         mask = masks.train.targets(index, None, None)
         assert torch.equal(mask > 0, torch.from_numpy(owners[index]) > 0)
         first = 1 + [characters[index, 0] in kind for kind in KINDS.values()].index(True)
         assert (mask[torch.from_numpy(owners[index]) == 1] == first).all()
     digits = KINDS["digit"]
-    _, _, characters = scenes("train", 48, (digits, "".join(CLASSES[len(digits) :])))
+    _, _, characters = draw_scenes("train", 48, (digits, "".join(CLASSES[len(digits) :])))
     for index, row in enumerate(characters.tolist()):
         shown = "".join(row)
         expected = [len(shown), sum(each in digits for each in shown)]
         assert counts.train.targets(index, None, None).tolist() == expected
-    _, _, characters = scenes("train", 48, LABELS)
+    _, _, characters = draw_scenes("train", 48, LABELS)
     for index, row in enumerate(characters.tolist()):
         assert labels.train.targets(index, None, None).tolist() == [float(each in row) for each in LABELS]
     assert (masks.classes, counts.classes, labels.classes) == (("background", *KINDS), COUNT_NAMES, LABELS)

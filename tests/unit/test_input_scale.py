@@ -16,7 +16,7 @@ from PIL import Image
 from pxcompress.clock import Clock
 from pxcompress.errors import InputError, ModelError
 from pxcompress.models.input_scale import with_values
-from pxcompress.models.loading import Loaded, load_model
+from pxcompress.models.loading import LoadedModel, load_model
 from pxcompress.pipeline import open_run
 from pxcompress.recipe import Recipe
 
@@ -33,11 +33,11 @@ def net(folder: Path, facts: Mapping[str, str] | None = None) -> Path:
     return path
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path) -> LoadedModel:
     return load_model(str(path), classes=3)
 
 
-def ends(loaded: Loaded) -> list[tuple[float, float]]:
+def ends(loaded: LoadedModel) -> list[tuple[float, float]]:
     """What a pixel of 0 and one of 255 become, in every channel."""
     values = zip(loaded.preprocessing.mean, loaded.preprocessing.std, strict=True)
     return [(-mean / std, (1 - mean) / std) for mean, std in values]

@@ -15,7 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from pxcompress.deploy.float_nodes import find_tail
-from pxcompress.deploy.int8 import Judge, Quantised, quantise
+from pxcompress.deploy.int8 import Judge, QuantisedFile, quantise
 from pxcompress.deploy.nncf_int8 import quantise_by_nncf
 from pxcompress.deploy.precision import convert
 from pxcompress.deploy.qdq import METHODS, Style, correct_biases, measure_ranges, quantisable_nodes, write_quantised
@@ -61,7 +61,7 @@ def labelled(path: Path, batches: list[Batch]) -> list[Batch]:
     return [(inputs, torch.from_numpy(session.predict(inputs).argmax(1))) for inputs, _ in batches]
 
 
-def made(source: Path, folder: Path, max_drop: float) -> Quantised:
+def made(source: Path, folder: Path, max_drop: float) -> QuantisedFile:
     judge = Judge(labelled(source, samples(1)), Classification(), max_drop)
     return quantise(source, folder / "made.onnx", samples(0), judge)
 

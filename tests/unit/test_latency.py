@@ -214,7 +214,7 @@ def test_weights_cost_the_time_in_which_they_come_from_memory(monkeypatch: pytes
     """Operators that take the same at every width, so that all that gets cheaper is to fetch their weights."""
     monkeypatch.setenv("PXCOMPRESS_CACHE", str(tmp_path))
     monkeypatch.setattr(OperatorTimes, "milliseconds", lambda table, operator: 1.0)
-    monkeypatch.setattr(OperatorTimes, "fetch", lambda table: 1e-3)
+    monkeypatch.setattr(OperatorTimes, "measure_memory_read", lambda table: 1e-3)
     monkeypatch.setattr(latency, "measure_best_step", lambda conditions: 16)
     net, example = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3))).eval(), torch.randn(1, 64)
     groups = find_groups(net, example, ["2"]).groups

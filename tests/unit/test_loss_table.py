@@ -13,6 +13,7 @@ import pytest
 from command import Px, one_line
 
 from pxcompress.certify.path import RiskLimit
+from pxcompress.run_folder.loss_table import read_losses
 
 ROWS = 1500
 
@@ -28,6 +29,14 @@ def table(tmp_path: Path) -> Path:
     path = tmp_path / "losses.csv"
     np.savetxt(path, np.stack(columns, axis=1), delimiter=",", header="dense,half,small", comments="", fmt="%.4f")
     return path
+
+
+def test_a_table_with_semicolons_is_the_same_table(table: Path) -> None:
+    names, losses, _ = read_losses(table)
+    table.write_text(table.read_text().replace(",", ";"))
+    again = read_losses(table)
+    assert again[0] == names == ("dense", "half", "small")
+    assert np.array_equal(again[1], losses)
 
 
 def told(px: Px, *arguments: object) -> dict[str, object]:
@@ -70,7 +79,7 @@ def test_anytime_leaves_samples_and_budget_to_others(px: Px, table: Path) -> Non
         ("a,b\n0\n", [], "line 2 has 1 values for 2 columns"),
         ("a,b\n0,1.5\n", [], "divide them by the largest possible one"),
         ("a\n0\n", [], "expected a column for each"),
-        ("", [], "cannot be read"),
+        ("", [], "has 0 models"),
         ("a,b\n0,0\n", [], "1 samples to certify on"),
         ("a,b\n0,0.5\n", ["--risk", "flips"], "unknown risk"),
         ("a,b,c\n0,0,x\n", ["--group", "C"], "unknown column 'C'"),

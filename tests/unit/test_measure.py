@@ -138,9 +138,9 @@ def test_speedup_interval_covers_what_is_true() -> None:
 @pytest.mark.parametrize("runs", [6, 12, 30])
 def test_few_runs_that_depend_on_each_other_do_not_make_a_narrow_interval(runs: int) -> None:
     """Both files are equally fast; every turn of runs has its own luck. 95 % are promised, 93 % of 200 asked."""
-    rng, covered, turn = np.random.default_rng(runs), 0, runs // stopwatch.LEAST
+    rng, covered, turn = np.random.default_rng(runs), 0, runs // stopwatch.LEAST_TURNS
     for _ in range(200):
-        luck = np.repeat(rng.lognormal(0, 0.05, (2, stopwatch.LEAST)), turn, axis=1)
+        luck = np.repeat(rng.lognormal(0, 0.05, (2, stopwatch.LEAST_TURNS)), turn, axis=1)
         change = estimate_speedup(*(luck * rng.lognormal(0, 0.1, (2, runs))))
         covered += change.low <= 1 <= change.high
     assert covered >= 0.93 * 200
@@ -190,7 +190,7 @@ def test_compare_measures_both_files(wide_cnn: Exported, slim_cnn: Exported) -> 
     candidates = [
         Candidate(e.path, cost.count_params(e.model), cost.count_macs(e.model, e.example)) for e in (wide_cnn, slim_cnn)
     ]
-    trials = measure.try_files(
+    trials = measure.time_and_predict(
         [e.path for e in candidates], batches, Classification(), batch_size=4, provider="cpu", threads=1
     )
     result = compare(*candidates, trials, ["a", "b", "c", "d", "e", "none"])
@@ -242,15 +242,15 @@ def test_what_cannot_be_measured_is_refused(
 ) -> None:
     files = [wide_cnn.path, slim_cnn.path]
     with pytest.raises(InputError, match="batch size is 0"):
-        measure.try_files(files, _batches(wide_cnn, 0), Classification(), batch_size=0, provider="cpu")
+        measure.time_and_predict(files, _batches(wide_cnn, 0), Classification(), batch_size=0, provider="cpu")
     with pytest.raises(DataError, match="at least one"):
-        measure.try_files(files, [], Classification(), provider="cpu")
+        measure.time_and_predict(files, [], Classification(), provider="cpu")
     session = runtime.open_session(wide_cnn.path, "cpu")
     other = replace(session, placement=replace(session.placement, got="CUDAExecutionProvider"))
     sessions = iter([session, other])
     monkeypatch.setattr(runtime, "open_session", lambda *_, **__: next(sessions))
     with pytest.raises(ResultError, match="cannot be compared"):
-        measure.try_files(files, _batches(wide_cnn, 0), Classification())
+        measure.time_and_predict(files, _batches(wide_cnn, 0), Classification())
 
 
 def _comparison(change: Speedup, *, macs: int = 287, size: int = 340) -> Comparison:

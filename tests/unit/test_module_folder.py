@@ -175,7 +175,7 @@ def test_a_classifier_has_as_many_names_as_outputs(net: nn.Module, tmp_path: Pat
 
 
 def test_samples_without_targets_have_unknown_ones() -> None:
-    from pxcompress.module_folder import Targeted
+    from pxcompress.module_folder import TargetBatches
 
-    ((_, targets),) = Targeted([torch.zeros(2, 3)])
+    ((_, targets),) = TargetBatches([torch.zeros(2, 3)])
     assert targets.tolist() == [UNKNOWN, UNKNOWN]

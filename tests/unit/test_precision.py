@@ -16,7 +16,7 @@ from torch import nn
 
 from pxcompress.deploy import runtime
 from pxcompress.deploy.export import export_onnx
-from pxcompress.deploy.measure import FileTiming, try_files
+from pxcompress.deploy.measure import FileTiming, time_and_predict
 from pxcompress.deploy.precision import FP16_LIMIT, PRECISIONS, convert, measure_ranges
 from pxcompress.deploy.predictions import Predictions
 from pxcompress.errors import InputError, ModelError
@@ -188,7 +188,7 @@ def folder(wide_cnn: Exported, slim_cnn: Exported, tmp_path: Path) -> Path:
 
 def _rated(folder: Path, made: tuple[Path, ...] = (), batches: Batches = ()) -> targets.Targets:
     files = (folder / "dense.onnx", folder / "model.onnx", *made)
-    return rate_targets(try_files(files, batches or images(), Classification(), provider="cpu", threads=1))
+    return rate_targets(time_and_predict(files, batches or images(), Classification(), provider="cpu", threads=1))
 
 
 def test_targets_are_measured_on_the_files_beside_the_others(folder: Path) -> None:

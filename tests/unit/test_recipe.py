@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pxcompress.commands.options import recipe_of
 from pxcompress.errors import InputError
 from pxcompress.recipe import Bench, Export, Goal, Guarantee, ModelAndData, Recipe, Repairing, Scoring
+from pxcompress.recipe.model_and_data import MOST_SEED
 from pxcompress.recipe.repairing import DEFAULT_REPAIR
 from pxcompress.recipe.scoring import AUTO_SCORERS
 from pxcompress.scorers import SCORERS
@@ -64,7 +65,11 @@ def test_json_round_trip(recipe: Recipe) -> None:
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(
-    st.floats(0.001, 0.999), st.integers(1, 64), st.floats(0, 0.99), st.text(min_size=1, max_size=10), st.integers(0)
+    st.floats(0.001, 0.999),
+    st.integers(1, 64),
+    st.floats(0, 0.99),
+    st.text(min_size=1, max_size=10),
+    st.integers(0, MOST_SEED),
 )
 def test_json_round_trip_of_odd_values(ratio: float, round_to: int, min_keep: float, model: str, seed: int) -> None:
     recipe = Recipe(model, ratio, round_to=round_to, min_keep=min_keep, seed=seed)
@@ -210,6 +215,9 @@ def test_a_coverage_belongs_to_the_confident_part() -> None:
         ({"ratio": -0.5}, "between 0 and 1"),
         ({"ratio": float("nan")}, "ratio"),
         ({"input_size": 7}, "input-size is 7"),
+        ({"input_size": 0}, "input-size is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**31}, "from 0 to 2147483647"),
         ({"scorer": "magnitud"}, "did you mean magnitude?"),
         ({"scorer": "magnitude:q=1"}, "unknown option"),
         ({"scorer": "magnitude:p=3"}, "from 1 to 2"),

@@ -65,6 +65,15 @@ EVERY = Recipe(
 NOT_WITH_THE_OTHERS = {"speedup", "latency_ms", "max_bytes", "relevance_share", "rounds", "group"}
 
 
+def test_a_file_may_hold_options_as_on_the_command_line(tmp_path: Path) -> None:
+    """Without the parts of a recipe, with dashes, and as Windows's editor saves it, with a byte-order mark."""
+    lines = ('model = "resnet18"', "ratio = 0.3", 'score = "magnitude"', "max-drop = 0.03", 'provider = "cpu"')
+    (tmp_path / "recipe.toml").write_text("\ufeff" + "\n".join([*lines, "[bench]", "threads = 2"]), encoding="utf-8")
+    read = recipe_of({}, tmp_path / "recipe.toml")
+    bench, guarantee = Bench(provider="cpu", threads=2), Guarantee(0.03)
+    assert read == Recipe("resnet18", 0.3, scorer="magnitude", bench=bench, guarantee=guarantee)
+
+
 def test_no_option_is_forgotten_below() -> None:
     default = Recipe("m", 0.5)
     for mine, other in ((EVERY, default), (EVERY.bench, default.bench), (EVERY.guarantee, Guarantee(0.1))):

@@ -31,7 +31,7 @@ fast = settings(max_examples=150, deadline=None, derandomize=True, database=None
 @TOYS.register("ball")
 @dataclass(frozen=True)
 class Ball(Toy):
-    __module__ = "pxcompress.budgets.toys"  # as in a file of the package
+    __module__ = "pxcompress.budgets.macs"  # as in a file of the package
     radius: float = option(0.5, "in metres", low=0.0, high=10.0)
     seams: int = option(3, "how many", low=0, high=100, log=True)
     bouncy: bool = option(True, "jumps")
@@ -45,7 +45,7 @@ class Ball(Toy):
 @TOYS.register("plain-block")
 @dataclass(frozen=True)
 class Block(Toy):
-    __module__ = "pxcompress.budgets.toys"
+    __module__ = "pxcompress.budgets.macs"
 
 
 def _refused(text: str) -> str:

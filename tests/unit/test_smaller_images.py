@@ -26,9 +26,9 @@ BRIGHTNESS = torch.tensor([(40.0 + 40.0 * label) / 255.0 for label in range(CLAS
 class BrightnessNet(nn.Module):
     """Names the class whose brightness is nearest, of images of any size; `wide` channels do what one could."""
 
-    def __init__(self, wide: int) -> None:
+    def __init__(self, wide: int, stride: int = 1) -> None:
         super().__init__()
-        self.mean = nn.Conv2d(3, wide, 1, bias=False)
+        self.mean = nn.Conv2d(3, wide, 1, stride, bias=False)
         self.classes = nn.Linear(wide, CLASSES)
         with torch.no_grad():
             self.mean.weight.fill_(1 / 3)
@@ -74,6 +74,12 @@ def test_it_is_said_with_the_size_and_both_figures(workload: Workload) -> None:
     assert "give --input-size 24x24" in warning.text, "27.7 pixels and fewer have no more MACs"
     assert "0.56 of the MACs with top-1 100.0%" in warning.text
     assert f"the pruned model has {1 / CLASSES:.1%}" in warning.text
+
+
+def test_images_shrink_until_the_model_has_no_more_macs(workload: Workload) -> None:
+    """Of images of 32, 28, 24 and 20 pixels a stride of 16 leaves 2 x 2 places, of 16 pixels one."""
+    (warning,) = recommend(workload, BrightnessNet(8, stride=16), ruined(BrightnessNet(6, stride=16)))
+    assert "give --input-size 16x16" in warning.text
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pxcompress.cost.stairs import FLAT, Stairs, Widths
+from pxcompress.cost.stairs import FLATNESS_TOLERANCE, Stairs, Widths
 
 DENSE = (256, 512)
 
@@ -32,7 +32,7 @@ def test_steps_are_found_by_timing_few_widths(tile: tuple[int, int]) -> None:
     time, timed = counted(tiles(*tile))
     stairs = Stairs(time, DENSE, 8, points=10_000)
     for widths in all_widths(8):
-        assert stairs.at(widths) == pytest.approx(tiles(*tile)(widths), rel=FLAT)
+        assert stairs.at(widths) == pytest.approx(tiles(*tile)(widths), rel=FLATNESS_TOLERANCE)
     steps = (DENSE[0] // tile[0]) * (DENSE[1] // tile[1])
     assert len(timed) <= 16 * steps
     assert len(timed) < len(list(all_widths(8))) / 4

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pxcompress.cost.count import count_macs, count_params, macs_meter, params_meter
 from pxcompress.directions import find_directions, rotate_streams_
-from pxcompress.graph import find_groups, make_rotatable, prune, removal_error, settle_streams
+from pxcompress.graph import find_groups, make_rotatable, prune, removal_error, restore_layer_norms
 from pxcompress.graph.rotation import DirectionNorm, rotate_
 from pxcompress.graph.streams import Stream
 from pxcompress.graph.tracing import trace_streams
@@ -72,12 +72,12 @@ def test_full_width_gives_the_dense_outputs_and_removal_is_zeroing(label: str) -
         basis, _ = torch.linalg.qr(torch.randn(23, 23, dtype=torch.float64))
         rotate_(twin, group, basis)
     assert error(model, twin) < 1e-5
-    whole = settle_streams(prune(twin, groups, Plan({}, "", "", 0.0, 0.0, 0.0)))
+    whole = restore_layer_norms(prune(twin, groups, Plan({}, "", "", 0.0, 0.0, 0.0)))
     assert error(model, whole.model) < 1e-5
     pruned = prune(twin, structure.groups, plan_of(groups[-1], 8))
     assert removal_error(pruned, IMAGE.double()) < 1e-10
     narrowed = copy.deepcopy(pruned.model)
-    assert error(narrowed, settle_streams(pruned).model) < 1e-10
+    assert error(narrowed, restore_layer_norms(pruned).model) < 1e-10
     norms = [module for module in pruned.model.modules() if isinstance(module, nn.LayerNorm)]
     assert not any(isinstance(norm, DirectionNorm) for norm in norms)
     assert (16,) in {norm.normalized_shape for norm in norms}
@@ -97,7 +97,7 @@ def test_prices_are_those_of_the_narrowed_model() -> None:
     groups = groups_of(twin).groups
     widths = {group.name: group.units // 2 for group in groups}
     removed = {group.name: tuple(range(group.units // 2, group.units)) for group in groups}
-    slim = settle_streams(prune(twin, groups, Plan(removed, "", "", 0.0, 0.0, 0.0))).model
+    slim = restore_layer_norms(prune(twin, groups, Plan(removed, "", "", 0.0, 0.0, 0.0))).model
     assert macs_meter(twin, groups, IMAGE[:1])(widths) == count_macs(slim, IMAGE[:1])
     assert params_meter(twin, groups)(widths) == count_params(slim)
 

@@ -19,7 +19,7 @@ from pxcompress.errors import ModelError
 from pxcompress.graph import find_groups
 from pxcompress.models.checkpoint import load_state
 from pxcompress.models.loading import Architecture
-from pxcompress.models.rebuilding import check_rebuilds, outside_state
+from pxcompress.models.rebuilding import check_rebuilds, unregistered_tensors
 from pxcompress.models.suited import check_suited, count_classes
 from pxcompress.planning.plan_file import plan_to_json
 from pxcompress.run_folder import saved, written
@@ -170,7 +170,7 @@ class Built:
 def test_state_outside_the_state_dict_is_carried(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with seeded(0):
         model, inputs = Permuted(where).eval(), torch.randn(2, 3, 12, 12)
-    assert list(outside_state(model)) == ["order"]
+    assert list(unregistered_tensors(model)) == ["order"]
     check_rebuilds(model, Built(where), (3, 12, 12))  # type: ignore[arg-type]
     monkeypatch.setattr(Architecture, "from_json", classmethod(lambda cls, text: Built(where)))
     architecture = SimpleNamespace(to_json=lambda: "{}")

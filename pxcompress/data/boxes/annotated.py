@@ -33,7 +33,7 @@ class AnnotationFile:
 
 
 @dataclass(frozen=True, eq=False)
-class Annotated:
+class AnnotatedImage:
     """One image file, its boxes as in `BoxRows`, the file that they come from (`source`), and its size, (0, 0) if
     unknown.
     """
@@ -51,15 +51,15 @@ class Annotations:
     spec: str
     root: Path
     classes: tuple[str, ...]
-    halves: tuple[Sequence[Annotated], ...]
+    splits: tuple[Sequence[AnnotatedImage], ...]
     relative: bool = False
 
     def user_data(self) -> UserData:
-        """The data as `UserData`, training half first.
+        """The data as `UserData`, training split first.
 
         Raises `DataError` for missing images and for boxes outside of them.
         """
-        images = [image for half in self.halves for image in half]
+        images = [image for split in self.splits for image in split]
         self._check_images(images)
         for image in images:
             self._check_boxes(image)
@@ -71,15 +71,15 @@ class Annotations:
         if not most:
             raise DataError(f"data {self.spec!r} have {len(images)} images and no box; expected boxes for some of them")
         samples = Samples.of(names, np.zeros(len(names), dtype=np.int64), Files(self.root, names), targets)
-        first = len(self.halves[0])
+        first = len(self.splits[0])
         flat = sum(len(image.rows) for image in images) - sum(map(len, shaped))
         notes = (f"{flat} boxes without width or height are left out",) if flat else ()
-        held_out = samples.take(np.arange(first, len(names))) if len(self.halves) == 2 else None
+        held_out = samples.take(np.arange(first, len(names))) if len(self.splits) == 2 else None
         train = samples.take(np.arange(first))
         layout: Layout = "boxes" if shaped[0].shape[1] == BOX_COLUMNS else "keypoints"
         return UserData(self.classes, train, held_out, notes, layout=layout, outputs=len(self.classes))
 
-    def _check_images(self, images: Sequence[Annotated]) -> None:
+    def _check_images(self, images: Sequence[AnnotatedImage]) -> None:
         if not images:
             raise DataError(f"data {self.spec!r} name no images; expected images with boxes")
         if missing := [image for image in images if not image.path.is_file()]:
@@ -95,7 +95,7 @@ class Annotations:
                 raise DataError(f"data {self.spec!r}: image {name!r} is named twice; expected every image once")
             first.add(name)
 
-    def _check_boxes(self, image: Annotated) -> None:
+    def _check_boxes(self, image: AnnotatedImage) -> None:
         """Raise `DataError` for boxes that are not finite, whose right or lower side comes first, or that leave their
         image.
         """
@@ -114,8 +114,8 @@ class Annotations:
             )
 
 
-def half_of(name: str) -> str | None:
-    """The half, "train" or "val", that a file or folder belongs to by its name; None if the name does not say."""
+def split_of(name: str) -> str | None:
+    """The split, "train" or "val", that a file or folder belongs to by its name; None if the name does not say."""
     words = name.lower()
     if any(word in words for word in TRAIN_FOLDERS):
         return "train"

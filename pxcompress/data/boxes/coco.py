@@ -1,4 +1,4 @@
-"""COCO's JSON (https://cocodataset.org/#format-data): annotations/*.json beside images, or a .json in every half."""
+"""COCO's JSON (https://cocodataset.org/#format-data): annotations/*.json beside images, or a .json in every split."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pxcompress.data.boxes.annotated import Annotated, AnnotationFile, Annotations, half_of
+from pxcompress.data.boxes.annotated import AnnotatedImage, AnnotationFile, Annotations, split_of
 from pxcompress.data.samples import UserData
 from pxcompress.data.targets import BOX_COLUMNS
 from pxcompress.errors import DataError, short
@@ -29,8 +29,8 @@ def open_coco(spec: str, path: Path) -> UserData | None:
         raise files[-1].error(f"has other categories than {files[0].path.name}; expected the same ids and names")
     numbers = {identity: place for place, identity in enumerate(categories[0])}
     joints = max(map(_count_joints, files))
-    halves = tuple(_annotate(file, root, numbers, joints) for file in files)
-    return Annotations(spec, root, tuple(categories[0].values()), halves).user_data()
+    splits = tuple(_annotate(file, root, numbers, joints) for file in files)
+    return Annotations(spec, root, tuple(categories[0].values()), splits).user_data()
 
 
 def _json_files(root: Path) -> list[Path]:
@@ -45,11 +45,11 @@ def _json_files(root: Path) -> list[Path]:
     ]
     files = list(dict.fromkeys(files))
     files = [path for path in files if path.name.startswith("instances_")] or files
-    by_half: dict[str, Path] = {}
+    by_split: dict[str, Path] = {}
     for path in files:
-        half = half_of(path.stem) or (half_of(path.parent.name) if path.parent != root else None)
-        by_half.setdefault(half or "train", path)
-    return [by_half[half] for half in ("train", "val") if half in by_half]
+        split = split_of(path.stem) or (split_of(path.parent.name) if path.parent != root else None)
+        by_split.setdefault(split or "train", path)
+    return [by_split[split] for split in ("train", "val") if split in by_split]
 
 
 def _read(spec: str, path: Path) -> AnnotationFile:
@@ -82,7 +82,7 @@ def _count_joints(file: AnnotationFile) -> int:
     return max(len(each.get("keypoints") or ()) for each in file.content["categories"]) if marked else 0
 
 
-def _annotate(file: AnnotationFile, root: Path, numbers: Mapping[int, int], joints: int) -> list[Annotated]:
+def _annotate(file: AnnotationFile, root: Path, numbers: Mapping[int, int], joints: int) -> list[AnnotatedImage]:
     """The images of a COCO file with their boxes; an image may have none. `numbers` maps category ids to classes."""
     columns = BOX_COLUMNS + (1 + 3 * joints if joints else 0)
     try:
@@ -97,7 +97,9 @@ def _annotate(file: AnnotationFile, root: Path, numbers: Mapping[int, int], join
         rows[identity].append(row + (_joints(file, annotation, joints) if joints else []))
     folder = _image_folder(file, root, next(iter(images.values()))[0])
     return [
-        Annotated(folder / name, np.array(rows[identity], dtype=np.float64).reshape(-1, columns), file.path.name, size)
+        AnnotatedImage(
+            folder / name, np.array(rows[identity], dtype=np.float64).reshape(-1, columns), file.path.name, size
+        )
         for identity, (name, size) in images.items()
     ]
 
@@ -139,8 +141,8 @@ def _joints(file: AnnotationFile, annotation: Any, count: int) -> list[float]:
 def _image_folder(file: AnnotationFile, root: Path, name: str) -> Path:
     """The folder of a file's images: the first candidate that contains the image `name`, else the likeliest."""
     part = file.path.stem.removeprefix("instances_").removeprefix("person_keypoints_")
-    half = half_of(part) or ""
+    split = split_of(part) or ""
     here = file.path.parent
-    folders: Sequence[Path] = [here, root / part, root / "images" / part, root / half, root / "images" / half]
+    folders: Sequence[Path] = [here, root / part, root / "images" / part, root / split, root / "images" / split]
     folders = [*folders, root / "images", root, *(each for each in here.parent.glob("images/*") if each.is_dir())]
     return next((folder for folder in folders if (folder / name).is_file()), root / part)

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 from torchvision.datasets import VOCDetection
 
-from pxcompress.data.boxes.annotated import Annotated, Annotations
+from pxcompress.data.boxes.annotated import AnnotatedImage, Annotations
 from pxcompress.data.samples import UserData
 from pxcompress.errors import DataError, short
 
@@ -23,14 +23,14 @@ def open_voc(spec: str, path: Path) -> UserData | None:
     root = next((each for each in roots if (each / "Annotations").is_dir() and (each / "JPEGImages").is_dir()), None)
     if root is None:
         return None
-    names = [listed for half in _LISTS if (listed := _list_names(root, half))]
+    names = [listed for split in _LISTS if (listed := _list_names(root, split))]
     if not names:
         names = [[file.stem for file in sorted((root / "Annotations").glob("*.xml"))]]
-    parsed = [[(name, _parse(spec, root / "Annotations" / f"{name}.xml")) for name in half] for half in names]
-    objects = [each for half in parsed for _, image in half for each in image.get("object", [])]
+    parsed = [[(name, _parse(spec, root / "Annotations" / f"{name}.xml")) for name in split] for split in names]
+    objects = [each for split in parsed for _, image in split for each in image.get("object", [])]
     classes = tuple(sorted({str(each.get("name")) for each in objects}))
-    halves = tuple([_annotate(spec, root, name, image, classes) for name, image in half] for half in parsed)
-    return Annotations(spec, root, classes, halves).user_data()
+    splits = tuple([_annotate(spec, root, name, image, classes) for name, image in split] for split in parsed)
+    return Annotations(spec, root, classes, splits).user_data()
 
 
 def _list_names(root: Path, names: tuple[str, ...]) -> list[str]:
@@ -38,7 +38,7 @@ def _list_names(root: Path, names: tuple[str, ...]) -> list[str]:
     for name in names:
         path = root / "ImageSets" / "Main" / f"{name}.txt"
         if path.is_file():
-            return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            return [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     return []
 
 
@@ -53,7 +53,7 @@ def _parse(spec: str, path: Path) -> Mapping[str, Any]:
     return annotation
 
 
-def _annotate(spec: str, root: Path, name: str, image: Mapping[str, Any], classes: tuple[str, ...]) -> Annotated:
+def _annotate(spec: str, root: Path, name: str, image: Mapping[str, Any], classes: tuple[str, ...]) -> AnnotatedImage:
     """An image with its boxes, from VOC's XML: pixels count from 1 there, "difficult" objects are flagged like
     crowds.
     """
@@ -76,4 +76,4 @@ def _annotate(spec: str, root: Path, name: str, image: Mapping[str, Any], classe
             f"data {spec!r}: {file} has an object without name or bndbox, or no size; expected VOC's XML"
         ) from error
     path = root / "JPEGImages" / str(image.get("filename") or f"{name}.jpg")
-    return Annotated(path, np.array(rows, dtype=np.float64).reshape(-1, 6), file, size)
+    return AnnotatedImage(path, np.array(rows, dtype=np.float64).reshape(-1, 6), file, size)

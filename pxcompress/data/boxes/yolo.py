@@ -10,7 +10,7 @@ import yaml
 from numpy.typing import NDArray
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from pxcompress.data.boxes.annotated import Annotated, AnnotationFile, Annotations
+from pxcompress.data.boxes.annotated import AnnotatedImage, AnnotationFile, Annotations
 from pxcompress.data.samples import UserData
 from pxcompress.errors import DataError, short
 
@@ -25,16 +25,16 @@ def open_yolo(spec: str, path: Path) -> UserData | None:
     content = _read(spec, index)
     classes = _classes(content)
     root = _root(content)
-    halves = [_images(content, root, name) for name in ("train", "val") if content.content.get(name)]
-    if not halves:
+    splits = [_images(content, root, name) for name in ("train", "val") if content.content.get(name)]
+    if not splits:
         raise content.error("has no train: and val:; expected folders of images")
-    read = tuple([_annotate(spec, image, len(classes)) for image in half] for half in halves)
+    read = tuple([_annotate(spec, image, len(classes)) for image in split] for split in splits)
     return Annotations(spec, root, classes, read, relative=True).user_data()
 
 
 def _read(spec: str, path: Path) -> AnnotationFile:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise DataError(
             f"data {spec!r}: {path.name} cannot be read ({short(error)}); expected names:, train: and val:"
@@ -62,22 +62,24 @@ def _root(index: AnnotationFile) -> Path:
     return named if named.is_dir() else here
 
 
-def _images(index: AnnotationFile, root: Path, half: str) -> list[Path]:
-    """The image files of a half, which data.yaml gives as a folder, a .txt file of paths, or a list of these."""
-    value = index.content[half]
+def _images(index: AnnotationFile, root: Path, split: str) -> list[Path]:
+    """The image files of a split, which data.yaml gives as a folder, a .txt file of paths, or a list of these."""
+    value = index.content[split]
     paths: list[Path] = []
     for entry in value if isinstance(value, list) else [value]:
         text = str(entry)
         place = next((each for each in (root / text, root / text.removeprefix("../")) if each.exists()), None)
         if place is None:
-            raise index.error(f"says {half}: {text}, which is not below '{root}'; expected a folder of images")
+            raise index.error(f"says {split}: {text}, which is not below '{root}'; expected a folder of images")
         if place.suffix == ".txt":
-            lines = place.read_text(encoding="utf-8").split("\n")
+            lines = place.read_text(encoding="utf-8-sig").split("\n")
             paths += [place.parent / line.strip() for line in lines if line.strip()]
         else:
             paths += [path for path in sorted(place.rglob("*")) if _is_image(path)]
     if not paths:
-        raise index.error(f"says {half}: {short(str(value))}, where no images are; expected files such as .jpg or .png")
+        raise index.error(
+            f"says {split}: {short(str(value))}, where no images are; expected files such as .jpg or .png"
+        )
     return paths
 
 
@@ -85,7 +87,7 @@ def _is_image(path: Path) -> bool:
     return path.name.lower().endswith(IMG_EXTENSIONS) and not path.name.startswith(".")
 
 
-def _annotate(spec: str, image: Path, classes: int) -> Annotated:
+def _annotate(spec: str, image: Path, classes: int) -> AnnotatedImage:
     """An image with the boxes of its .txt file, which lies in labels/ if the image lies in images/, else beside it."""
     parts = list(image.parts)
     if "images" in parts[:-1]:
@@ -93,11 +95,11 @@ def _annotate(spec: str, image: Path, classes: int) -> Annotated:
         parts[place] = "labels"
     path = Path(*parts).with_suffix(".txt")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else []
     except (OSError, UnicodeError) as error:
         raise DataError(f"data {spec!r}: {path.name} cannot be read ({short(error)}); expected {_COLUMNS}") from error
     rows = [_row(spec, path, number, line, classes) for number, line in enumerate(lines, 1) if line.strip()]
-    return Annotated(image, np.array(rows, dtype=np.float64).reshape(-1, 6), path.name)
+    return AnnotatedImage(image, np.array(rows, dtype=np.float64).reshape(-1, 6), path.name)
 
 
 def _row(spec: str, path: Path, number: int, line: str, classes: int) -> Sequence[float]:

@@ -27,7 +27,7 @@ from pxcompress.registry import Registry
 from pxcompress.types import Batches, OpenAxes
 
 if TYPE_CHECKING:
-    from pxcompress.deploy.int8 import Judge, Quantised
+    from pxcompress.deploy.int8 import Judge, QuantisedFile
 
 
 class Backend(Protocol):
@@ -69,7 +69,7 @@ class Backend(Protocol):
         Raises `CannotOpen` with the runtime's reason in one line where it does not take the model.
         """
 
-    def quantise(self, source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
+    def quantise(self, source: Path, path: Path, batches: Batches, judge: Judge) -> QuantisedFile:
         """Write the float32 file `source` as int8 to `path`, calibrated on `batches`, with no more loss than `judge`
         allows.
 

@@ -19,7 +19,7 @@ from pxcompress.proof import Placement
 from pxcompress.types import Batches
 
 if TYPE_CHECKING:
-    from pxcompress.deploy.int8 import Judge, Quantised
+    from pxcompress.deploy.int8 import Judge, QuantisedFile
 
 
 @BACKENDS.register("openvino")
@@ -51,7 +51,7 @@ class OpenVino(Backend):
             return f"the package openvino does not work: {shorten_message(str(error))}"
         return ""
 
-    def quantise(self, source: Path, path: Path, batches: Batches, judge: Judge) -> Quantised:
+    def quantise(self, source: Path, path: Path, batches: Batches, judge: Judge) -> QuantisedFile:
         """Write an int8 file in QDQ form, quantised by NNCF, which suits OpenVINO best."""
         from pxcompress.deploy.nncf_int8 import quantise_by_nncf
 

@@ -35,7 +35,10 @@ class TensorRt:
         return explain_missing("tensorrt", self.package) or explain_missing_gpu()
 
     def convert(self, source: Source, path: Path) -> None:
-        """Build an engine for inputs of this batch size, and write it to `path`."""
+        """Build an engine for inputs of this batch size, and write it to `path`.
+
+        Raises `ModelError` if TensorRT does not take the file.
+        """
         import tensorrt
 
         logger = tensorrt.Logger(tensorrt.Logger.ERROR)

@@ -29,6 +29,8 @@ def unlabelled(): return iter(X)
 def halves(): return {"val": [(x, 0) for x in X[20:]], "train": [(x, 1) for x in X[:20]]}
 
 def broken(): raise KeyError("no such file")
+def ending(): raise SystemExit(0)
+def ending_late(): return (exit(1) for _ in range(3))
 def nothing(): return None
 def empty(): return []
 def ragged(): return [X[0], X[0][:2]]
@@ -85,6 +87,8 @@ def test_factory_with_halves(factories):
     ("factory", "expected"),
     [
         ("broken", "calling it failed: KeyError"),
+        ("ending", "calling it failed: RuntimeError: it ends the process with exit code 0"),
+        ("ending_late", "item 0 of all: reading it failed: RuntimeError: it ends the process with exit code 1"),
         ("nothing", "returned a NoneType; expected an iterable"),
         ("empty", "returned no items"),
         ("ragged", "item 1: inputs have shapes (3, 2, 2) and (2, 2, 2)"),

@@ -106,6 +106,17 @@ def test_broken_links_are_damaged_images(root: Path) -> None:
     assert splits.skipped == ("train/cat/dead.png",)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+@pytest.mark.parametrize("name", ["train/cat/{}.png", "train/{}/a.png"])
+def test_names_that_are_no_text_are_refused(root: Path, name: str) -> None:
+    """They could stand in no report, and only the end of a run would tell."""
+    path = root / name.format(os.fsdecode(b"caf\xe9"))
+    path.parent.mkdir(exist_ok=True)
+    shutil.copy(root / "train/cat/3.png", path)
+    with pytest.raises(DataError, match=r"caf\\udce9.* is not in UTF-8; rename it"):
+        open_source(str(root))
+
+
 def test_hidden_folders_hold_no_images(root: Path) -> None:
     shutil.copytree(root / "train/dog", root / "train/cat/.ipynb_checkpoints")
     assert len(samples(open_source(str(root)))) == 60

@@ -27,6 +27,14 @@ def test_a_table_with_a_class_for_every_image_is_a_classification(tmp_path):
     assert open_source(str(numbers)).layout == "numbers"
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_tables_of_spreadsheets(tmp_path, separator):
+    """With a byte-order mark, semicolons or tabs between columns, and Windows's ends of lines."""
+    table = save_table(tmp_path, f"\ufeffpath{separator}label", lambda index, name: f"{name}{separator}a,{index % 3}")
+    table.write_bytes(table.read_bytes().replace(b"\n", b"\r\n"))
+    assert open_source(str(table)).classes == ("a,0", "a,1", "a,2")
+
+
 @pytest.mark.parametrize("json_list", [False, True])
 def test_table_of_labels(tmp_path, json_list):
     def row(index: int, name: str) -> str:

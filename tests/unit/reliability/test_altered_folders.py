@@ -49,6 +49,33 @@ def test_where_nothing_can_be_written_one_line_says_so(px: Px, run_options: list
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
 
 
+def test_nothing_is_added_to_a_run_folder(px: Px, images: Path, folder: Path) -> None:
+    """Its files would no longer be those that it has digests of, and `verify` and `explain` would refuse it."""
+    shutil.copytree(folder, folder.with_name("other"))
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    for words in (
+        ("certify", folder, "--data", images, "--max-drop", 0.9, "--out", folder),
+        ("report", folder, "--out", folder / "report.html", "--force"),
+        ("report", folder, "--figures", folder),
+        ("explain", folder.with_name("other"), "--out", folder),
+    ):
+        assert "is a run folder" in one_line(px(*words))
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_place_that_cannot_be_written_is_named_before_any_work(px: Px, images: Path, folder: Path) -> None:
+    (folder.parent / "file").write_text("mine")
+    place = folder.parent / "file" / "below"
+    for words in (
+        ("certify", folder, "--data", images, "--max-drop", 0.9, "--out", place),
+        ("report", folder, "--out", place / "page.html"),
+        ("report", folder, "--figures", place),
+        ("explain", folder, "--out", place),
+    ):
+        assert "cannot write to" in one_line(px(*words))
+    assert "is spent" not in px("certify", folder, "--data", images, "--max-drop", 0.9).out.partition("for 95 %")[2]
+
+
 Edit = Callable[[Path], None]
 
 
