@@ -1,4 +1,4 @@
-"""A user's own class of every kind, outside of the package, serves by its name, as an object, and when read back.
+"""A user's own class of every kind, outside of the package, serves by its name, as an object, and when read back."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ from pxcompress.report.build import read_report
 MODULE = """
 from dataclasses import dataclass
 import torch
-from pxcompress.budgets.macs import Macs
+from pxcompress.budgets.macs import MACs
 from pxcompress.deploy.backends.onnxruntime import OnnxRuntime
 from pxcompress.registry import option
-from pxcompress.repair.batchnorm import BatchNorm
-from pxcompress.scorers.magnitude import Magnitude
+from pxcompress.repair.batchnorm import BatchNormStatistics
 from pxcompress.tasks.agreement import Agreement
 from pxcompress.types import Scorer, Budget, Repair
 
@@ -42,12 +41,12 @@ class Middle(Scorer):
 
 
 @dataclass(frozen=True)
-class Energy(Macs):
+class Energy(MACs):
     weight: int = option(3, "weight")
 
 
 @dataclass(frozen=True)
-class Norms(BatchNorm):
+class Norms(BatchNormStatistics):
     strong: bool = option(False, "strong")
 
 
