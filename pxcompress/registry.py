@@ -146,7 +146,8 @@ class Registry(Generic[T]):
         """
         name, options_text = split_method(text)
         if name.partition(":")[0] in self._all():  # an option without a value looks like a class
-            name, _, options_text = text.partition(":")
+            name, _, options_text = text.strip().partition(":")
+        name = name.strip()
         cls, source = self.get(name), f"{self.kind} {name!r}"
         fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
         hints = typing.get_type_hints(cls)

@@ -60,6 +60,9 @@ class Runtime(OnnxRuntime):
     def get_device(self, provider):
         return "cuda"
 
+    def explain_failure(self, provider):
+        return ""
+
 
 @dataclass(frozen=True)
 class Plain:

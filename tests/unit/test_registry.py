@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pxcompress import choices
-from pxcompress.budgets import BUDGETS
+from pxcompress.budgets import BUDGETS, macs
 from pxcompress.certify import path
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.deploy import runtime
@@ -31,7 +31,7 @@ fast = settings(max_examples=150, deadline=None, derandomize=True, database=None
 @TOYS.register("ball")
 @dataclass(frozen=True)
 class Ball(Toy):
-    __module__ = "pxcompress.budgets.macs"  # as in a file of the package
+    __module__ = macs.__name__  # as in a file of the package
     radius: float = option(0.5, "in metres", low=0.0, high=10.0)
     seams: int = option(3, "how many", low=0, high=100, log=True)
     bouncy: bool = option(True, "jumps")
@@ -45,7 +45,7 @@ class Ball(Toy):
 @TOYS.register("plain-block")
 @dataclass(frozen=True)
 class Block(Toy):
-    __module__ = "pxcompress.budgets.macs"
+    __module__ = macs.__name__
 
 
 def _refused(text: str) -> str:
