@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from pxcompress.errors import InputError, short, unknown
+from pxcompress.registry import as_text
 
 T = TypeVar("T")
 
@@ -62,15 +63,14 @@ def check_types(record: Any, part: type | None = None) -> None:
     """Raise `InputError` for a field whose value is not of its declared type; whole numbers are accepted as floats.
 
     With `part`, a base class, only the fields of that class are checked. A list becomes a tuple, so that the record can
-    be hashed.
+    be hashed, and a method that is given as an object becomes its text.
     """
     cls = part or type(record)
     hints = typing.get_type_hints(cls)
     for name in (field.name for field in fields(cls)):
         value = getattr(record, name)
-        if isinstance(value, list):
-            value = tuple(value)
-            object.__setattr__(record, name, value)
+        value = tuple(map(as_text, value)) if isinstance(value, list | tuple) else as_text(value)
+        object.__setattr__(record, name, value)
         try:
             _adapter(hints[name]).validate_python(value, strict=True)
         except ValidationError as error:

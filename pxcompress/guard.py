@@ -10,8 +10,8 @@ from typing import Any
 
 from pxcompress.errors import InputError, PxError, StageError, describe
 
-TASK_MODULE = "pxcompress.tasks.task"
-"""Name of the module with the base class of all tasks, so that it need not be imported here."""
+BASES = ("pxcompress.tasks.task", "pxcompress.types", "pxcompress.deploy.backends")
+"""Names of the modules with the base classes of all methods, so that they need not be imported here."""
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def name_failures(block_name: str) -> Iterator[None]:
     """A context that turns unexpected exceptions into a `StageError`, whose message names `block_name`.
 
     Errors of the operating system, which name the problem and the file, pass unchanged. Exceptions from a user's own
-    task become an `InputError` that names its method.
+    task, scorer or the like become an `InputError` that names its method.
     """
     try:
         yield
@@ -28,20 +28,20 @@ def name_failures(block_name: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        if method := find_failing_task(error.__traceback__):
-            raise InputError(f"{method} raises {describe(error)}; mend the task (--debug shows where)") from error
+        if method := find_failing_method(error.__traceback__):
+            raise InputError(f"{method} raises {describe(error)}; mend it (--debug shows where)") from error
         layer = find_failing_layer(error.__traceback__)
         place = f" at layer {layer!r}" if layer else ""
         raise StageError(f"{block_name} failed{place}: {describe(error)}") from error
 
 
-def find_failing_task(trace: TracebackType | None) -> str:
-    """Class and method of the innermost code of a user's own task in a traceback; "" if there is none."""
+def find_failing_method(trace: TracebackType | None) -> str:
+    """Class and method of the innermost code of a user's own method in a traceback; "" if there is none."""
     method = ""
     while trace is not None:
         frame, owner = trace.tb_frame, trace.tb_frame.f_locals.get("self")
-        is_task = any(base.__module__ == TASK_MODULE for base in type(owner).__mro__)
-        if is_task and not str(frame.f_globals.get("__name__", "")).startswith("pxcompress."):
+        is_own = any(base.__module__ in BASES for base in type(owner).__mro__)
+        if is_own and not str(frame.f_globals.get("__name__", "")).startswith("pxcompress."):
             method = f"{type(owner).__module__}:{type(owner).__qualname__}.{frame.f_code.co_name}"
         trace = trace.tb_next
     return method

@@ -34,7 +34,8 @@ from pxcompress.run_folder.written import check_dynamic_size, export
 from pxcompress.scorers import SCORERS
 from pxcompress.stages import prune_and_repair
 from pxcompress.state import device_of, seeded, without_checkpointing
-from pxcompress.tasks.choice import build_task, start_logits, task_text
+from pxcompress.tasks import TASKS
+from pxcompress.tasks.choice import start_logits
 from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, Preprocessing, PruneResult
 
@@ -66,7 +67,7 @@ class ModuleOptions(Pruning):
 
     def build_own_task(self) -> Task | None:
         """The user's task as an object; None if none is given."""
-        return build_task(self.task) if isinstance(self.task, str) else self.task
+        return TASKS.build(self.task) if isinstance(self.task, str) else self.task
 
     @property
     def start(self) -> Logits | None:
@@ -122,7 +123,7 @@ class ModuleResult(PruneResult):
             )
             workload = workload_of(slim.pruned.dense, self.options.build_own_task(), data)
             check_dynamic_size(recipe, workload)
-            run = replace(self.run, recipe=recipe.but(task=task_text(workload.task)), task=workload.task)
+            run = replace(self.run, recipe=recipe.but(task=TASKS.text(workload.task)), task=workload.task)
             with whole_folder(place, force) as building, seeded(recipe.seed):
                 with run.clock.stage("export"):
                     files = export(building, run.recipe, workload, slim)

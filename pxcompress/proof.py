@@ -118,7 +118,7 @@ class Placement:
     """Which execution provider ran the graph. `fallback_reason` is "" if the requested one ran all of it.
 
     `elsewhere` counts the nodes on other providers, by their name; `options` are settings of the provider that change
-    speed or results, as it reports them.
+    speed or results, as it reports them. `device` is the backend's for this provider: "cpu" or "cuda".
     """
 
     asked: str
@@ -128,6 +128,7 @@ class Placement:
     fallback_reason: str = ""
     elsewhere: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from pxcompress.recipe import ModelAndData
 from pxcompress.recipe.model_and_data import IN_PYTHON
 from pxcompress.state import device_of, evaluating, seeded
 from pxcompress.tasks import TASKS
-from pxcompress.tasks.choice import AUTO, BY_LAYOUT, as_judged, build_task
+from pxcompress.tasks.choice import AUTO, BY_LAYOUT, as_judged
 from pxcompress.tasks.embedding import Embedding
 from pxcompress.tasks.task import Task
 from pxcompress.types import ImageSize, Splits
@@ -81,7 +81,7 @@ def load_workload(request: ModelAndData) -> Workload:
         raise InputError(
             f"the run is of a {request.model} and batches given in Python, which no file holds; work on it there"
         )
-    task = None if request.task == AUTO else build_task(request.task)
+    task = None if request.task == AUTO else TASKS.build(request.task)
     ports = ports_for(request.model, request.layout)
     source = open_source(request.data, task, skip_corrupt=request.skip_corrupt, seed=request.seed, ports=ports)
     if request.classes:

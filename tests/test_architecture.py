@@ -17,7 +17,10 @@ ROOT = Path(pxcompress.__file__).parent
 
 LINE = (
     ("errors", "types", "state", "elimination", "notes", "columns"),
-    ("registry", "checks", "guard", "cache", "proof", "layout", "processes"),
+    ("guard",),
+    ("imports",),
+    ("registry",),
+    ("checks", "cache", "proof", "layout", "processes"),
     ("choices",),
     ("passes", "certify", "onnx_in"),
     ("models",),
@@ -122,8 +125,8 @@ LOOSE_ON_PURPOSE = {
 """What may, and why."""
 
 BY_TEXT = {
+    "imports": "a user's own module",
     "registry": "a package's methods",
-    "models": "a user's factory",
     "deploy": "packages of converters, and of providers, which need not be installed",
 }
 """Rooms that import by a name they are told, and what it names."""

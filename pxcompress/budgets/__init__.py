@@ -3,4 +3,4 @@
 from pxcompress.registry import Registry
 from pxcompress.types import Budget
 
-BUDGETS: Registry[Budget] = Registry("budget", __name__)
+BUDGETS: Registry[Budget] = Registry("budget", __name__, Budget)

@@ -94,12 +94,12 @@ def _load_without_data(
     """The model as it is loaded without data, and random images for it."""
     from pxcompress.inspection.conservation import random_images
     from pxcompress.inspection.survey import load_for
-    from pxcompress.tasks.choice import build_task
+    from pxcompress.tasks import TASKS
     from pxcompress.types import ImageSize
 
     size = None if input_size is None else read_input_size(input_size)
     pixels = ImageSize(*size) if isinstance(size, tuple) else size
-    loaded = load_for(model, build_task(task or "classification"), classes, checkpoint, pixels)
+    loaded = load_for(model, TASKS.build(task or "classification"), classes, checkpoint, pixels)
     return loaded, random_images(loaded.preprocessing.input_size)
 
 

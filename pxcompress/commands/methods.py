@@ -23,7 +23,7 @@ def _format_values(metadata: Mapping[str, Any]) -> str:
 
 
 def methods() -> None:
-    """List scorers, budgets, repairs, normalisations and LRP rules with their options.
+    """List scorers, budgets, repairs, tasks, normalisations and LRP rules with their options.
 
     For each option: its name and default, what it means, and the values that it takes.
     """
@@ -31,8 +31,9 @@ def methods() -> None:
     from pxcompress.budgets import BUDGETS
     from pxcompress.repair import REPAIRS
     from pxcompress.scorers import SCORERS
+    from pxcompress.tasks import TASKS
 
-    for registry in (SCORERS, BUDGETS, REPAIRS):
+    for registry in (SCORERS, BUDGETS, REPAIRS, TASKS):
         print(f"{registry.kind}s")
         for name in registry:
             print(f"  {name:<22} {_summarise(registry.get(name))}")
@@ -49,4 +50,5 @@ def methods() -> None:
         print(title)
         for name, text in table.items():
             print(f"  {name:<22} {text}")
+    print("your own of any kind: package.module:Class[:option=value,...]; guides are in pxcompress/*/README.md")
     print("a composite of your own: --score @FOLDER/composite.json, which `pxcompress search` writes")

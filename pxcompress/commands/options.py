@@ -23,6 +23,7 @@ from pxcompress.errors import InputError
 from pxcompress.recipe import GOALS, Bench, Guarantee, Recipe
 from pxcompress.recipe.file import read_recipe
 from pxcompress.recipe.goal import auto_normalise, auto_round_to
+from pxcompress.registry import split_method
 
 
 def _describe(field: Field[Any]) -> str:
@@ -33,7 +34,8 @@ def _describe(field: Field[Any]) -> str:
     return text if "[default:" in text or has_no_default else f"{text}  [default: {default}]"
 
 
-_HELP = {field.name: _describe(field) for cls in (Recipe, Guarantee, Bench) for field in fields(cls) if field.metadata}
+_FIELDS = {field.name: field for cls in (Recipe, Guarantee, Bench) for field in fields(cls) if field.metadata}
+_HELP = {name: _describe(field) for name, field in _FIELDS.items()}
 
 Model = Annotated[str, typer.Option(help=_HELP["model"])]
 Checkpoint = Annotated[Path | None, typer.Option(help=_HELP["checkpoint"])]
@@ -47,9 +49,6 @@ Coverage = Annotated[float | None, typer.Option(help=_HELP["coverage"])]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress to stderr.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the run folder --out if it exists.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-FLAGS = {"scorer": ("--score", "--scorer")}
-"""Command-line flags by field, for fields whose flag is not simply their own name."""
 
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -159,7 +158,7 @@ def _list_replaced_fields(content: Mapping[str, Any], options: Mapping[str, Any]
 
 def _drop_options(text: str, names: Collection[str]) -> str:
     """The text of a method, "name:option=value,...", without the options `names`."""
-    name, _, options = text.partition(":")
+    name, options = split_method(text)
     remaining_options = [option for option in options.split(",") if option and option.partition("=")[0] not in names]
     return ":".join([name, ",".join(remaining_options)] if remaining_options else [name])
 
@@ -169,12 +168,14 @@ def _make_parameter(cls: type, field: Field[Any]) -> inspect.Parameter:
     hint = typing.get_type_hints(cls)[field.name]
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType] or [hint]
     kind = hint if not isinstance(hint, types.UnionType) else kinds[0]
-    flags = FLAGS.get(field.name, (f"--{field.name.replace('_', '-')}",))
+    flags = field.metadata["flags"] or (f"--{field.name.replace('_', '-')}",)
     option = typer.Option(*flags, help=_HELP[field.name], rich_help_panel=PANEL_OF.get(field.name, EXPERT))
     if kind is bool:
         return _make_keyword(field.name, Annotated[bool, option], False)
-    if field.name in _READ:
-        kind = list[str] if field.name in ("against", "repair") else str
+    if field.metadata["repeat"]:
+        kind = list[str]
+    elif field.name in _READ or _is_list(field):
+        kind = str
     return _make_keyword(field.name, Annotated[kind | None, option], None)
 
 
@@ -243,11 +244,11 @@ def _parse_step(text: str) -> int:
         raise InputError(f"round-to is {text!r}; expected a whole number, or where the model goes: {names}") from None
 
 
-def _parse_repairs(texts: list[str]) -> tuple[str, ...]:
+def _parse_repairs(texts: tuple[str, ...]) -> tuple[str, ...]:
     """The repairs in order; "none" alone means no repair. Raises `InputError`."""
     if "none" in texts and len(texts) > 1:
         raise InputError("--repair none is given with other repairs; leave it out, or them")
-    return () if texts == ["none"] else tuple(texts)
+    return () if texts == ("none",) else texts
 
 
 def _read_scorer(text: str) -> str:
@@ -264,14 +265,20 @@ def _read_scorer(text: str) -> str:
 
 def _read(name: str, value: Any) -> Any:
     """The value of a field, parsed from the text of its option or from a recipe file."""
-    if name in ("against", "repair") and isinstance(value, str):
-        value = [value]
+    field = _FIELDS.get(name)
+    if field is not None and field.metadata["repeat"]:
+        value = (value,) if isinstance(value, str) else tuple(value)
+    elif field is not None and _is_list(field) and isinstance(value, str):
+        value = _split_names(value)
     return _READ[name](value) if name in _READ else value
 
 
+def _is_list(field: Field[Any]) -> bool:
+    """Whether a field holds several texts, which are given as one with commas."""
+    return str(field.type).startswith(("Sequence[str]", "tuple[str, ...]")) and not field.metadata["repeat"]
+
+
 _READ: Mapping[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("classes", "floors", "only", "keep", "targets"), _split_names),
-    "against": tuple,
     "repair": _parse_repairs,
     "round_to": _parse_step,
     "scorer": _read_scorer,

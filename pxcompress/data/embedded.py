@@ -32,4 +32,4 @@ class EmbeddedData(Protocol):
         ...
 
 
-EMBEDDED: Registry[EmbeddedData] = Registry("data", "pxcompress.demo")
+EMBEDDED: Registry[EmbeddedData] = Registry("data", "pxcompress.demo", EmbeddedData)

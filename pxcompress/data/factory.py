@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from pxcompress.data.items import Array, Item, Value, collect_items
 from pxcompress.data.samples import Layout, UserData
 from pxcompress.errors import DataError, ModelError, PxError, describe, short
-from pxcompress.models.factories import find_object, own_code
+from pxcompress.imports import find_object, own_code
 from pxcompress.models.onnx_file import Ports
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")

@@ -11,7 +11,7 @@ from statistics import median
 import onnxruntime as ort
 
 from pxcompress.deploy.backends.onnxruntime import OrtSession
-from pxcompress.deploy.session import Array, Session, runs_on_cpu
+from pxcompress.deploy.session import Array, Session
 
 RUNS = 20
 
@@ -23,7 +23,7 @@ def operator_shares(session: Session, inputs: Mapping[str, Array]) -> Mapping[st
     be written or names no operator, on other runtimes, and on a GPU, whose profile has the time to launch an operator,
     not to run it.
     """
-    if not isinstance(session, OrtSession) or not runs_on_cpu(session.placement):
+    if not isinstance(session, OrtSession) or session.placement.asked not in ("auto", "cpu") or session.device != "cpu":
         return {}
     options = ort.SessionOptions()
     options.log_severity_level = 4

@@ -26,7 +26,8 @@ MOST_THREADS = 1024
 def open_session(path: Path | str, provider: str = AUTO, *, threads: int = 0, strict: bool = False) -> Session:
     """Open an ONNX file for inference.
 
-    `provider`: one of `list_providers`; "auto" takes CUDA where it works, else the CPU, and says why in
+    `provider`: one of `list_providers`, or your own backend's "package.module:Class"; "auto" takes CUDA where it works,
+    else the CPU, and says why in
     `placement.fallback_reason`. `threads`: CPU threads; 0 takes PyTorch's number (the physical cores on x86, or
     OMP_NUM_THREADS). Raises `InputError` for a file that is missing or no model and for an asked provider that cannot
     be used; with `strict` `ResultError` when any node runs elsewhere.
@@ -57,7 +58,7 @@ def list_providers() -> tuple[str, ...]:
 
 def find_backend(provider: str) -> Backend:
     """The backend of a provider; for "auto" that of the provider chosen on this machine."""
-    return BACKENDS.get(_choose(provider)[0])()
+    return BACKENDS.build(_choose(provider)[0])
 
 
 def get_device(provider: str) -> str:
@@ -65,10 +66,15 @@ def get_device(provider: str) -> str:
     return find_backend(provider).get_device(_choose(provider)[0])
 
 
+def check_name(provider: str) -> None:
+    """Raise `InputError` unless `provider` is one of `list_providers`, or a backend of the user's own."""
+    if provider not in list_providers():
+        BACKENDS.build(provider)
+
+
 def check_provider(name: str) -> None:
     """Raise `InputError` if the provider `name` is unknown or does not work here; "auto" and "cpu" always do."""
-    if name not in list_providers():
-        raise InputError(f"unknown provider {name!r}; expected one of: {', '.join(list_providers())}")
+    check_name(name)
     reason = "" if name == AUTO else explain_failure(name)
     if reason:
         raise InputError(f"provider {name!r} cannot be used: {reason}; use auto or cpu")
@@ -77,7 +83,7 @@ def check_provider(name: str) -> None:
 @cache
 def explain_failure(provider: str) -> str:
     """Why a provider does not work on this machine, found by trying it; "" if it works."""
-    return BACKENDS.get(provider)().explain_failure(provider)
+    return BACKENDS.build(provider).explain_failure(provider)
 
 
 def check_threads(threads: int) -> None:
@@ -132,9 +138,10 @@ def describe_device(provider: str, threads: int) -> str:
 def _load(source: Path | bytes, provider: str, threads: int) -> tuple[Session | None, str]:
     """A session of the provider's backend and "", or None and the reason why it does not accept the model."""
     try:
-        return find_backend(provider).open(source, provider, threads), ""
+        session = find_backend(provider).open(source, provider, threads)
     except CannotOpen as error:
         return None, str(error)
+    return replace(session, placement=replace(session.placement, device=get_device(provider))), ""
 
 
 def _choose(provider: str) -> tuple[str, str]:

@@ -105,7 +105,7 @@ class Session(ABC):
     @property
     def device(self) -> str:
         """Device of inputs and outputs while timing: "cuda" or "cpu"."""
-        return "cpu" if runs_on_cpu(self.placement) else "cuda"
+        return self.placement.device
 
     @property
     def precision(self) -> str:
@@ -227,11 +227,6 @@ def _convert(array: Array, dtype: np.dtype[Any]) -> Array:
         bounds = np.iinfo(dtype)
         array = np.rint(array).clip(bounds.min, bounds.max)
     return np.asarray(array, dtype=dtype, order="C")
-
-
-def runs_on_cpu(placement: Placement) -> bool:
-    """Whether a model runs on the CPU, judged by the name of its provider, which contains "CPU"."""
-    return "CPU" in placement.got
 
 
 def whole_batches(array: Array, size: int) -> list[Array]:

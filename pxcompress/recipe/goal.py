@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pxcompress.checks import check_types
 from pxcompress.choices import CONVERSIONS, NORMALISATIONS, SCOPES, one_of
 from pxcompress.errors import InputError
-from pxcompress.registry import names_in, option
+from pxcompress.registry import name_of, names_in, option
 
 if TYPE_CHECKING:
     from pxcompress.planning.limits import Limits
@@ -68,7 +68,8 @@ class Goal:
     )
     budget: str = option(
         "auto",
-        f"Cost that --ratio is a share of: {one_of(names_in('pxcompress.budgets'))}.  [default: {DEFAULT_BUDGET}]",
+        f"Cost that --ratio is a share of: {one_of(names_in('pxcompress.budgets'))}, or your own "
+        f"package.module:Class.  [default: {DEFAULT_BUDGET}]",
     )
     normalise: str = option(
         "auto",
@@ -98,18 +99,21 @@ class Goal:
     )
 
     def __post_init__(self) -> None:
+        from pxcompress.budgets import BUDGETS
+
         check_types(self, Goal)
         _check_goal(self)
-        if self.budget.partition(":")[0] == "auto":
+        if self.budget == "auto":
             object.__setattr__(self, "budget", GOALS[self.way].budget or DEFAULT_BUDGET)
+        object.__setattr__(self, "budget", self._shorten_budget())
+        budget = BUDGETS.get(name_of(self.budget))
         if self.normalise == "auto":
-            object.__setattr__(self, "normalise", auto_normalise(self.budget))
+            object.__setattr__(self, "normalise", budget.normalise)
         if self.round_to is None:
-            object.__setattr__(self, "round_to", auto_round_to(self.budget))
+            object.__setattr__(self, "round_to", budget.round_to)
         if (self.round_to or 0) < 0:
             raise InputError(f"round-to is {self.round_to}; expected 0 (as measures best), 1 (no alignment) or more")
         _ = self.limits, self.selection
-        object.__setattr__(self, "budget", self._shorten_budget())
 
     def _shorten_budget(self) -> str:
         """The budget's text in its shortest form. Raises `InputError` if it is not valid."""
@@ -170,12 +174,9 @@ def auto_round_to(budget: str) -> int:
 
 
 def _budget(text: str) -> type[Budget]:
-    """The class of a budget; for an unknown name, which an old report may contain, the base class with the defaults."""
     from pxcompress.budgets import BUDGETS
-    from pxcompress.types import Budget
 
-    name = text.partition(":")[0]
-    return BUDGETS.get(name) if name in BUDGETS else Budget
+    return BUDGETS.get(name_of(text))
 
 
 def _check_goal(goal: Goal) -> None:
@@ -190,6 +191,6 @@ def _check_goal(goal: Goal) -> None:
     way = GOALS[name]
     if not way.above < value < way.below:
         raise InputError(f"{name.replace('_', '-')} is {value}; expected {way.expected}")
-    budget = goal.budget.partition(":")[0]
+    budget = name_of(goal.budget)
     if way.budget and budget not in (way.budget, "auto"):
         raise InputError(f"{flags[name]} counts by {way.budget}, --budget says {budget}; leave one out")

@@ -17,7 +17,7 @@ from pxcompress.recipe.guarantee import Guarantee
 from pxcompress.recipe.model_and_data import ModelAndData
 from pxcompress.recipe.repairing import Repairing
 from pxcompress.recipe.scoring import Scoring
-from pxcompress.registry import option
+from pxcompress.registry import name_of, option, split_method
 
 if TYPE_CHECKING:
     from pxcompress.types import OpenAxes
@@ -44,10 +44,9 @@ class Pruning(Export, Repairing, Scoring, Goal):
         from pxcompress.budgets import BUDGETS
 
         budget = BUDGETS.build(self.budget)
-        named = {part.partition("=")[0] for part in self.budget.partition(":")[2].split(",")}
-        shared = {
-            each.name for each in BUDGETS.options(self.budget.partition(":")[0]) if hasattr(self.bench, each.name)
-        }
+        name, options = split_method(self.budget)
+        named = {part.partition("=")[0] for part in options.split(",")}
+        shared = {each.name for each in BUDGETS.options(name) if hasattr(self.bench, each.name)}
         changes = {name: getattr(self.bench, name) for name in shared - named}
         return BUDGETS.text(replace(budget, **changes))  # type: ignore[type-var]
 
@@ -71,6 +70,7 @@ class Recipe(Pruning, ModelAndData):
         (),
         "Compare with this model too (repeat the option): a timm name, MODEL=CHECKPOINT or an ONNX file; also with "
         "int8 and with smaller images. The report says which to ship.",
+        repeat=True,
     )
     guarantee: Guarantee | None = None
 
@@ -96,7 +96,7 @@ class Recipe(Pruning, ModelAndData):
     @property
     def stem(self) -> str:
         """First part of the run folder's name: model and budget."""
-        return f"{make_file_name(self.model)}-{self.budget.partition(':')[0]}"
+        return f"{make_file_name(self.model)}-{make_file_name(name_of(self.budget))}"
 
     @property
     def _goal_label(self) -> str:

@@ -10,7 +10,7 @@ from pxcompress.checks import check_types
 from pxcompress.choices import one_of
 from pxcompress.errors import InputError
 from pxcompress.recipe.scoring import AUTO
-from pxcompress.registry import names_in, option
+from pxcompress.registry import name_of, names_in, option
 
 CLOSED_FORM = ("fold", "least-squares", "batchnorm")
 DEFAULT_REPAIR = (*CLOSED_FORM, "finetune")
@@ -30,8 +30,10 @@ class Repairing:
     repair: Sequence[str] = option(
         (AUTO,),
         "How outputs of the pruned model are brought back to the dense one's; repeat the option for several, in order: "
-        f"{one_of(names_in('pxcompress.repair'))}; closed-form: the defaults that do not train; none for none.  "
+        f"{one_of(names_in('pxcompress.repair'))}, or your own package.module:Class; "
+        "closed-form: the defaults that do not train; none for none.  "
         f"[default: {', '.join(DEFAULT_REPAIR)}]",
+        repeat=True,
     )
     rounds: int = option(1, "Prune in this many steps, with new scores and repairs after each: slower, small gains.")
     temperature_scaling: bool = option(
@@ -65,7 +67,7 @@ def _check_order(repairs: Sequence[str], phases: Sequence[int]) -> None:
 
     `phases` are the repairs' phases, as positions in `PHASES`.
     """
-    names = [text.partition(":")[0] for text in repairs]
+    names = [name_of(text) for text in repairs]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"repair {name!r} is given {names.count(name)} times; give it once")

@@ -24,8 +24,10 @@ class Scoring:
     scorer: str = option(
         AUTO,
         f"How units are scored, as NAME:option=value,...: {one_of(names_in('pxcompress.scorers'))}; "
-        "`pxcompress methods` lists options. auto: tries lrp-residual in two variants and takes the one whose pruned "
+        "`pxcompress methods` lists options; or your own package.module:Class. auto: tries lrp-residual in two ways "
+        "and takes the one whose pruned "
         "model is nearer to the dense one on held-out samples.",
+        flags=("--score", "--scorer"),
     )
     class_scores: bool = option(
         False, "Also save how relevant every unit is for each class, to class_scores.safetensors; needs labels."

@@ -8,4 +8,4 @@ from pxcompress.types import Phase, Repair
 PHASES = get_args(Phase)
 """The phases of repair, in the order in which they run."""
 
-REPAIRS: Registry[Repair] = Registry("repair", __name__)
+REPAIRS: Registry[Repair] = Registry("repair", __name__, Repair)

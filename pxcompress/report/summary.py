@@ -12,12 +12,12 @@ from typing import Any, get_args
 from pxcompress.deploy.intervals import Interval as Interval
 from pxcompress.deploy.intervals import disagrees_with_mean, is_chance_level
 from pxcompress.deploy.intervals import wilson_interval as wilson_interval
-from pxcompress.deploy.session import runs_on_cpu
 from pxcompress.proof import Estimate, Measurement, Metric, Placement, Speedup
 from pxcompress.recipe import GOALS, Bench, Guarantee, Pruning, Recipe
 from pxcompress.recipe.goal import DEFAULT_BUDGET, auto_normalise, auto_round_to
 from pxcompress.recipe.model_and_data import IN_PYTHON
 from pxcompress.recipe.repairing import DEFAULT_REPAIR
+from pxcompress.registry import name_of
 from pxcompress.report.record import Report
 from pxcompress.types import Kind
 
@@ -254,7 +254,7 @@ def describe_accuracy_briefly(report: Report, with_metric: bool = True) -> str:
 
 def describe_hardware(report: Report) -> str:
     """Name of the processor or GPU on which latency was measured."""
-    return report.environment.cpu_name if runs_on_cpu(report.provider) else report.environment.device_name
+    return report.environment.cpu_name if report.provider.device == "cpu" else report.environment.device_name
 
 
 _WEIGHTS = {
@@ -377,7 +377,7 @@ def _list_defaults(recipe: Recipe) -> dict[str, Any]:
     """The default of every option; some depend on the budget."""
     fields = [field for cls in (Recipe, Bench, Guarantee) for field in dataclasses.fields(cls)]
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    if recipe.budget.partition(":")[0] == (GOALS[recipe.way].budget or DEFAULT_BUDGET):
+    if name_of(recipe.budget) == (GOALS[recipe.way].budget or DEFAULT_BUDGET):
         defaults["budget"] = recipe.budget
     defaults |= {"normalise": auto_normalise(recipe.budget), "round_to": auto_round_to(recipe.budget)}
     return {**defaults, "repair": DEFAULT_REPAIR}

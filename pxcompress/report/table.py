@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from pxcompress.certify.record import CertificateRecord
 from pxcompress.columns import align
 from pxcompress.deploy.intervals import NOISE_LIMIT, disagrees_with_mean, mean_speedup
-from pxcompress.deploy.session import runs_on_cpu
 from pxcompress.report.against import COLUMNS, describe_choice, list_contenders
 from pxcompress.report.certificates import describe_labels, describe_part, list_path_rows, make_badge
 from pxcompress.report.classes import describe_class_changes, describe_class_relevance
@@ -219,7 +218,7 @@ def _describe_bench_conditions(rows: Sequence[BenchRow]) -> tuple[str, ...]:
     )
     noise = max(row.noise for row in rows)
     warning = "; THE MACHINE IS BUSY, repeat on a quiet one" if noise > NOISE_LIMIT else ""
-    on_gpu = any(not runs_on_cpu(row.placement) for row in rows)
+    on_gpu = any(row.placement.device != "cpu" for row in rows)
     words = "GPU: time on the device, without copies; memory: by how much its use grew for the file, at most"
     return (
         f"{runs} runs of each file, in turns; CPU threads: {threads}, {affinity}; random inputs",

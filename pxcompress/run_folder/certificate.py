@@ -57,7 +57,7 @@ from pxcompress.run_folder.names import DENSE, PLAN, SLIM, WEIGHTS
 from pxcompress.run_folder.saved import preprocessing_of
 from pxcompress.run_folder.served import LEFT_OUT, ServedSamples, read_served
 from pxcompress.run_folder.written import Files, export_dense, export_slim, write_beside_onnx
-from pxcompress.tasks.choice import build_task
+from pxcompress.tasks import TASKS
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.task import Task
 from pxcompress.types import Batches, Preprocessing, PruneResult, Splits
@@ -330,7 +330,7 @@ def reserve_samples(files: Sequence[Path], draw: Draw, note: Note = silent) -> R
     data, seed = draw.data, draw.seed
     preprocessing, classes = read_shared_metadata(files)
     metadata = read_metadata(files[0])
-    task = build_task(metadata.get("task", "classification"))
+    task = TASKS.build(metadata.get("task", "classification"))
     ports = read_ports(str(files[0]), metadata.get(LAYOUT, AUTO)) if is_onnx(metadata.get("model", "")) else None
     source = open_source(data, task, skip_corrupt=draw.skip_corrupt, seed=seed, ports=ports)
     if (

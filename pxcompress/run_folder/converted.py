@@ -17,7 +17,7 @@ from pxcompress.report.build import read_report
 from pxcompress.run_folder.names import SLIM
 from pxcompress.run_folder.saved import load_pruned
 from pxcompress.run_folder.sums import update_sums
-from pxcompress.tasks.choice import build_task
+from pxcompress.tasks import TASKS
 from pxcompress.types import Pruned
 
 
@@ -52,7 +52,7 @@ def convert_folder(
     pruned = load_pruned(folder)
     inputs = pruned.model.signature_ if isinstance(pruned.model, Adapter) else Signature()
     example = inputs.blank(report.input_shape, batch_size)
-    converted = convert_model(pruned.model, onnx, example, ecosystem, path, output=build_task(report.task).output_name)
+    converted = convert_model(pruned.model, onnx, example, ecosystem, path, output=TASKS.build(report.task).output_name)
     if out is None:
         update_sums(folder, [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()])
     return HandOff(converted, tuple(_notes(pruned, converter, converted)))

@@ -37,7 +37,7 @@ from pxcompress.run_folder.names import SLIM
 from pxcompress.run_folder.smaller_images import recommend_smaller_images
 from pxcompress.run_folder.targets import ConvertedFiles, Targets, make_targets, rate_targets
 from pxcompress.run_folder.written import Files
-from pxcompress.tasks.choice import task_text
+from pxcompress.tasks import TASKS
 from pxcompress.types import PruneResult
 from pxcompress.workload import Workload
 
@@ -129,7 +129,7 @@ def assemble(place: Path, workload: Workload, slim: PruneResult, measured: RunMe
         recipe=recipe,
         environment=environment(comparison.threads),
         data=_summarise_data(workload),
-        task=task_text(workload.task),
+        task=TASKS.text(workload.task),
         metric=workload.task.metric,
         weights=workload.loaded.weights,
         input_shape=tuple(workload.splits.example.shape[1:]),

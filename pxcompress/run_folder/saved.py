@@ -27,8 +27,9 @@ from pxcompress.planning.plan_file import plan_from_json, read_planned_groups, r
 from pxcompress.recipe import Recipe
 from pxcompress.report.build import check_files, read_report
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, TOKENIZER, WEIGHTS
+from pxcompress.tasks import TASKS
 from pxcompress.tasks.agreement import Agreement
-from pxcompress.tasks.choice import as_judged, build_task
+from pxcompress.tasks.choice import as_judged
 from pxcompress.types import Batches, Input, Preprocessing, Pruned
 
 
@@ -133,7 +134,7 @@ def _rebuild(
     dense.eval()
     if "outputs" in metadata and not architecture.is_file:
         dense = slice_classes(dense, example, json.loads(metadata["outputs"]))
-    task = Agreement() if architecture.in_python else build_task(metadata.get("task", "classification"))
+    task = Agreement() if architecture.in_python else TASKS.build(metadata.get("task", "classification"))
     dense = as_judged(dense, example, task)
     dense, structure = make_prunable(dense, example, read_planned_streams(plan), prove=False)
     groups = read_planned_groups(plan, structure.groups)

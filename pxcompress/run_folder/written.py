@@ -34,7 +34,7 @@ from pxcompress.recipe import Recipe
 from pxcompress.run_folder.names import DENSE, PLAN, RECIPE, SLIM, TOKENIZER, WEIGHTS
 from pxcompress.run_folder.served import write_served
 from pxcompress.state import device_of, evaluating
-from pxcompress.tasks.choice import task_text
+from pxcompress.tasks import TASKS
 from pxcompress.types import ClassRelevance, PruneResult
 from pxcompress.workload import Workload
 
@@ -168,7 +168,7 @@ def _save_weights(model: nn.Module, workload: Workload, path: Path) -> None:
         "architecture": workload.loaded.architecture.to_json(),
         "input_shape": json.dumps(list(workload.splits.example.shape[1:])),
         "pxcompress": __version__,
-        "task": task_text(workload.task),
+        "task": TASKS.text(workload.task),
         "inputs": Signature(workload.loaded.preprocessing.inputs).to_json(),
     }
     if workload.whole:
@@ -193,7 +193,7 @@ def _make_metadata(recipe: Recipe, workload: Workload) -> dict[str, str]:
         "pxcompress": __version__,
         "recipe_sha256": recipe.hash,
         "model": recipe.model,
-        "task": task_text(workload.task),
+        "task": TASKS.text(workload.task),
         "classes": json.dumps(workload.source.classes),
         "input_mean": json.dumps(preprocessing.mean),
         "input_std": json.dumps(preprocessing.std),

@@ -3,4 +3,4 @@
 from pxcompress.registry import Registry
 from pxcompress.types import Scorer
 
-SCORERS: Registry[Scorer] = Registry("scorer", __name__)
+SCORERS: Registry[Scorer] = Registry("scorer", __name__, Scorer)

@@ -105,7 +105,7 @@ def make_search_space(recipe: Recipe, objective: str, *, attention: bool) -> Spa
     """The parameters to vary for an objective; costly repairs are left out of trials."""
     if objective == "pxp":
         return make_pxp_space(recipe, attention=attention)
-    quick = [text for text in recipe.repair if not REPAIRS.get(text.partition(":")[0]).costly]
+    quick = [text for text in recipe.repair if not REPAIRS.build(text).costly]
     return make_space(recipe.but(repair=tuple(quick)), attention=attention)
 
 

@@ -11,6 +11,7 @@ from pxcompress.attribution.composites import PARTS, PXP_RULES, list_varied_para
 from pxcompress.planning.order import NORMALISATIONS
 from pxcompress.recipe import Recipe
 from pxcompress.recipe.scoring import AUTO_SCORERS
+from pxcompress.registry import name_of
 from pxcompress.scorers import SCORERS
 
 Value = str | float
@@ -74,7 +75,7 @@ class Space:
 
     @property
     def _scorer(self) -> str:
-        return self.recipe.scorer.partition(":")[0]
+        return name_of(self.recipe.scorer)
 
     def _list_options(self, scorer: str) -> dict[str, Value]:
         """Options of `scorer`: as in the recipe if it has this scorer, else their defaults."""
@@ -118,7 +119,7 @@ def make_space(recipe: Recipe, *, attention: bool) -> Space:
     ]
     parameters = {each.name: each for scorer in scorers for each in _list_parameters(SCORERS.options(scorer))}
     ranking = Parameter("normalise", "mean", tuple(NORMALISATIONS))
-    own_scorer = recipe.scorer.partition(":")[0]
+    own_scorer = name_of(recipe.scorer)
     scorer = Parameter("scorer", own_scorer, tuple(dict.fromkeys((own_scorer, *scorers))))
     return Space(recipe, (*_list_rule_parameters(attention), *numbers, scorer, *parameters.values(), ranking))
 

@@ -7,4 +7,4 @@ add one.
 from pxcompress.registry import Registry
 from pxcompress.tasks.task import Task
 
-TASKS: Registry[Task] = Registry("task", __name__)
+TASKS: Registry[Task] = Registry("task", __name__, Task)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,18 +9,11 @@ from torch import Tensor, nn
 
 from pxcompress.errors import InputError
 from pxcompress.models.adapter import make_view
-from pxcompress.models.factories import find_object
 from pxcompress.models.outputs import by_name
 from pxcompress.tasks import TASKS
 from pxcompress.tasks.task import Layout, Task
 
 AUTO = "auto"
-
-_OWN = re.compile(r"(?P<name>[A-Za-z_][\w.]*:[A-Za-z_][\w.]*)(:(?P<options>.*))?")
-"""Matches package.module:Class, with options if any; a registered task has "=" in its options and does not match."""
-
-_HERE = "pxcompress."
-"""Beginning of the names of modules whose tasks are registered."""
 
 BY_LAYOUT: dict[Layout, str] = {
     "classes": "classification",
@@ -36,22 +28,6 @@ BY_LAYOUT: dict[Layout, str] = {
 """Layout of the data -> the task that is taken by default."""
 
 
-def build_task(text: str) -> Task:
-    """Make the task that `text` names: "segmentation:ignore_index=0", or "package.module:Class:option=value".
-
-    Raises `InputError` for what is none.
-    """
-    own = _OWN.fullmatch(text)
-    if own is None or text.partition(":")[0] in TASKS:
-        return TASKS.build(text)
-    task: Any = find_object(own["name"], "task")
-    if isinstance(task, type) and issubclass(task, Task):
-        task = TASKS.construct(task, own["name"], own["options"] or "")
-    if not isinstance(task, Task):
-        raise InputError(f"task {text!r} is a {type(task).__name__}; expected a subclass of pxcompress.tasks.task.Task")
-    return task
-
-
 def as_judged(model: nn.Module, example: Tensor, task: Task) -> nn.Module:
     """A view of `model` whose forward returns the logits of `task`, (n, k); a classifier is returned unchanged."""
     if task.is_classifier:
@@ -64,19 +40,11 @@ def start_logits(task: Task) -> Callable[[Any], Tensor]:
     return lambda outputs: task.logits(by_name(outputs, task.output_name))
 
 
-def task_text(task: Task) -> str:
-    """The text from which `build_task` makes an equal task, also in another process."""
-    cls = type(task)
-    if cls.__module__.startswith(_HERE):
-        return TASKS.text(task)
-    return TASKS.describe(task, f"{cls.__module__}:{cls.__qualname__}")
-
-
 def check_layout(task: Task, layout: Layout, data: str) -> None:
     """Raise `InputError` if data with this layout have no targets that the task can use."""
     if task.needs_targets and layout not in task.layouts:
         others = " or ".join(f"--task {name}" for name in dict.fromkeys((BY_LAYOUT[layout], "agreement")))
         raise InputError(
-            f"task {task_text(task)!r} reads {' or '.join(task.layouts)}, data {data!r} have {layout}; give other "
+            f"task {TASKS.text(task)!r} reads {' or '.join(task.layouts)}, data {data!r} have {layout}; give other "
             f"data, or {others}, which needs no targets"
         )

@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 from pxcompress.errors import InputError
 from pxcompress.tasks import TASKS
 from pxcompress.tasks.agreement import Agreement
-from pxcompress.tasks.choice import BY_LAYOUT, build_task, check_layout, task_text
+from pxcompress.tasks.choice import BY_LAYOUT, check_layout
 from pxcompress.tasks.classification import Classification
 from pxcompress.tasks.embedding import Embedding
 from pxcompress.tasks.keypoints import Keypoints
@@ -171,7 +171,7 @@ def test_relevance_starts_at_numbers_that_follow_the_outputs(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_text_and_layout_lead_to_the_task(name: str) -> None:
     task = TASKS.build(name)
-    assert build_task(task_text(task)) == task
+    assert TASKS.build(TASKS.text(task)) == task
     assert all(BY_LAYOUT[layout] for layout in task.layouts)
     assert set(BY_LAYOUT.values()) <= set(NAMES)
 
@@ -285,7 +285,7 @@ def test_wrong_pairs_end_in_one_line() -> None:
     with pytest.raises(InputError, match=r"returns logits \(2, 3, 4\); expected logits \(n, classes\)"):
         Classification().agreement({"logits": torch.zeros(2, 3, 4)}, {"logits": torch.zeros(2, 3, 4)})
     with pytest.raises(InputError, match="unknown task 'segmentatoin'"):
-        build_task("segmentatoin")
+        TASKS.build("segmentatoin")
 
 
 @pytest.mark.parametrize("name", NAMES)

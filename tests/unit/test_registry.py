@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pxcompress import choices
-from pxcompress.budgets import BUDGETS
+from pxcompress.budgets import BUDGETS, macs
 from pxcompress.certify import path
 from pxcompress.data.embedded import EMBEDDED
 from pxcompress.deploy import runtime
@@ -19,13 +19,19 @@ from pxcompress.registry import Registry, names_in, option
 from pxcompress.repair import REPAIRS
 from pxcompress.scorers import SCORERS
 
-TOYS: Registry[object] = Registry("toy", "pxcompress.budgets")
+
+class Toy:
+    """Base of all toys."""
+
+
+TOYS: Registry[Toy] = Registry("toy", "pxcompress.budgets", Toy)
 fast = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 
 
 @TOYS.register("ball")
 @dataclass(frozen=True)
-class Ball:
+class Ball(Toy):
+    __module__ = macs.__name__  # as in a file of the package
     radius: float = option(0.5, "in metres", low=0.0, high=10.0)
     seams: int = option(3, "how many", low=0, high=100, log=True)
     bouncy: bool = option(True, "jumps")
@@ -38,8 +44,8 @@ class Ball:
 
 @TOYS.register("plain-block")
 @dataclass(frozen=True)
-class Block:
-    pass
+class Block(Toy):
+    __module__ = macs.__name__
 
 
 def _refused(text: str) -> str:
@@ -150,7 +156,7 @@ def test_names_are_taken_once() -> None:
 
 
 def test_registering_returns_the_class() -> None:
-    own: Registry[object] = Registry("own", "pxcompress.budgets")
+    own: Registry[Toy] = Registry("own", "pxcompress.budgets", type("Base", (Toy,), {}))
 
     @own.register("b")
     @dataclass(frozen=True)

@@ -28,7 +28,6 @@ from pxcompress.report.table import to_table
 from pxcompress.run_folder.model_files import certify_files
 from pxcompress.run_folder.written import check_dynamic_size
 from pxcompress.tasks import TASKS
-from pxcompress.tasks.choice import build_task, task_text
 from pxcompress.tasks.regression import Regression
 from pxcompress.tasks.segmentation import Segmentation
 from pxcompress.tasks.task import Outputs
@@ -175,15 +174,15 @@ def test_inputs_need_not_be_square(masks: Path) -> None:
 
 
 def test_a_task_of_ones_own_is_taken_by_its_name() -> None:
-    task = build_task("test_task_runs:WeightedError")
+    task = TASKS.build("test_task_runs:WeightedError")
     assert type(task) is WeightedError
-    assert task_text(task) == "test_task_runs:WeightedError"
-    other = build_task("test_task_runs:WeightedError:largest=3")
-    assert build_task(task_text(other)) == other != task
+    assert TASKS.text(task) == "test_task_runs:WeightedError"
+    other = TASKS.build("test_task_runs:WeightedError:largest=3")
+    assert TASKS.build(TASKS.text(other)) == other != task
     with pytest.raises(InputError, match="unknown option of task 'test_task_runs:WeightedError': 'largets'"):
-        build_task("test_task_runs:WeightedError:largets=3")
+        TASKS.build("test_task_runs:WeightedError:largets=3")
     with pytest.raises(InputError, match="expected a subclass"):
-        build_task("test_task_runs:SIDE")
+        TASKS.build("test_task_runs:SIDE")
 
 
 def test_a_registered_task_of_ones_own_is_known_by_its_module() -> None:
@@ -191,7 +190,7 @@ def test_a_registered_task_of_ones_own_is_known_by_its_module() -> None:
     name = "angle-of-a-test"
     cls = TASKS.register(name)(type("Angle", (Regression,), {"__module__": "my_tasks"}))
     try:
-        assert task_text(cls()) == "my_tasks:Angle"
+        assert TASKS.text(cls()) == "my_tasks:Angle"
     finally:
         del TASKS._classes[name]
 

@@ -88,5 +88,5 @@ class CannotOpen(InputError):
     """The runtime refuses a model; the message is its reason in one line."""
 
 
-BACKENDS: Registry[Backend] = Registry("provider", "pxcompress.deploy.backends")
+BACKENDS: Registry[Backend] = Registry("provider", "pxcompress.deploy.backends", Backend)
 """The registered backends; each is found by the names of its providers."""

@@ -128,13 +128,9 @@ class OnnxRuntime(Backend):
 
 @dataclass(frozen=True, eq=False)
 class OrtSession(Session):
-    """A session of ONNX Runtime; `providers` are its execution providers, the first one first.
-
-    `memory` is where bound inputs and outputs lie, "cpu" or "cuda".
-    """
+    """A session of ONNX Runtime; `providers` are its execution providers, the first one first."""
 
     providers: tuple[str, ...]
-    memory: str
     _model: Any
     errors: ClassVar[tuple[type[Exception], ...]] = ORT_ERRORS
 
@@ -149,14 +145,8 @@ class OrtSession(Session):
             threads=threads,
             metadata=dict(model.get_modelmeta().custom_metadata_map),
             providers=tuple(model.get_providers()),
-            memory=OnnxRuntime().get_device(provider),
             _model=model,
         )
-
-    @property
-    def device(self) -> str:
-        """Device of the bound input and output buffers: "cuda" or "cpu"."""
-        return self.memory
 
     def run(self, feed: Mapping[str, Array]) -> list[Array]:
         """The outputs for one batch."""
@@ -300,7 +290,8 @@ def _describe_placement(model: Any, provider: str) -> Placement:
     options = {
         name: value for name, value in sorted(model.get_provider_options().get(got, {}).items()) if name in _SHOWN
     }
-    return Placement(provider, got, len(nodes) - elsewhere.total(), len(nodes), reason, counts, options)
+    device = OnnxRuntime().get_device(provider)
+    return Placement(provider, got, len(nodes) - elsewhere.total(), len(nodes), reason, counts, options, device)
 
 
 def _run_options(graph: int) -> Any:

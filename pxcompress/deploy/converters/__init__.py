@@ -77,7 +77,7 @@ class Converter(Protocol):
         """The written model as a function that predicts; None if its runtime does not run on this machine."""
 
 
-CONVERTERS: Registry[Converter] = Registry("ecosystem", "pxcompress.deploy.converters")
+CONVERTERS: Registry[Converter] = Registry("ecosystem", "pxcompress.deploy.converters", Converter)
 """Converters by the names of their ecosystems."""
 
 
