@@ -68,8 +68,11 @@ def get_device(provider: str) -> str:
 
 def check_name(provider: str) -> None:
     """Raise `InputError` unless `provider` is one of `list_providers`, or a backend of the user's own."""
-    if provider not in list_providers():
-        BACKENDS.build(provider)
+    if provider in list_providers():
+        return
+    if ":" not in provider:
+        raise InputError(f"unknown provider {provider!r}; expected one of: {', '.join(list_providers())}")
+    BACKENDS.build(provider)
 
 
 def check_provider(name: str) -> None:

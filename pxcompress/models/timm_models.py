@@ -46,7 +46,7 @@ def timm_source(name: str) -> TimmSource:
     if colon and kind in ("local-dir", "hf-hub", "hf_hub") and rest:
         return _config_source(name, kind, rest)
     architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture) and Path(name).expanduser().is_dir():
+    if name and not timm.is_model(architecture) and Path(name).expanduser().is_dir():
         raise ModelError(f"model {name!r} is a folder; give a model file in it, hf:{name} or local-dir:{name}")
     if colon or "/" in name:
         raise ModelError(f"model {name!r} is none of: {FORMS}")

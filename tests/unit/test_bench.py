@@ -85,7 +85,7 @@ def test_the_table_says_what_a_gpu_ran(slim_cnn: Exported) -> None:
     (row,) = bench([slim_cnn.path], conditions=BenchConditions(("cpu",), 1), runs=6)
     assert "GPU" not in format_bench([row])
     lost = "1 of 9 nodes run elsewhere: 1 TopK on CPUExecutionProvider"
-    placement = Placement("cuda-graph", "CUDAExecutionProvider", 8, 9, lost, {"CPUExecutionProvider": 1})
+    placement = Placement("cuda-graph", "CUDAExecutionProvider", 8, 9, lost, {"CPUExecutionProvider": 1}, device="cuda")
     text = format_bench([replace(row, placement=placement, device_bytes=3_210_000, precision="tf32")])
     assert "tf32, 8 of 9 on CUDA graph, 1 on CPU, 3.21 MB of GPU memory" in text
     assert "GPU: time on the device, without copies" in text

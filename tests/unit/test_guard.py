@@ -155,7 +155,7 @@ class Flat(Regression):
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (Raising(), r"test_guard:Raising.statistics raises \w+Error: .*; mend the task"),
+        (Raising(), r"test_guard:Raising.statistics raises \w+Error: .*; mend it"),
         (Undefined(), "Undefined.quality is nan for 8 samples"),
         (Flat(), r"Flat.statistics returns \(4,\) for 4 samples; expected \(n, s\)"),
     ],

@@ -228,7 +228,7 @@ def test_a_profile_of_launches_is_none_of_operators(wide_cnn: Exported) -> None:
     session = runtime.open_session(wide_cnn.path, "cpu")
     inputs = {"input": np.zeros((2, 3, 16, 16), np.float32)}
     assert sum(operator_shares(session, inputs).values()) == pytest.approx(1)
-    on_gpu = replace(session, placement=replace(session.placement, got="CUDAExecutionProvider"))
+    on_gpu = replace(session, placement=replace(session.placement, got="CUDAExecutionProvider", device="cuda"))
     assert operator_shares(on_gpu, inputs) == {}
 
 

@@ -77,7 +77,7 @@ def test_the_scorer_example_is_a_whole_scorer(monkeypatch: pytest.MonkeyPatch, t
 
 def test_the_budget_example_is_a_whole_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _registered(BUDGET, BUDGETS, monkeypatch, tmp_path)
-    assert Recipe("resnet50", 0.5, budget="energy:weight=3").label == "resnet50-energy-0.50"
+    assert Recipe("resnet50", 0.5, budget="energy:weight=3").label == "resnet50-guide_budget_Energy-0.50"
     net = subject("flatten_cnn")
     meter = BUDGETS.build("energy:weight=3").meter(net.model, net.groups, net.example)
     slim = prune(net.model, net.groups, plan_of({"conv1": (0, 1)})).model
@@ -87,7 +87,7 @@ def test_the_budget_example_is_a_whole_budget(monkeypatch: pytest.MonkeyPatch, t
 
 def test_the_repair_example_is_a_whole_repair(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _registered(REPAIR, REPAIRS, monkeypatch, tmp_path)
-    assert Recipe("resnet50", 0.5, repair=("fold", "mean-logits")).repair == ("fold", "mean-logits")
+    assert Recipe("resnet50", 0.5, repair=("fold", "mean-logits")).repair == ("fold", "guide_repair:MeanLogits")
     net = subject("flatten_cnn")
     pruned = prune(net.model, net.groups, plan_of({"conv1": (0, 1)}))
     batches = [(inputs, torch.zeros(len(inputs), dtype=torch.int64)) for inputs in net.inputs.split(3)]

@@ -200,7 +200,7 @@ def test_names_are_listed_without_loading_what_they_name(package: str, registry:
 
 def test_words_that_options_take_are_the_keys_of_their_tables() -> None:
     assert tuple(path.RISKS) == (*choices.RISKS, *choices.LOSS_RISKS)
-    assert tuple(order.NORMALISATIONS) == choices.NORMALISATIONS
+    assert tuple(order.NORMALISATIONS) == tuple(choices.NORMALISATIONS)
     assert runtime.list_providers() == choices.PROVIDERS
 
 

@@ -39,6 +39,7 @@ def test_json_has_the_documented_keys() -> None:
         "fallback_reason",
         "elsewhere",
         "options",
+        "device",
     }
     assert content["stages"][0].keys() == {"name", "seconds", "peak_rss_bytes", "quality_after"}
     assert content["stages"][2]["quality_after"] is None

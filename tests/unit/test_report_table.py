@@ -96,7 +96,7 @@ def test_table_names_the_path_of_the_artefact_and_is_ascii() -> None:
 
 
 def test_table_names_the_gpu_only_where_it_ran() -> None:
-    on_gpu = make_report(provider=Placement("auto", "CUDAExecutionProvider", 17, 17))
+    on_gpu = make_report(provider=Placement("auto", "CUDAExecutionProvider", 17, 17, device="cuda"))
     told = Placement("cuda", "CUDAExecutionProvider", 17, 17, options={"use_tf32": "0", "enable_cuda_graph": "1"})
     assert "CUDAExecutionProvider (use_tf32 0, enable_cuda_graph 1)" in describe_conditions(make_report(provider=told))
     assert "Some GPU, CUDAExecutionProvider" in to_table(on_gpu)

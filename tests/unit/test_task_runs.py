@@ -181,16 +181,16 @@ def test_a_task_of_ones_own_is_taken_by_its_name() -> None:
     assert TASKS.build(TASKS.text(other)) == other != task
     with pytest.raises(InputError, match="unknown option of task 'test_task_runs:WeightedError': 'largets'"):
         TASKS.build("test_task_runs:WeightedError:largets=3")
-    with pytest.raises(InputError, match="expected a subclass"):
+    with pytest.raises(InputError, match="expected a dataclass derived from"):
         TASKS.build("test_task_runs:SIDE")
 
 
 def test_a_registered_task_of_ones_own_is_known_by_its_module() -> None:
     """Another process has not imported it, and does not know its registered name."""
-    name = "angle-of-a-test"
-    cls = TASKS.register(name)(type("Angle", (Regression,), {"__module__": "my_tasks"}))
+    name = "weighted-error-of-a-test"
+    TASKS.register(name)(WeightedError)
     try:
-        assert TASKS.text(cls()) == "my_tasks:Angle"
+        assert TASKS.text(TASKS.build(name)) == "test_task_runs:WeightedError"
     finally:
         del TASKS._classes[name]
 
