@@ -212,7 +212,7 @@ def test_what_is_timed_for_a_latency_budget_takes_any_batch(name: str, tmp_path:
     assert file.input_shape[0] is None
     inputs = torch.cat([module.example] * 3)
     with torch.no_grad():
-        expected = named_outputs(module.model, inputs)
+        expected = named_outputs(module.model, inputs, "logits")
     outputs = open_session(file.path, "cpu").outputs_of(inputs)
     assert outputs.keys() == expected.keys()
     for name, value in expected.items():
